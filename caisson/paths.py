@@ -1,0 +1,113 @@
+"""Where an instance of Caisson keeps its files: one root directory, `/` by default."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from caisson.names import QubeName
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every path of one instance below its root directory."""
+
+    root: Path = Path("/")
+
+    @classmethod
+    def of_environment(cls) -> Paths:
+        """The instance that `CAISSON_ROOT` names, or the machine's own."""
+        return cls(Path(os.environ.get("CAISSON_ROOT", "/")).absolute())
+
+    @property
+    def instance(self) -> str:
+        """A short name for kernel objects (cgroups, interfaces): empty for the root `/`."""
+        if self.root == Path("/"):
+            return ""
+        return hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+
+    @property
+    def run(self) -> Path:
+        """Sockets and what does not outlive a boot."""
+        return self.root / "run/qubes"
+
+    @property
+    def state(self) -> Path:
+        """State and volumes."""
+        return self.root / "var/lib/qubes"
+
+    @property
+    def log(self) -> Path:
+        """Logs."""
+        return self.root / "var/log/qubes"
+
+    @property
+    def etc(self) -> Path:
+        """Configuration."""
+        return self.root / "etc/qubes"
+
+    @property
+    def qubesd(self) -> Path:
+        """The Admin API socket."""
+        return self.root / "run/qubesd.sock"
+
+    @property
+    def qubesd_internal(self) -> Path:
+        """The socket of `internal.*` methods."""
+        return self.root / "run/qubesd.internal.sock"
+
+    @property
+    def qubesd_misc(self) -> Path:
+        """The socket of services that qubes call of the daemon."""
+        return self.root / "run/qubesd.misc.sock"
+
+    @property
+    def database(self) -> Path:
+        """The model on disk."""
+        return self.state / "qubes.sqlite"
+
+    @property
+    def pool(self) -> Path:
+        """The layers of all volumes."""
+        return self.state / "pool"
+
+    @property
+    def engine(self) -> Path:
+        """Run-time records and mount points of the engines."""
+        return self.run / "engine"
+
+    @property
+    def broker(self) -> Path:
+        """The broker's sockets."""
+        return self.run / "broker"
+
+    @property
+    def link(self) -> Path:
+        """The socket between qubesd and the broker."""
+        return self.broker / "link.sock"
+
+    def socket_dir(self, qube: QubeName) -> Path:
+        """The directory that one qube sees as `/run/qubes`."""
+        return self.broker / "q" / qube
+
+    @property
+    def dom0_socket(self) -> Path:
+        """The broker's socket for calls that the admin qube makes."""
+        return self.broker / "dom0" / "qrexec"
+
+    @property
+    def prompt_agent(self) -> Path:
+        """The socket of the person's prompt agent."""
+        return self.run / "prompt" / "policy-agent.sock"
+
+    @property
+    def audit(self) -> Path:
+        """The log of calls, one JSON line each."""
+        return self.log / "audit" / "qrexec.jsonl"
+
+    @property
+    def policy_dirs(self) -> tuple[Path, Path]:
+        """Policy directories, the one that wins first."""
+        return (self.run / "policy.d", self.etc / "policy.d")
