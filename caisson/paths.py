@@ -111,3 +111,11 @@ class Paths:
     def policy_dirs(self) -> tuple[Path, Path]:
         """Policy directories, the one that wins first."""
         return (self.run / "policy.d", self.etc / "policy.d")
+
+
+# What ships with the program, beside the package: in a checkout and in an installation alike.
+SHIPPED = Path(__file__).resolve().parent.parent
+QUBE_SOURCE = SHIPPED / "qube"
+AGENT_BINARY = SHIPPED / "agent/target/release/qrexec-agent"
+SHIPPED_POLICY = SHIPPED / "policy.d"
+TEMPLATE_RECIPES = SHIPPED / "templates"
