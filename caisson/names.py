@@ -167,4 +167,13 @@ class UserName(Name):
     longest = 32
 
 
+class LayerId(Name):
+    """The name of one layer of a pool; also the name of its directory."""
+
+    what = "layer id"
+    pattern = re.compile(r"[a-z2-7]{8}")
+    expected = "use 8 characters of `a` to `z` and `2` to `7`"
+    longest = 8
+
+
 DOM0 = QubeName("dom0")
