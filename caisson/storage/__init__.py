@@ -6,6 +6,7 @@ erased by `rm`, never interpreted.
 Called by `lifecycle`. Engines mount what lies here; nothing here mounts for a qube.
 """
 
+from caisson.storage import host_template, qube_files
 from caisson.storage.pool import OVERLAY_OPTIONS, Building, Pool
 from caisson.storage.skeleton import new_private
 from caisson.storage.volumes import (
@@ -39,6 +40,7 @@ __all__ = [
     "begun",
     "flattened",
     "garbage",
+    "host_template",
     "is_kept",
     "is_outdated",
     "lay_out",
@@ -50,4 +52,5 @@ __all__ = [
     "plan_revert",
     "plan_start",
     "plan_stop",
+    "qube_files",
 ]

@@ -1,0 +1,145 @@
+"""The files of ours that every qube gets: the agent, its clients and the standard services.
+
+They lie in a directory named by their content, `<state>/qube-files/<hash>/`, readable by all
+and writable by root alone. A running qube keeps the directory that it was started with;
+one that starts later gets the current one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from caisson.errors import StorageError
+from caisson.storage.pool import storage_errors
+
+AGENT: Final = "usr/lib/qubes/qrexec-agent"
+AGENT_NAMES: Final = ("usr/lib/qubes/qubes-vmexec", "usr/bin/qrexec-client-vm")
+"""Where the agent's binary lies, and its other names."""
+
+_DIRECTORY = "qube-files"
+_EXECUTABLE = ("usr/bin/", "usr/lib/qubes/", "usr/sbin/", "etc/qubes-rpc/")
+_HASH_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    source: Path
+    executable: bool
+
+
+def lay(state_dir: Path, qube_source: Path, agent_binary: Path) -> Path:
+    """Lay the current files down and return their directory; cheap where they lie already.
+
+    Args:
+        state_dir: the state directory of the instance.
+        qube_source: the directory `qube` of the source or the installation.
+        agent_binary: the agent as built.
+
+    Raises:
+        StorageError: the agent was not built, or the disk is full.
+    """
+    if not agent_binary.is_file():
+        raise StorageError(
+            f"the agent `{agent_binary}` is missing", hint="run `script/setup`, which builds it"
+        )
+    files = [
+        *_source_files(qube_source),
+        _File(AGENT, agent_binary, executable=True),
+    ]
+    home = state_dir / _DIRECTORY
+    with storage_errors("lay down the files of qubes"):
+        target = home / _digest(files)
+        if not target.is_dir():
+            home.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _lay(files, target)
+    return target
+
+
+def remove_unused(state_dir: Path, used: Iterable[Path]) -> None:
+    """Remove what no qube uses any more, and what a crash left half made.
+
+    Args:
+        state_dir: the state directory of the instance.
+        used: the current directory and those of running qubes.
+    """
+    keep = {path.name for path in used}
+    home = state_dir / _DIRECTORY
+    with storage_errors("remove old files of qubes"):
+        if not home.is_dir():
+            return
+        for entry in list(home.iterdir()):
+            if entry.name not in keep:
+                shutil.rmtree(entry)
+
+
+def _source_files(root: Path) -> Iterator[_File]:
+    if not root.is_dir():
+        raise StorageError(
+            f"the directory `{root}` with the files of qubes is missing",
+            hint="run `script/setup` from a complete checkout",
+        )
+    for directory, inner, names in os.walk(root):
+        inner.sort()
+        for name in sorted(names):
+            path = Path(directory, name)
+            relative = path.relative_to(root).as_posix()
+            if name.startswith(".") or "/" not in relative or path.is_symlink():
+                continue  # not meant for a qube: notes and placeholders
+            mode = path.stat().st_mode
+            yield _File(
+                relative,
+                path,
+                executable=bool(mode & 0o111) or relative.startswith(_EXECUTABLE),
+            )
+
+
+def _digest(files: list[_File]) -> str:
+    digest = hashlib.sha256(b"caisson qube files 1\0" + "\0".join(AGENT_NAMES).encode())
+    for file in files:
+        with file.source.open("rb") as content:
+            inner = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{file.executable}\0{inner}\0".encode())
+    return digest.hexdigest()[:_HASH_LENGTH]
+
+
+def _lay(files: list[_File], target: Path) -> None:
+    new = target.with_name(f".new-{secrets.token_hex(8)}")
+    new.mkdir()
+    try:
+        for file in files:
+            copy = new / file.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.source, copy)
+            copy.chmod(0o755 if file.executable else 0o644)
+        for name in AGENT_NAMES:
+            copy = new / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.hardlink_to(new / AGENT)
+        for directory, _, names in os.walk(new):
+            Path(directory).chmod(0o755)
+            os.chown(directory, 0, 0)
+            for name in names:
+                os.chown(Path(directory, name), 0, 0)
+        _sync(new)
+        new.rename(target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _sync(tree: Path) -> None:
+    for directory, _, names in os.walk(tree):
+        for name in names:
+            descriptor = os.open(Path(directory, name), os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
