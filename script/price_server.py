@@ -13,7 +13,7 @@ class Price(BaseHTTPRequestHandler):
 
     price = b""
 
-    def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
+    def do_GET(self) -> None:
         """Send the price as plain text."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.price)))

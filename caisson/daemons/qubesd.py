@@ -1,0 +1,167 @@
+"""qubesd: owns the state and every privileged act, and serves the Admin API."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from caisson import __version__
+from caisson.admin import AdminServer, Services
+from caisson.daemons import notify
+from caisson.engines import Finding, OciEngine, enter_private_namespace
+from caisson.errors import CaissonError, DaemonError
+from caisson.lifecycle import Qubes
+from caisson.model import Host, System
+from caisson.names import QubeName
+from caisson.network import Network
+from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
+from caisson.qrexec import BrokerLink, Operation, broker_user
+from caisson.storage import Pool, qube_files
+from caisson.store import Store
+
+_log = structlog.get_logger("qubesd")
+_MIB = 1024 * 1024
+
+
+class _StopError(Exception):
+    """Ends the daemon's task group: watchers and requests under way are cancelled."""
+
+
+async def serve(paths: Paths, user: str) -> None:
+    """Run the daemon until SIGTERM; running qubes stay."""
+    account = broker_user(user)
+    with _only_one(paths):
+        enter_private_namespace()
+        store = Store.open(paths.database)
+        system = System(Host(memory=_memory_mib(), cpus=os.cpu_count() or 1))
+        for op in store.load():
+            system.apply_op(op)
+        engine = OciEngine(paths)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await _serve(paths, account, system, store, engine, tasks)
+                raise _StopError
+        except* _StopError:
+            _log.info("stopped; running qubes stay")
+        finally:
+            await engine.close()
+            store.close()
+
+
+async def _serve(
+    paths: Paths,
+    account: pwd.struct_passwd,
+    system: System,
+    store: Store,
+    engine: OciEngine,
+    tasks: asyncio.TaskGroup,
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    network = Network(paths)
+    link = BrokerLink(
+        paths,
+        account.pw_uid,
+        account.pw_gid,
+        on_hello=lambda name, pid, _uid, report: qubes.running.agent_said(name, pid, report),
+        on_gone=lambda name: _log.info("an agent's session ended", qube=name),
+        on_request=lambda op, name, source: _broker_asked(qubes, op, name, source),
+    )
+    qubes = Qubes(
+        system,
+        store,
+        engine=engine,
+        network=network,
+        pool=Pool(paths.pool),
+        door=link,
+        qube_files=qube_files.lay(paths.state, QUBE_SOURCE, AGENT_BINARY),
+        tasks=tasks,
+    )
+    services = Services(doctor=lambda: _doctor(engine, network))
+    server = AdminServer(qubes, paths, services=services)
+    server.bind()
+    await qubes.recover()
+    await link.replace(system.info(qubes.state_of))
+    await link.start()
+    tasks.create_task(server.run())
+    notify.ready()
+    _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
+    await stop.wait()
+    await link.close()
+
+
+async def _broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: QubeName) -> str:
+    """What a decided call needs: its target running, or a disposable."""
+    match op:
+        case Operation.START:
+            await qubes.start(name)
+            return name
+        case Operation.DISPOSABLE:
+            disposable = await qubes.create_disposable(name, source)
+            await qubes.start(disposable)
+            return disposable
+        case Operation.DISCARD:
+            await qubes.discard(name)
+            return name
+
+
+async def _doctor(engine: OciEngine, network: Network) -> Sequence[Finding]:
+    """What this machine has and lacks."""
+    return [*await engine.doctor(), *await network.doctor()]
+
+
+@contextmanager
+def _only_one(paths: Paths) -> Iterator[None]:
+    """Hold the instance's lock: two daemons must never write one state."""
+    paths.state.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = os.open(paths.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise DaemonError(
+            f"another daemon serves `{paths.root}`",
+            hint="stop it first: `caisson down`, or `systemctl stop qubesd`",
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _memory_mib() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB
+
+
+def main() -> int:
+    """The daemon's command line."""
+    parser = argparse.ArgumentParser(prog="qubesd", description="The daemon of Caisson.")
+    parser.add_argument("--root", type=Path, help="root directory of the instance (default /)")
+    parser.add_argument("--user", default="qubes-broker", help="the broker's user")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args()
+    paths = Paths(options.root.absolute()) if options.root else Paths.of_environment()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    if os.geteuid() != 0:
+        print("error: qubesd needs root\nhint: run it with sudo", file=sys.stderr)
+        return 1
+    try:
+        asyncio.run(serve(paths, options.user))
+    except CaissonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

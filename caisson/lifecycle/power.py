@@ -1,0 +1,35 @@
+"""The run-time state of a qube: what it is doing, and who may change that."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from caisson.engines import Instance
+from caisson.model import PowerState
+
+
+@dataclass(eq=False)
+class Power:
+    """One qube's state; whoever starts, stops or changes the running qube holds `turn`.
+
+    Attributes:
+        state: as told on the wire.
+        instance: what the engine runs, from the start of its init process until it is gone.
+        verdict: the barriers that are not up, once the agent has reported.
+        gone: set while nothing of the qube runs and its volumes are put away.
+    """
+
+    state: PowerState = PowerState.HALTED
+    instance: Instance | None = None
+    verdict: asyncio.Future[list[str]] | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gone.set()
+
+    @property
+    def up(self) -> bool:
+        """Whether others may depend on it now."""
+        return self.state in {PowerState.RUNNING, PowerState.PAUSED, PowerState.TRANSIENT}

@@ -1,0 +1,218 @@
+"""The façade of the lifecycle: every act on qubes that the Admin API and the broker ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from caisson.engines import Engine
+from caisson.errors import CaissonError, PermissionDeniedError
+from caisson.lifecycle.door import Door
+from caisson.lifecycle.ledger import Ledger
+from caisson.lifecycle.running import Running
+from caisson.lifecycle.volumes import Volumes
+from caisson.model import AddQube, Change, Klass, PowerState, Qube, System
+from caisson.names import LabelName, PoolName, PropertyName, QubeName, VolumeName
+from caisson.network import Network
+from caisson.storage import Pool
+from caisson.store import Store
+
+_NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
+
+
+class Qubes:
+    """All qubes of an instance.
+
+    Use it within the task group that it is given: watchers of running qubes live there.
+    Every method that takes a `QubeName` raises `QubeNotFoundError` for one that does not exist.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        store: Store,
+        *,
+        engine: Engine,
+        network: Network,
+        pool: Pool,
+        door: Door,
+        qube_files: Path,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self.system = system
+        self._tasks = tasks
+        self._ledger = Ledger(system, store, door)
+        self.events = self._ledger.events
+        self._volumes = Volumes(self._ledger, pool, tasks)
+        self.running = Running(
+            self._ledger,
+            engine=engine,
+            network=network,
+            volumes=self._volumes,
+            door=door,
+            qube_files=qube_files,
+            tasks=tasks,
+            retire=self._retire,
+        )
+        system.runtime = self._runtime_value
+
+    async def recover(self) -> None:
+        """At the start of the daemon: adopt running qubes, put the others in order."""
+        await self.running.adopt()
+        self._volumes.recover()
+
+    async def commit(self, change: Change) -> None:
+        """Make a planned change real; plan and commit with nothing awaited in between."""
+        await self._ledger.commit(change)
+
+    def power_state(self, name: QubeName) -> PowerState:
+        """What a qube is doing."""
+        return self._ledger.state(self.system.qube(name))
+
+    def state_of(self, qube: Qube) -> PowerState:
+        """What a qube is doing."""
+        return self._ledger.state(qube)
+
+    async def create(
+        self,
+        klass: Klass,
+        name: QubeName,
+        label: LabelName,
+        template: QubeName | None,
+        origin: QubeName,
+        pools: Mapping[VolumeName, PoolName] = _NO_POOLS,
+    ) -> Qube:
+        """Make a qube; one whose volumes cannot be made does not stay behind.
+
+        Args:
+            klass: its class.
+            name: its name, which must be free.
+            label: its label.
+            template: its template; None for the default one, or where it has none.
+            origin: the qube that asks for it.
+            pools: where its volumes live, if not in the default pool.
+        """
+        change = self.system.plan_create(klass, name, label, template, origin, pools=pools)
+        await self._ledger.commit(change)
+        qube = self.system.qube(name)
+        try:
+            await self._volumes.create(qube)
+        except BaseException:
+            await self._retire(qube)
+            raise
+        self._ledger.publish(qube, "domain-create-on-disk")
+        return qube
+
+    async def create_disposable(self, template: QubeName | None, origin: QubeName) -> QubeName:
+        """Make a disposable that removes itself when it ends.
+
+        Args:
+            template: the qube it is based on; None for the caller's `default_dispvm`.
+            origin: the qube that asks for it.
+        """
+        change = self.system.plan_create_disposable(template, origin, random.SystemRandom())
+        await self._ledger.commit(change)
+        return next(op.name for op in change.ops if isinstance(op, AddQube))
+
+    async def remove(self, name: QubeName) -> None:
+        """Remove a halted qube that nothing refers to, and its volumes."""
+        qube = self.system.qube(name)
+        power = self._ledger.power(qube)
+        async with power.turn:
+            await self._erase(qube)
+
+    async def start(self, name: QubeName) -> None:
+        """Bring a qube up; a disposable that cannot start is removed."""
+        qube = self.system.qube(name)
+        try:
+            await self.running.start(qube)
+        except CaissonError:
+            if self._cleans_up(qube):
+                await self._retire(qube)
+            raise
+
+    async def shutdown(self, name: QubeName, *, force: bool = False, wait: bool = False) -> None:
+        """Ask a qube to shut down."""
+        await self.running.shutdown(self.system.qube(name), force=force, wait=wait)
+
+    async def kill(self, name: QubeName) -> None:
+        """End a qube at once."""
+        await self.running.kill(self.system.qube(name))
+
+    async def pause(self, name: QubeName) -> None:
+        """Freeze a qube."""
+        await self.running.pause(self.system.qube(name))
+
+    async def unpause(self, name: QubeName) -> None:
+        """Let a frozen qube go on."""
+        await self.running.unpause(self.system.qube(name))
+
+    async def discard(self, name: QubeName) -> None:
+        """End a disposable whose call is over.
+
+        Raises:
+            PermissionDeniedError: the qube does not clean up after itself.
+        """
+        qube = self.system.qube(name)
+        if not self._cleans_up(qube):
+            raise PermissionDeniedError(f"qube `{name}` is no disposable")
+        if self._ledger.state(qube) is PowerState.HALTED:
+            await self._retire(qube)
+        else:
+            await self.running.kill(qube)
+
+    async def set_property(
+        self, name: QubeName | None, prop: PropertyName, untrusted_value: str
+    ) -> None:
+        """Set a property; None is the system itself. A running qube follows at once."""
+        qube = None if name is None else self.system.qube(name)
+        await self._relinked(self.system.plan_set(qube, prop, untrusted_value, self._ledger.up))
+
+    async def reset_property(self, name: QubeName | None, prop: PropertyName) -> None:
+        """Let a property have its default again."""
+        qube = None if name is None else self.system.qube(name)
+        await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up))
+
+    async def _relinked(self, change: Change) -> None:
+        """Enter a change and move the links of running qubes whose network qube it changes."""
+        up = [qube for qube in self._ledger.powers if self._ledger.up(qube)]
+        former = {qube: self.system.netvm_of(qube) for qube in up}
+        await self._ledger.commit(change)
+        for qube, netvm in former.items():
+            if self.system.netvm_of(qube) is not netvm:
+                await self.running.replug(qube, netvm)
+
+    def _cleans_up(self, qube: Qube) -> bool:
+        return self.system.has(qube, "auto_cleanup") and bool(
+            self.system.value(qube, "auto_cleanup")
+        )
+
+    async def _erase(self, qube: Qube) -> None:
+        power = self._ledger.power(qube)
+        halted = power.gone.is_set() and power.state is PowerState.HALTED
+        change = self.system.plan_remove(qube, halted)
+        states = tuple(qube.volumes.values())
+        await self._ledger.commit(change)
+        self._ledger.powers.pop(qube, None)
+        self._volumes.drop(states)
+
+    async def _retire(self, qube: Qube) -> None:
+        """Remove a qube that came to nothing, or that cleans up after itself."""
+        if self.system.qubes.get(qube.name) is qube:
+            await self._erase(qube)
+
+    def _runtime_value(self, qube: Qube, name: str) -> object | None:
+        power = self._ledger.powers.get(qube)
+        instance = None if power is None else power.instance
+        if instance is None:
+            return None
+        match name:
+            case "xid":
+                return instance.pid
+            case "start_time":
+                return instance.started
+            case _:
+                return None

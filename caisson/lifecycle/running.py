@@ -1,0 +1,368 @@
+"""How a qube comes up, runs and goes: the one place that uses engines, storage and network."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from caisson.engines import Engine, Instance, missing
+from caisson.errors import (
+    CaissonError,
+    EngineError,
+    NotHaltedError,
+    NotPausedError,
+    NotRunningError,
+    NotStartedError,
+    QubeError,
+    QubeInUseError,
+    ShutdownTimeoutError,
+)
+from caisson.lifecycle.door import Door
+from caisson.lifecycle.ledger import Ledger
+from caisson.lifecycle.power import Power
+from caisson.lifecycle.spec import run_spec
+from caisson.lifecycle.volumes import Volumes
+from caisson.model import Klass, PowerState, Qube
+from caisson.names import QubeName, shown
+from caisson.network import Network
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+
+
+class Running:
+    """Starts and stops qubes, and notices when one ends by itself.
+
+    Args:
+        ledger: the model and its writer.
+        tasks: owns the watcher of every running qube; cancelling it leaves qubes running.
+        retire: called when a qube that cleans up after itself has ended.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        engine: Engine,
+        network: Network,
+        volumes: Volumes,
+        door: Door,
+        qube_files: Path,
+        tasks: asyncio.TaskGroup,
+        retire: Callable[[Qube], Awaitable[None]],
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._network = network
+        self._volumes = volumes
+        self._door = door
+        self._qube_files = qube_files
+        self._tasks = tasks
+        self._retire = retire
+
+    async def start(self, qube: Qube) -> None:
+        """Bring a qube up, its network qubes first; returns when its agent is admitted.
+
+        A qube that is up already stays as it is. When the daemon is stopped meanwhile, what was
+        begun stays for the next one to adopt or put away, as after a crash.
+
+        Raises:
+            NotHaltedError: the admin qube always runs.
+            EngineError: the qube did not come up, or a barrier is down; nothing is left behind.
+        """
+        if qube.klass in {Klass.ADMIN, Klass.REMOTE}:
+            raise NotHaltedError(f"qube `{qube.name}` always runs")
+        if self._ledger.system.feature([qube], "prohibit-start"):
+            raise CaissonError(
+                f"starting qube `{qube.name}` is prohibited",
+                hint=f"see the reason: `qvm-features {qube.name} prohibit-start`",
+            )
+        power = self._ledger.power(qube)
+        async with power.turn:
+            if power.up:
+                return
+            await power.gone.wait()
+            await self._start(qube, power)
+
+    async def shutdown(self, qube: Qube, *, force: bool, wait: bool) -> None:
+        """Ask a qube to shut down.
+
+        Args:
+            qube: the qube.
+            force: also when others get their network through it, or when it is paused.
+            wait: return only when it is gone.
+
+        Raises:
+            NotStartedError: it is halted.
+            QubeInUseError: running qubes depend on it.
+            ShutdownTimeoutError: it is still there after its `shutdown_timeout`.
+        """
+        power, instance = self._instance(qube)
+        if power.state is PowerState.PAUSED:
+            if not force:
+                raise NotRunningError(
+                    f"qube `{qube.name}` is paused",
+                    hint=f"unpause it first: `qvm-unpause {qube.name}`, or use --force",
+                )
+            await self.unpause(qube)
+        clients = [c.name for c in self._ledger.system.clients_of(qube) if self._ledger.up(c)]
+        if clients and not force:
+            raise QubeInUseError(
+                f"qube `{qube.name}` is the network qube of `{clients[0]}`, which is running",
+                hint="shut its clients down first, or use --force",
+            )
+        self._ledger.publish(qube, "domain-pre-shutdown", force=str(force))
+        power.state = PowerState.HALTING
+        instance.terminate()
+        if not wait:
+            return
+        seconds = int(str(self._ledger.system.value(qube, "shutdown_timeout")))
+        try:
+            async with asyncio.timeout(seconds):
+                await power.gone.wait()
+        except TimeoutError:
+            if power.state is PowerState.HALTING:
+                power.state = PowerState.RUNNING
+            self._ledger.publish(qube, "domain-shutdown-failed", reason="timeout")
+            raise ShutdownTimeoutError(
+                f"qube `{qube.name}` did not shut down within {seconds} s",
+                hint=f"end it at once: `qvm-kill {qube.name}`",
+            ) from None
+
+    async def kill(self, qube: Qube) -> None:
+        """End a qube at once; returns when its volumes are put away."""
+        power, instance = self._instance(qube)
+        await self._engine.kill(instance)
+        await power.gone.wait()
+
+    async def pause(self, qube: Qube) -> None:
+        """Freeze a running qube."""
+        power, instance = self._instance(qube, NotRunningError)
+        async with power.turn:
+            if power.state is not PowerState.RUNNING:
+                raise NotRunningError(f"qube `{qube.name}` is {power.state}, not running")
+            self._ledger.publish(qube, "domain-pre-paused")
+            await self._engine.pause(instance)
+            power.state = PowerState.PAUSED
+        await self._ledger.tell([qube.name])
+        self._ledger.publish(qube, "domain-paused")
+
+    async def unpause(self, qube: Qube) -> None:
+        """Let a paused qube go on."""
+        power, instance = self._instance(qube, NotPausedError)
+        async with power.turn:
+            if power.state is not PowerState.PAUSED:
+                raise NotPausedError(f"qube `{qube.name}` is {power.state}, not paused")
+            self._ledger.publish(qube, "domain-pre-unpaused")
+            await self._engine.unpause(instance)
+            power.state = PowerState.RUNNING
+        await self._ledger.tell([qube.name])
+        self._ledger.publish(qube, "domain-unpaused")
+
+    async def replug(self, qube: Qube, former: Qube | None) -> None:
+        """Move the link of a running qube from its former network qube to its present one."""
+        power = self._ledger.power(qube)
+        async with power.turn:
+            if power.instance is None:
+                return
+            if former is not None:
+                await self._unplug(qube, power.instance, former)
+            await self._plug(qube, power.instance)
+
+    def agent_said(self, name: QubeName, pid: int, untrusted_report: Mapping[str, Any]) -> None:
+        """Judge the first words of an agent: the right process, and every barrier up.
+
+        Called for each agent that connects to the broker, again after either daemon's restart.
+        """
+        qube = self._ledger.system.qubes.get(name)
+        power = None if qube is None else self._ledger.powers.get(qube)
+        instance = None if power is None else power.instance
+        if power is None or instance is None or instance.pid != pid:
+            self._door.reject(name, pid, "not the first process of this qube")
+            return
+        down = missing(untrusted_report)
+        if power.verdict is not None and not power.verdict.done():
+            power.verdict.set_result(down)
+        elif down:
+            _log.error("a barrier of a running qube is down", qube=name, barriers=down)
+            self._tasks.create_task(self._engine.kill(instance))
+        else:
+            self._door.admit(name, pid)
+
+    async def adopt(self) -> None:
+        """After a restart of the daemon: take over what runs, put away what does not."""
+        system = self._ledger.system
+        adopted: set[Qube] = set()
+        for instance in await self._engine.adopt():
+            qube = system.qubes.get(instance.name)
+            if qube is None or qube in adopted:
+                await self._engine.kill(instance)
+                continue
+            adopted.add(qube)
+            power = self._ledger.power(qube)
+            power.gone.clear()
+            power.instance = instance
+            power.state = PowerState.RUNNING
+            self._watch(qube, power, instance)
+        for qube in tuple(system.qubes.values()):
+            if qube not in adopted:
+                await self._volumes.end(qube)
+                if system.has(qube, "auto_cleanup") and system.value(qube, "auto_cleanup"):
+                    await self._retire(qube)
+        for qube in adopted:
+            instance = self._ledger.power(qube).instance
+            if instance is not None:
+                await self._door.open_qube(qube.name)
+                await self._provide(qube, instance)
+                await self._plug(qube, instance)
+
+    async def _start(self, qube: Qube, power: Power) -> None:
+        system = self._ledger.system
+        guid = secrets.token_hex(16)
+        power.gone.clear()
+        power.state = PowerState.TRANSIENT
+        try:
+            self._ledger.publish(qube, "domain-pre-start", start_guid=guid, mem_required="0")
+            netvm = system.netvm_of(qube)
+            if netvm is not None:
+                await self.start(netvm)
+            plan = await self._volumes.begin(qube)
+            socket_dir = await self._door.open_qube(qube.name)
+            self._ledger.publish(qube, "domain-pre-spawn", start_guid=guid)
+            instance = await self._engine.start(
+                run_spec(system, qube, plan, qube_files=self._qube_files, socket_dir=socket_dir)
+            )
+        except Exception as error:
+            await self._put_away(qube, power)
+            self._ledger.publish(qube, "domain-start-failed", reason=str(error))
+            raise
+        power.instance = instance
+        power.verdict = asyncio.get_running_loop().create_future()
+        self._watch(qube, power, instance)
+        try:
+            await self._bring_up(qube, power, instance, power.verdict)
+        except Exception as error:
+            power.state = PowerState.DYING
+            await self._engine.kill(instance)
+            await power.gone.wait()
+            self._ledger.publish(qube, "domain-start-failed", reason=str(error))
+            raise
+        power.state = PowerState.RUNNING
+        await self._ledger.tell([qube.name])
+        self._ledger.publish(qube, "domain-spawn", start_guid=guid)
+        self._ledger.publish(qube, "domain-start", start_guid=guid)
+
+    async def _bring_up(
+        self, qube: Qube, power: Power, instance: Instance, verdict: asyncio.Future[list[str]]
+    ) -> None:
+        """From the first process to an admitted agent: limits, links and barriers."""
+        seconds = int(str(self._ledger.system.value(qube, "qrexec_timeout")))
+        try:
+            async with asyncio.timeout(seconds):
+                await _unless_ended(instance, self._ready(qube, instance, verdict))
+        except TimeoutError:
+            raise EngineError(
+                f"the agent of qube `{qube.name}` did not answer within {seconds} s",
+                hint="see whether the broker runs: `caisson doctor`",
+            ) from None
+
+    async def _ready(
+        self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]
+    ) -> None:
+        down = await _together(
+            verdict, self._engine.settle(instance), self._connect(qube, instance)
+        )
+        if down:
+            raise EngineError(
+                f"qube `{qube.name}` was stopped: its barrier `{shown(down[0])}` is not up",
+                hint="see what this machine lacks: `caisson doctor`",
+            )
+        self._door.admit(qube.name, instance.pid)
+
+    async def _connect(self, qube: Qube, instance: Instance) -> None:
+        await self._provide(qube, instance)
+        await self._plug(qube, instance)
+        for client in self._ledger.system.clients_of(qube):
+            running = self._ledger.power(client).instance
+            if running is not None and self._ledger.up(client):
+                await self._plug(client, running)
+
+    def _watch(self, qube: Qube, power: Power, instance: Instance) -> None:
+        self._tasks.create_task(self._until_gone(qube, power, instance))
+
+    async def _until_gone(self, qube: Qube, power: Power, instance: Instance) -> None:
+        await instance.wait()
+        power.state = PowerState.HALTING
+        self._ledger.publish(qube, "domain-stopped")
+        await self._put_away(qube, power)
+        self._ledger.publish(qube, "domain-shutdown")
+        system = self._ledger.system
+        if system.has(qube, "auto_cleanup") and system.value(qube, "auto_cleanup"):
+            await self._guarded(qube, "remove", self._retire(qube))
+
+    async def _put_away(self, qube: Qube, power: Power) -> None:
+        """Give back everything that a run took; a part that fails does not keep the others."""
+        instance, power.instance, power.verdict = power.instance, None, None
+        await self._guarded(qube, "close the door", self._door.close_qube(qube.name))
+        netvm = self._ledger.system.netvm_of(qube)
+        if instance is not None and netvm is not None:
+            await self._guarded(qube, "unplug", self._unplug(qube, instance, netvm))
+        await self._guarded(qube, "put the volumes away", self._volumes.end(qube))
+        power.state = PowerState.HALTED
+        await self._guarded(qube, "tell the broker", self._ledger.tell([qube.name]))
+        power.gone.set()
+
+    async def _guarded(self, qube: Qube, what: str, act: Coroutine[Any, Any, None]) -> None:
+        try:
+            await act
+        except CaissonError as error:
+            _log.error(f"cannot {what}", qube=qube.name, error=str(error))
+        except Exception:
+            _log.exception(f"cannot {what}", qube=qube.name)
+
+    def _instance(
+        self, qube: Qube, refusal: type[NotStartedError] = NotStartedError
+    ) -> tuple[Power, Instance]:
+        if qube.klass in {Klass.ADMIN, Klass.REMOTE}:
+            raise QubeError(f"qube `{qube.name}` always runs")
+        power = self._ledger.power(qube)
+        if power.instance is None:
+            raise refusal(
+                f"qube `{qube.name}` is not running", hint=f"start it: `qvm-start {qube.name}`"
+            )
+        return power, power.instance
+
+
+async def _together(first: Awaitable[T], *others: Coroutine[Any, Any, None]) -> T:
+    """Wait for all; the first failure cancels the rest and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for other in others:
+                group.create_task(other)
+            return await first
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+async def _unless_ended(instance: Instance, act: Coroutine[Any, Any, None]) -> None:
+    """Wait for `act`, or for the end of the qube, whichever comes first."""
+    acting = asyncio.ensure_future(act)
+    ending = asyncio.ensure_future(instance.wait())
+    try:
+        await asyncio.wait({acting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not acting.done():
+            raise EngineError(
+                f"qube `{instance.name}` ended while it came up: {instance.messages()}"
+                if instance.messages()
+                else f"qube `{instance.name}` ended while it came up"
+            )
+        await acting
+    finally:
+        for task in (acting, ending):
+            task.cancel()
+        await asyncio.gather(acting, ending, return_exceptions=True)

@@ -1,0 +1,142 @@
+"""The volumes of qubes from creation to removal: layers on disk kept in step with the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import structlog
+
+from caisson.errors import CaissonError
+from caisson.lifecycle.ledger import Ledger
+from caisson.model import Change, Qube
+from caisson.model.volumes import HOST, PRIVATE, ROOT, VolumeState
+from caisson.storage import (
+    Pool,
+    StartPlan,
+    StopPlan,
+    begun,
+    flattened,
+    garbage,
+    host_template,
+    lay_out,
+    layers_of,
+    new_private,
+    plan_flatten,
+    plan_replace,
+    plan_start,
+    plan_stop,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class Volumes:
+    """Lays layers out and puts them away, in the order that survives a kill at any moment."""
+
+    def __init__(self, ledger: Ledger, pool: Pool, tasks: asyncio.TaskGroup) -> None:
+        self._ledger = ledger
+        self._pool = pool
+        self._tasks = tasks
+
+    async def create(self, qube: Qube) -> None:
+        """Give a new qube its first layers."""
+        private = qube.volumes.get(PRIVATE)
+        if private is not None and not private.snap_on_start:
+            layer = await asyncio.to_thread(new_private, self._pool)
+            await self._settle(qube, plan_replace(private, [layer], now=_now()))
+        if ROOT in qube.volumes and qube.volumes[ROOT].pool == HOST:
+            await self._refresh(qube)
+
+    async def begin(self, qube: Qube) -> StartPlan:
+        """Make the writable layers of a start, and note them."""
+        chain = tuple(self._ledger.system.template_chain(qube))
+        for template in chain:
+            if ROOT in template.volumes and template.volumes[ROOT].pool == HOST:
+                await self._refresh(template)
+        plan = plan_start(*(template.volumes for template in chain))
+        plan = await asyncio.to_thread(lay_out, self._pool, plan)
+        try:
+            await self._note(qube, begun(qube.volumes, plan))
+        except BaseException:
+            self._pool.remove(
+                part.upper for part in (plan.root, plan.private) if part and part.upper
+            )
+            raise
+        return plan
+
+    async def end(self, qube: Qube) -> None:
+        """Commit what a stopped qube keeps, drop what it does not."""
+        for state in tuple(qube.volumes.values()):
+            if state.dirty is None:
+                continue
+            newest = state.layers[0] if state.layers else None
+            empty = await asyncio.to_thread(self._pool.is_empty, state.dirty, like=newest)
+            plan = plan_stop(state, empty=empty, now=_now())
+            await self._settle(qube, plan)
+            if plan.flatten:
+                self._tasks.create_task(self._flatten(qube, plan.state))
+
+    def drop(self, states: Iterable[VolumeState]) -> None:
+        """Erase the layers of volumes that are gone, as far as nobody else needs them."""
+        self._collect(layers_of(states))
+
+    def recover(self) -> None:
+        """At the start of the daemon: erase what no volume knows."""
+        self._pool.recover()
+        self._pool.remove(self._pool.orphans(layers_of(self._states())))
+
+    async def _refresh(self, template: Qube) -> None:
+        """Bring the `host` template up to date with the machine."""
+        state = template.volumes[ROOT]
+        if state.dirty is not None:
+            return
+        newest = state.layers[0] if state.layers else None
+        layer = await asyncio.to_thread(host_template.current, self._pool, newest)
+        if layer != newest:
+            await self._settle(template, plan_replace(state, [layer], now=_now()))
+
+    async def _settle(self, qube: Qube, plan: StopPlan) -> None:
+        if plan.seal is not None:
+            await asyncio.to_thread(self._pool.seal, plan.seal)
+        await self._note(qube, [plan.state])
+        self._collect(plan.dropped)
+
+    async def _note(self, qube: Qube, states: Iterable[VolumeState]) -> None:
+        change = Change()
+        for state in states:
+            change += self._ledger.system.plan_volume(qube, state)
+        await self._ledger.commit(change)
+
+    async def _flatten(self, qube: Qube, state: VolumeState) -> None:
+        """Merge a deep stack in the background; a qube that starts meanwhile comes first."""
+        merged = plan_flatten(state)
+        if not merged:
+            return
+        try:
+            layer = await asyncio.to_thread(self._pool.flatten, merged)
+            plan = None
+            if qube in self._ledger.system.qubes.values():
+                present = qube.volumes[state.name]
+                plan = None if present.dirty is not None else flattened(present, merged, layer)
+            if plan is None:
+                self._pool.remove([layer])
+            else:
+                await self._settle(qube, plan)
+        except CaissonError as error:
+            _log.warning("a deep volume stays deep", qube=qube.name, error=str(error))
+
+    def _collect(self, dropped: Iterable[str]) -> None:
+        dropped = set(dropped)
+        if dropped:
+            self._pool.remove(garbage(dropped, self._states()))
+
+    def _states(self) -> Iterable[VolumeState]:
+        return (
+            state for qube in self._ledger.system.qubes.values() for state in qube.volumes.values()
+        )
+
+
+def _now() -> int:
+    return int(time.time())

@@ -1,0 +1,371 @@
+"""The benchmark: one function a row, peers in turn with ours, medians and p99.
+
+The results go to stdout as a table, and with `--json FILE` to a file as
+`{"machine": {…}, "rows": [{"id", "unit", "n", "p50", "p99", "value", "target", "met", "peers"}]}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from caisson.admin.client import Client
+from caisson.errors import CaissonError
+from caisson.paths import SHIPPED, SHIPPED_POLICY
+
+COMMANDS = SHIPPED / ".venv/bin"
+MIB = 1 << 20
+
+
+@dataclass
+class Row:
+    """One measured promise; `value` is what the target is about."""
+
+    id: str
+    unit: str
+    n: int
+    p50: float
+    p99: float
+    value: float
+    target: str
+    met: bool
+    peers: dict[str, float] = field(default_factory=dict)
+
+
+def p50(samples: list[float]) -> float:
+    """The median."""
+    return statistics.median(samples)
+
+
+def p99(samples: list[float]) -> float:
+    """The 99th percentile, the nearest sample."""
+    return sorted(samples)[min(len(samples) - 1, round(0.99 * (len(samples) - 1)))]
+
+
+def clock(act: Callable[[], object]) -> float:
+    """Milliseconds that `act` takes."""
+    begun = time.perf_counter()
+    act()
+    return (time.perf_counter() - begun) * 1e3
+
+
+def run(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that must succeed, quietly."""
+    return subprocess.run(
+        command, check=True, text=True, capture_output=True, stdin=subprocess.DEVNULL, **options
+    )  # type: ignore[call-overload,no-any-return]
+
+
+class Instance:
+    """A running instance of Caisson with qubes for the benchmark."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        os.environ["CAISSON_ROOT"] = str(root)
+        os.environ["PATH"] = f"{COMMANDS}:{os.environ['PATH']}"
+        self.client = Client(str(root))
+        policy = root / "etc/qubes/policy.d"
+        policy.mkdir(parents=True)
+        for file in SHIPPED_POLICY.glob("*.policy"):
+            shutil.copy(file, policy)
+        (policy / "20-bench.policy").write_text(
+            "* * bench-a @anyvm allow\n* * bench-a @dispvm allow\n"
+        )
+        run("caisson", "up", "--detach")
+        run("qvm-create", "-C", "TemplateVM", "-l", "black", "--pool", "root=host", "host")
+        run("qubes-prefs", "default_template", "host")
+        for name in ("bench-a", "bench-b", "bench-start"):
+            run("qvm-create", name, "-l", "red", "--property", "netvm=")
+        run("qvm-create", "bench-dvm", "-l", "red", "--property", "netvm=")
+        run("qvm-prefs", "bench-dvm", "template_for_dispvms", "True")
+        run("qvm-prefs", "bench-a", "default_dispvm", "bench-dvm")
+        run("qvm-start", "bench-a", "bench-b")
+        for qube in ("bench-b", "bench-dvm"):
+            self.service(qube, "bench.True", "exec /bin/true")
+        self.service("bench-b", "bench.Stream", f"exec python3 -c '{WRITE}'")
+        with suppress(subprocess.CalledProcessError):
+            run("qvm-shutdown", "--wait", "bench-dvm")
+
+    def service(self, qube: str, name: str, line: str) -> None:
+        """Lay a service into a qube."""
+        path = f"/usr/local/etc/qubes-rpc/{name}"
+        script = (
+            f"mkdir -p /usr/local/etc/qubes-rpc; cat >{path} <<'E'\n#!/bin/sh\n{line}\nE\n"
+            f"chmod 755 {path}"
+        )
+        if line == "exec /bin/true":
+            script = f"mkdir -p /usr/local/etc/qubes-rpc; ln -sf /bin/true {path}"
+        run("qvm-run", "-u", "root", "--pass-io", qube, script)
+
+    def inside(self, qube: str, program: str, *arguments: str) -> list[float]:
+        """Run a Python program in a qube that prints a JSON list of samples."""
+        done = subprocess.run(
+            ["qvm-run", "--pass-io", qube, " ".join(["python3", "-", *arguments])],
+            input=program,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+        return [float(sample) for sample in json.loads(done.stdout)]
+
+    def close(self) -> None:
+        """Stop everything."""
+        subprocess.run(["qvm-kill", "--all"], capture_output=True, check=False)
+        subprocess.run(["caisson", "down"], capture_output=True, check=False)
+
+
+WRITE = (
+    "import os\n"
+    "data = bytes(1 << 20)\n"
+    "for _ in range(1024):\n"
+    "    view = memoryview(data)\n"
+    "    while view:\n"
+    "        view = view[os.write(1, view):]\n"
+)
+
+TIME_CALLS = """
+import json, os, sys, time
+count, target, service = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+client = "/usr/bin/qrexec-client-vm"
+samples = []
+for _ in range(count):
+    begun = time.perf_counter()
+    child = os.posix_spawn(client, [client, target, service], os.environ)
+    status = os.waitpid(child, 0)[1]
+    samples.append((time.perf_counter() - begun) * 1e3)
+    assert status == 0, status
+print(json.dumps(samples))
+"""
+
+# Alternates a plain pipe between two processes with a call; prints GB/s, plain and call in turn.
+TIME_STREAMS = (
+    """
+import fcntl, json, os, sys, time
+count = int(sys.argv[1])
+writer = ["python3", "-c", '''"""
+    + WRITE
+    + """''']
+call = ["/usr/bin/qrexec-client-vm", "bench-b", "bench.Stream"]
+samples = []
+for _ in range(count):
+    for command in (writer, call):
+        out, into = os.pipe()
+        fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 1 << 20)
+        child = os.posix_spawnp(command[0], command, os.environ,
+                                file_actions=[(os.POSIX_SPAWN_DUP2, into, 1), (os.POSIX_SPAWN_CLOSE, out)])
+        os.close(into)
+        total = len(os.read(out, 1 << 20))
+        begun = time.perf_counter()
+        while chunk := os.read(out, 1 << 20):
+            total += len(chunk)
+        seconds = time.perf_counter() - begun
+        os.close(out)
+        assert os.waitpid(child, 0)[1] == 0 and total == 1 << 30, total
+        samples.append(total / seconds / 1e9)
+print(json.dumps(samples))
+"""
+)
+
+
+@contextmanager
+def peers(work: Path) -> Iterator[dict[str, Callable[[], object]]]:
+    """The peers that are installed: each runs /bin/true in the same root file system once."""
+    rootfs = work / "rootfs"
+    for name in ("usr", "proc", "dev", "sys", "tmp", "etc", "run"):
+        (rootfs / name).mkdir(parents=True)
+    for link in ("bin", "lib", "lib64", "sbin"):
+        (rootfs / link).symlink_to(f"usr/{link}")
+    found: dict[str, Callable[[], object]] = {}
+    with ExitStack() as cleaning:
+        run("mount", "--bind", "/usr", str(rootfs / "usr"))
+        cleaning.callback(run, "umount", str(rootfs / "usr"))
+        run("mount", "-o", "remount,bind,ro", str(rootfs / "usr"))
+        unified = Path("/sys/fs/cgroup/unified/cgroup.procs")
+        if unified.exists():
+            run("umount", str(unified.parent))
+        if shutil.which("crun"):
+            run("crun", "spec", cwd=work)
+            config = json.loads((work / "config.json").read_text())
+            config["process"]["args"] = ["/bin/true"]
+            config["process"]["terminal"] = False
+            (work / "config.json").write_text(json.dumps(config))
+            found["crun"] = lambda: run("crun", "run", f"caisson-bench-{os.getpid()}", cwd=work)
+        if shutil.which("bwrap"):
+            found["bubblewrap"] = lambda: run(
+                "bwrap", "--unshare-all", "--bind", str(rootfs), "/", "--proc", "/proc",
+                "--dev", "/dev", "/bin/true",
+            )  # fmt: skip
+        if shutil.which("podman"):
+            podman = (
+                "podman", "run", "--rm", "--network", "none", "--cgroups", "disabled",
+                "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024",
+                "--rootfs", str(rootfs), "/bin/true",
+            )  # fmt: skip
+            with suppress(subprocess.CalledProcessError):
+                run(*podman)
+                found["podman"] = lambda: run(*podman)
+        yield found
+
+
+def start(instance: Instance, samples: int, work: Path) -> Row:
+    """`admin.vm.Start` until the agent is ready, against bare runtimes."""
+    ours: list[float] = []
+    theirs: dict[str, list[float]] = {}
+    with peers(work) as others:
+        for _ in range(samples):
+            ours.append(clock(lambda: instance.client.call("admin.vm.Start", "", "bench-start")))
+            instance.client.call("admin.vm.Kill", "", "bench-start")
+            for name, once in others.items():
+                theirs.setdefault(name, []).append(clock(once))
+    medians = {name: p50(times) for name, times in theirs.items()}
+    ratio = p50(ours) / medians["crun"]
+    met = ratio <= 2.5 and p50(ours) < medians.get("podman", float("inf"))
+    return Row("start", "ms", samples, p50(ours), p99(ours), ratio,
+               "<= 2.5 x bare crun, and under podman", met, medians)  # fmt: skip
+
+
+def call(instance: Instance, samples: int, _work: Path) -> Row:
+    """A call between two running qubes, client start to exit."""
+    times = instance.inside("bench-a", TIME_CALLS, str(max(samples, 1000)), "bench-b", "bench.True")
+    met = p50(times) <= 2 and p99(times) <= 8
+    return Row("call", "ms", len(times), p50(times), p99(times), p50(times),
+               "p50 <= 2 ms, p99 <= 8 ms", met)  # fmt: skip
+
+
+def stream(instance: Instance, samples: int, _work: Path) -> Row:
+    """1 GiB through a call, against a plain pipe of the same capacity, in turn."""
+    times = instance.inside("bench-a", TIME_STREAMS, str(samples))
+    plain, ours = times[0::2], times[1::2]
+    ratio = p50(ours) / p50(plain)
+    return Row("stream", "GB/s", len(ours), p50(ours), min(ours), ratio,
+               ">= 0.85 x a plain pipe", ratio >= 0.85, {"pipe": p50(plain)})  # fmt: skip
+
+
+def disposable(instance: Instance, samples: int, _work: Path) -> Row:
+    """A new disposable for one call: create, run the service, answer, gone; start beside it."""
+    times: list[float] = []
+    starts: list[float] = []
+    for _ in range(samples):
+        times += instance.inside("bench-a", TIME_CALLS, "1", "@dispvm", "bench.True")
+        starts.append(clock(lambda: instance.client.call("admin.vm.Start", "", "bench-start")))
+        instance.client.call("admin.vm.Kill", "", "bench-start")
+    limit = 2 * p50(starts) + 20
+    return Row("disposable", "ms", samples, p50(times), p99(times), p50(times),
+               f"<= 2 x start + 20 ms = {limit:.1f} ms", p50(times) <= limit,
+               {"start": p50(starts)})  # fmt: skip
+
+
+def idle_memory(instance: Instance, _samples: int, _work: Path) -> Row:
+    """PSS of all processes of an idle qube."""
+    sizes: list[float] = []
+    for index in range(10):
+        name = f"bench-idle-{index}"
+        run("qvm-create", name, "-l", "red", "--property", "netvm=")
+        run("qvm-start", name)
+        init = int(instance.client.text("admin.vm.property.Get", "xid", name).rsplit(" ", 1)[1])
+        sizes.append(_pss_kib(init) / 1024)
+    return Row("idle-memory", "MiB", len(sizes), p50(sizes), max(sizes), max(sizes),
+               "<= 1 MiB", max(sizes) <= 1)  # fmt: skip
+
+
+def _pss_kib(init: int) -> int:
+    space = os.readlink(f"/proc/{init}/ns/pid")
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(process / "ns/pid") == space:
+                lines = (process / "smaps_rollup").read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def ls_1000(instance: Instance, samples: int, _work: Path) -> Row:
+    """`qvm-ls` on 1,000 qubes, and how long a command takes to start."""
+    for index in range(len(instance.client.lines("admin.vm.List")), 1000):
+        payload = f"name=ls-{index} label=gray".encode()
+        instance.client.call("admin.vm.Create.AppVM", "host", "dom0", payload)
+    listing: list[float] = []
+    starting: list[float] = []
+    for _ in range(samples):
+        listing.append(clock(lambda: run("qvm-ls")) / 1e3)
+        starting.append(clock(lambda: run("qvm-check", "--help")))
+    met = p50(listing) <= 0.3 and p50(starting) <= 80
+    return Row("ls-1000", "s", samples, p50(listing), p99(listing), p50(listing),
+               "<= 0.3 s, command start <= 80 ms", met, {"command-start-ms": p50(starting)})  # fmt: skip
+
+
+ROWS: dict[str, Callable[[Instance, int, Path], Row]] = {
+    "start": start,
+    "call": call,
+    "stream": stream,
+    "disposable": disposable,
+    "idle-memory": idle_memory,
+    "ls-1000": ls_1000,
+}
+
+
+def machine() -> dict[str, str | int]:
+    """The facts that a reader needs to compare."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), "unknown")  # fmt: skip
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
+    release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+    return {
+        "cpu": cpu, "cpus": os.cpu_count() or 0, "memory_mib": memory, "kernel": platform.release(),
+        "system": release, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Measure the rows asked for; exit 0 when all were measured, met or not."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--samples", type=int, default=100, help="samples a row (default 100)")
+    chosen = parser.parse_args()
+    for row in chosen.rows:
+        if row not in ROWS:
+            parser.error(f"no row `{row}`; the rows are: {', '.join(ROWS)}")
+    results: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="caisson-bench.", dir="/var/tmp") as work:
+        instance = Instance(Path(work) / "root")
+        try:
+            print(f"{'row':12} {'n':>5} {'p50':>9} {'p99':>9} {'value':>9}  unit  target")
+            for row in chosen.rows or ROWS:
+                place = Path(work) / row
+                place.mkdir()
+                done = ROWS[row](instance, chosen.samples, place)
+                results.append(done)
+                peers_text = ", ".join(f"{name} {value:.2f}" for name, value in done.peers.items())
+                print(f"{done.id:12} {done.n:5} {done.p50:9.3f} {done.p99:9.3f} {done.value:9.3f}"
+                      f"  {done.unit:5} {done.target}: {'met' if done.met else 'NOT MET'}"
+                      f"{'; ' + peers_text if peers_text else ''}", flush=True)  # fmt: skip
+        finally:
+            instance.close()
+    if chosen.json:
+        chosen.json.write_text(
+            json.dumps({"machine": machine(), "rows": [asdict(row) for row in results]}, indent=1)
+            + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (CaissonError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}\n{getattr(error, 'stderr', '') or ''}", file=sys.stderr)
+        sys.exit(1)
