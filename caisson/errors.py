@@ -177,7 +177,28 @@ class NetworkError(QubeError):
 
 
 class PolicyError(CaissonError):
-    """A policy that cannot be loaded; the message carries file and line."""
+    """A policy that cannot be loaded; the message starts with `FILE:LINE:COLUMN`.
+
+    Args:
+        message: what is wrong.
+        hint: the remedy.
+        file: the policy file; None where the error is not about one.
+        line: its line, counted from 1; None where the error is about the whole file.
+        column: the column, counted from 1.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+    ) -> None:
+        place = ":".join(str(part) for part in (file, line, column) if part is not None)
+        super().__init__(f"{place}: {message}" if place else message, hint)
+        self.file, self.line, self.column = file, line, column
 
 
 class DaemonError(CaissonError):

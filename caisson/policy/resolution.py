@@ -1,0 +1,138 @@
+"""The steps of a decision around the search for a rule: who calls whom, and what comes of it.
+
+Specification sheet `qrexec`, section 3.3, steps 1 to 3, 6 and 8. Both evaluators use them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from caisson.errors import PolicyError
+from caisson.names import shown
+from caisson.policy.outcome import Allow, Deny, Reason, Request
+from caisson.policy.rules import Rule
+from caisson.policy.system import Domain, SystemInfo
+from caisson.policy.tokens import DEFAULT, Kind, Role, Token, is_admin_qube, parse_token
+
+_RUNNING = "Running"
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """A request whose names were checked: the source that rules see, and the target token."""
+
+    request: Request
+    source: Domain
+    target: Token
+
+
+def admit(request: Request, domains: SystemInfo) -> Call | Deny:
+    """Check the names of a request (steps 1 to 3)."""
+    source = domains.find(request.source)
+    if source is None:
+        return Deny(Reason.BAD_SOURCE, f"there is no qube `{shown(request.source)}`")
+    if not request.target:
+        target = DEFAULT
+    else:
+        try:
+            target = parse_token(request.target, Role.REQUEST)
+        except PolicyError as e:
+            return Deny(Reason.BAD_TARGET, e.message)
+    if target.kind is Kind.NAME and domains.find(target.value) is None:
+        # The caller learns nothing about which qubes exist: an unknown name is no name.
+        target = DEFAULT
+    if target.kind is Kind.DISPVM_OF and not can_be_base(target.value, domains):
+        return Deny(Reason.BAD_TARGET, _no_base(target.value))
+    if request.requested_source:
+        remote = domains.find(request.requested_source)
+        if remote is None or remote.type != "RemoteVM" or remote.relayvm != source.name:
+            return Deny(
+                Reason.BAD_SOURCE,
+                f"`{source.name}` is not the relay of `{shown(request.requested_source)}`",
+            )
+        source = remote
+    return Call(request, source, target)
+
+
+def permit(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> Allow | Deny:
+    """What comes of a call to `chosen` that `rule` allows (steps 6 and 8)."""
+
+    def deny(reason: Reason, text: str) -> Deny:
+        return Deny(reason, f"{text} ({rule.location})", rule.notify, rule.location)
+
+    target, qube = str(chosen), None
+    match chosen.kind:
+        case Kind.NAME:
+            qube = domains.find(target)
+            if qube is None:
+                return deny(Reason.NO_TARGET, f"there is no qube `{shown(target)}`")
+            if is_admin_qube(target):
+                target = "dom0"
+        case Kind.ADMINVM:
+            target = "dom0"
+        case Kind.DISPVM | Kind.DISPVM_OF:
+            base = chosen.value or call.source.default_dispvm
+            if not base:
+                return deny(Reason.NO_TARGET, f"`{call.source.name}` has no default_dispvm")
+            if not can_be_base(base, domains):
+                return deny(Reason.BAD_TARGET, _no_base(base))
+            target = f"@dispvm:{base}"
+        case _:
+            return deny(Reason.NO_TARGET, "neither the caller nor the rule says which qube")
+    if not rule.autostart and not may_run(target, domains):
+        return deny(Reason.NOT_RUNNING, f"`{target}` does not run, and autostart=no")
+    if target == call.source.name:
+        return deny(Reason.LOOPBACK, f"`{target}` cannot call itself")
+    if qube is not None and qube.type == "RemoteVM":
+        return _relayed(call, rule, target, qube, domains)
+    return Allow(
+        target=target,
+        requested_target=str(call.target),
+        source=call.source.name,
+        service=call.request.descriptor,
+        location=rule.location,
+        user=rule.user,
+        autostart=rule.autostart,
+        notify=rule.notify,
+    )
+
+
+def may_run(target: str, domains: SystemInfo) -> bool:
+    """Whether a call to `target` starts nothing: dom0, or a qube that is running."""
+    if target == "dom0":
+        return True
+    qube = domains.find(target)
+    return qube is not None and qube.power_state == _RUNNING
+
+
+def can_be_base(reference: str, domains: SystemInfo) -> bool:
+    """Whether disposables can be made from the qube of this name or `uuid:` form."""
+    qube = domains.find(reference)
+    return qube is not None and qube.template_for_dispvms
+
+
+def _no_base(reference: str) -> str:
+    return f"disposables cannot be made from `{shown(reference)}`"
+
+
+def _relayed(
+    call: Call, rule: Rule, target: str, remote: Domain, domains: SystemInfo
+) -> Allow | Deny:
+    """A call to a qube on another machine goes to the transport service of its relay."""
+    relay = domains.find(remote.relayvm) if remote.relayvm else None
+    if relay is None or not remote.transport_rpc:
+        return Deny(
+            Reason.RELAY,
+            f"`{remote.name}` has no relayvm or no transport_rpc ({rule.location})",
+            rule.notify,
+            rule.location,
+        )
+    return Allow(
+        target=target,
+        requested_target=str(call.target),
+        source=call.source.name,
+        service=f"{remote.transport_rpc}+{remote.name}+{call.request.descriptor}",
+        location=rule.location,
+        autostart=rule.autostart,
+        notify=rule.notify,
+        relay=relay.name,
+    )
