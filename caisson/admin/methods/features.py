@@ -1,0 +1,106 @@
+"""Features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from caisson.admin.methods.text import listing
+from caisson.admin.registry import Access, Call, Text, method
+from caisson.errors import FeatureNotFoundError, ProtocolError
+from caisson.model import Qube, System
+from caisson.names import FeatureName
+
+Chain = Callable[[System, Qube], Iterable[Qube]]
+
+
+@method("admin.vm.feature.List", help="List the features of a qube.")
+async def list_features(call: Call) -> str:
+    """List the features of a qube, sorted."""
+    return listing(sorted(call.destination.features))
+
+
+def _itself(_system: System, qube: Qube) -> Iterator[Qube]:
+    yield qube
+
+
+def _with_templates(system: System, qube: Qube) -> Iterator[Qube]:
+    yield from system.template_chain(qube)
+
+
+def _with_netvms(system: System, qube: Qube) -> Iterator[Qube]:
+    yield qube
+    yield from system.netvm_chain(qube)
+
+
+def _with_admin(system: System, qube: Qube) -> Iterator[Qube]:
+    yield qube
+    yield system.dom0
+
+
+def _with_templates_and_admin(system: System, qube: Qube) -> Iterator[Qube]:
+    yield from system.template_chain(qube)
+    yield system.dom0
+
+
+_READERS: tuple[tuple[str, Chain, str], ...] = (
+    ("Get", _itself, "of a qube"),
+    ("CheckWithTemplate", _with_templates, "of a qube, else of its template"),
+    ("CheckWithNetvm", _with_netvms, "of a qube, else of its network qubes"),
+    ("CheckWithAdminVM", _with_admin, "of a qube, else of the admin qube"),
+    (
+        "CheckWithTemplateAndAdminVM",
+        _with_templates_and_admin,
+        "of a qube, else of its template, else of the admin qube",
+    ),
+)
+
+
+def _declare_reader(name: str, chain: Chain, help_text: str) -> None:
+    @method(
+        f"admin.vm.feature.{name}",
+        argument=Text.REQUIRED,
+        help=f"Tell the value of a feature {help_text}.",
+    )
+    async def read(call: Call) -> str:
+        feature = FeatureName.parse(call.untrusted_argument)
+        for qube in chain(call.qubes.system, call.destination):
+            # The first qube that has the feature wins, even if its value is empty.
+            if feature in qube.features:
+                return qube.features[feature]
+        raise FeatureNotFoundError(
+            f"qube `{call.destination.name}` does not have the feature `{feature}`"
+        )
+
+
+for _name, _chain, _help in _READERS:
+    _declare_reader(_name, _chain, _help)
+
+
+@method(
+    "admin.vm.feature.Set",
+    argument=Text.REQUIRED,
+    payload=Text.OPTIONAL,
+    access=Access.WRITE,
+    help="Set a feature of a qube; the empty value means no.",
+)
+async def set_feature(call: Call) -> None:
+    """Set a feature of a qube."""
+    feature = FeatureName.parse(call.untrusted_argument)
+    if not all(0x20 <= byte <= 0x7E for byte in call.untrusted_payload):  # noqa: PLR2004
+        raise ProtocolError(
+            f"value of feature `{feature}` contains a byte that is not printable ASCII"
+        )
+    value = call.untrusted_payload.decode("ascii")
+    await call.qubes.commit(call.qubes.system.plan_feature(call.destination, feature, value))
+
+
+@method(
+    "admin.vm.feature.Remove",
+    argument=Text.REQUIRED,
+    access=Access.WRITE,
+    help="Remove a feature of a qube.",
+)
+async def remove_feature(call: Call) -> None:
+    """Remove a feature of a qube."""
+    feature = FeatureName.parse(call.untrusted_argument)
+    await call.qubes.commit(call.qubes.system.plan_remove_feature(call.destination, feature))

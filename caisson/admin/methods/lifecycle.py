@@ -1,0 +1,213 @@
+"""The life of qubes: create, start, stop, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from caisson.admin.registry import Access, Call, Scope, Text, To, method
+from caisson.errors import (
+    InvalidLabelError,
+    NotHaltedError,
+    PermissionDeniedError,
+    ProtocolError,
+    QubeError,
+)
+from caisson.model import Klass, PowerState
+from caisson.model.volumes import INITIAL_VOLUMES
+from caisson.names import DOM0, LabelName, PoolName, QubeName, VolumeName, shown
+
+_KIB = 1024
+_CREATED_CLASSES = (Klass.TEMPLATE, Klass.APP, Klass.STANDALONE, Klass.DISPOSABLE)
+_TEMPLATED_CLASSES = frozenset({Klass.APP, Klass.DISPOSABLE})
+_DEFAULT_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
+_POOL_KEYS = frozenset({"pool", "pool:root", "pool:private", "pool:volatile", "pool:kernel"})
+
+
+def _creation_options(call: Call, *, in_pool: bool) -> dict[str, str]:
+    """The `key=value` words of the payload, each key once."""
+    untrusted_options: dict[str, str] = {}
+    for word in call.untrusted_text.split(" "):
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ProtocolError(f"`{shown(word)}` is not of the form `key=value`")
+        if key in untrusted_options:
+            raise ProtocolError(f"key `{shown(key)}` is given twice")
+        untrusted_options[key] = value
+    keys = set(untrusted_options)
+    missing = {"name", "label"} - keys
+    unknown = keys - {"name", "label"} - (_POOL_KEYS if in_pool else frozenset())
+    if missing:
+        raise ProtocolError(f"key `{min(missing)}` is missing", hint="give `name=… label=…`")
+    if unknown:
+        raise ProtocolError(f"key `{shown(min(unknown))}` is not known here")
+    pools = keys & _POOL_KEYS
+    if in_pool and (not pools or ("pool" in pools and len(pools) > 1)):
+        raise ProtocolError("give either `pool=…` or `pool:VOLUME=…` words")
+    return untrusted_options
+
+
+def _declare_creation(klass: Klass) -> None:
+    async def create(call: Call) -> None:
+        await _create(call, klass, _creation_options(call, in_pool=False))
+
+    async def create_in_pool(call: Call) -> None:
+        untrusted_options = _creation_options(call, in_pool=True)
+        await _create(call, klass, untrusted_options, _pools(klass, untrusted_options))
+
+    for name, run in (("Create", create), ("CreateInPool", create_in_pool)):
+        method(
+            f"admin.vm.{name}.{klass}",
+            to=To.ADMIN,
+            argument=Text.OPTIONAL,
+            payload=Text.REQUIRED,
+            scope=Scope.GLOBAL,
+            access=Access.WRITE,
+            help=f"Create a qube of the class {klass}; the argument names its template.",
+        )(run)
+
+
+def _pools(klass: Klass, untrusted_options: dict[str, str]) -> dict[VolumeName, PoolName]:
+    """Where volumes are to live; one pool for all means those that are kept or thrown away here."""
+    if (untrusted_pool := untrusted_options.get("pool")) is not None:
+        pool = PoolName.parse(untrusted_pool)
+        return {
+            volume.name: pool
+            for volume in INITIAL_VOLUMES[klass]
+            if volume.rw and not volume.snap_on_start
+        }
+    return {
+        VolumeName.parse(key.removeprefix("pool:")): PoolName.parse(untrusted_options[key])
+        for key in sorted(_POOL_KEYS & set(untrusted_options))
+    }
+
+
+async def _create(
+    call: Call,
+    klass: Klass,
+    untrusted_options: dict[str, str],
+    pools: Mapping[VolumeName, PoolName] = _DEFAULT_POOLS,
+) -> None:
+    if call.untrusted_argument and klass not in _TEMPLATED_CLASSES:
+        raise ProtocolError(f"a qube of the class {klass} has no template")
+    untrusted_label = untrusted_options["label"]
+    if untrusted_label.isdigit():
+        raise InvalidLabelError(
+            f"label `{shown(untrusted_label)}` is a number", hint="give its name, such as `red`"
+        )
+    template = (
+        call.qubes.system.qube(call.untrusted_argument).name if call.untrusted_argument else None
+    )
+    await call.qubes.create(
+        klass,
+        QubeName.parse(untrusted_options["name"]),
+        LabelName.parse(untrusted_label),
+        template,
+        call.origin.name,
+        pools,
+    )
+
+
+for _klass in _CREATED_CLASSES:
+    _declare_creation(_klass)
+
+
+@method(
+    "admin.vm.CreateDisposable",
+    argument=Text.OPTIONAL,
+    payload=Text.OPTIONAL,
+    scope=Scope.GLOBAL,
+    access=Access.WRITE,
+    help="Create a disposable from a qube, or from the caller's own default; tell its name.",
+)
+async def create_disposable(call: Call) -> str:
+    """Create a disposable, halted; it goes when it stops."""
+    if call.untrusted_argument:
+        raise PermissionDeniedError(
+            f"argument `{shown(call.untrusted_argument)}` of `{call.method.name}` is not available"
+        )
+    if call.untrusted_payload not in (b"", b"uuid"):
+        raise ProtocolError("the payload is neither empty nor `uuid`")
+    template = None if call.destination.name == DOM0 else call.destination.name
+    name = await call.qubes.create_disposable(template, call.origin.name)
+    if call.untrusted_payload == b"uuid":
+        return f"uuid:{call.qubes.system.qube(name).uuid}"
+    return name
+
+
+@method(
+    "admin.vm.Remove",
+    scope=Scope.GLOBAL,
+    access=Access.WRITE,
+    help="Remove a halted qube with all its data.",
+)
+async def remove(call: Call) -> None:
+    """Remove a qube."""
+    await call.qubes.remove(call.destination.name)
+
+
+@method("admin.vm.Start", access=Access.EXECUTE, help="Start a qube and wait until it is ready.")
+async def start(call: Call) -> None:
+    """Start a qube; one that is not halted stays as it is."""
+    if call.destination.name == DOM0:
+        # Clients start the admin qube before every call to it, and expect this very error.
+        raise NotHaltedError("the admin qube always runs")
+    await call.qubes.start(call.destination.name)
+
+
+@method(
+    "admin.vm.Shutdown",
+    argument=Text.OPTIONAL,
+    access=Access.EXECUTE,
+    help="Shut a qube down; `force` although others use it, `wait` until it is gone.",
+)
+async def shutdown(call: Call) -> None:
+    """Shut a qube down."""
+    flags = call.untrusted_argument.split("+") if call.untrusted_argument else []
+    for flag in flags:
+        if flag not in {"force", "wait"}:
+            raise ProtocolError(f"flag `{shown(flag)}` is neither `force` nor `wait`")
+    _refuse_admin(call, "shut down")
+    await call.qubes.shutdown(call.destination.name, force="force" in flags, wait="wait" in flags)
+
+
+@method("admin.vm.Kill", access=Access.EXECUTE, help="Stop a qube at once.")
+async def kill(call: Call) -> None:
+    """Stop a qube at once."""
+    _refuse_admin(call, "killed")
+    await call.qubes.kill(call.destination.name)
+
+
+@method("admin.vm.Pause", access=Access.EXECUTE, help="Freeze a running qube.")
+async def pause(call: Call) -> None:
+    """Freeze a running qube."""
+    _refuse_admin(call, "paused")
+    await call.qubes.pause(call.destination.name)
+
+
+@method("admin.vm.Unpause", access=Access.EXECUTE, help="Let a paused qube go on.")
+async def unpause(call: Call) -> None:
+    """Let a paused qube go on."""
+    _refuse_admin(call, "unpaused")
+    await call.qubes.unpause(call.destination.name)
+
+
+def _refuse_admin(call: Call, what: str) -> None:
+    if call.destination.name == DOM0:
+        raise QubeError(f"the admin qube cannot be {what}")
+
+
+@method(
+    "admin.vm.CurrentState",
+    help="Tell the memory (KiB), the processor time (ns) and the state of a qube.",
+)
+async def current_state(call: Call) -> str:
+    """Tell the state of a qube and what it may use."""
+    qube = call.destination
+    power = call.qubes.state_of(qube)
+    most = 0
+    if power is not PowerState.HALTED and qube.name != DOM0:
+        system = call.qubes.system
+        most = int(str(system.value(qube, "maxmem") or system.value(qube, "memory"))) * _KIB
+    # What a qube uses at this moment is not measured yet.
+    return f"mem=0 mem_static_max={most} cputime=0 power_state={power}"

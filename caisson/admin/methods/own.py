@@ -1,0 +1,112 @@
+"""Methods of Caisson's own, all under `caisson.`; unmodified clients never call them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from caisson.admin.methods.classes import shown_qubes
+from caisson.admin.methods.events import CONNECTED
+from caisson.admin.methods.text import listing
+from caisson.admin.registry import Access, Call, Scope, Text, To, method, stream_method
+from caisson.errors import CaissonError, ProtocolError
+from caisson.model import Event, Qube, render
+from caisson.names import PropertyName, shown
+
+_encode = msgspec.json.Encoder().encode
+_EXTRAS = frozenset({".tags", ".features"})
+
+
+@method(
+    "caisson.vm.List",
+    argument=Text.OPTIONAL,
+    scope=Scope.GLOBAL,
+    help="List qubes with the named properties (joined by `+`; `.tags`, `.features` too) as JSON.",
+)
+async def list_with_properties(call: Call) -> bytes:
+    """Answer in one call what would take one call a qube: `[{"name", "class", …, "properties"}]`.
+
+    A property that a qube does not have is left out; one without a value is null.
+    """
+    words = call.untrusted_argument.split("+") if call.untrusted_argument else []
+    for word in words:
+        if word not in _EXTRAS:
+            PropertyName.parse(word)
+    names = tuple(PropertyName(word) for word in words if word not in _EXTRAS)
+    return _encode([_facts(call, qube, names, words) for qube in shown_qubes(call)])
+
+
+def _facts(
+    call: Call, qube: Qube, names: tuple[PropertyName, ...], words: list[str]
+) -> dict[str, Any]:
+    system = call.qubes.system
+    declared = system.properties(qube)
+    facts: dict[str, Any] = {
+        "name": qube.name,
+        "class": qube.klass,
+        "state": call.qubes.state_of(qube),
+        "uuid": str(qube.uuid),
+        "properties": {
+            name: None if (value := system.value(qube, name)) is None else render(value)
+            for name in names
+            if name in declared
+        },
+    }
+    if ".tags" in words:
+        facts["tags"] = sorted(qube.tags)
+    if ".features" in words:
+        facts["features"] = dict(qube.features)
+    return facts
+
+
+@method("caisson.doctor", to=To.ADMIN, scope=Scope.GLOBAL, help="Check the machine; JSON.")
+async def doctor(call: Call) -> bytes:
+    """Check the machine: `[{"name", "ok", "detail", "remedy"}]`."""
+    findings = await call.services.doctor()
+    return _encode(
+        [{"name": f.name, "ok": f.ok, "detail": f.detail, "remedy": f.remedy} for f in findings]
+    )
+
+
+@method(
+    "caisson.template.List",
+    to=To.ADMIN,
+    scope=Scope.GLOBAL,
+    help="List the recipes that templates can be built from.",
+)
+async def list_recipes(call: Call) -> str:
+    """List the recipes."""
+    return listing(call.services.recipes)
+
+
+@stream_method(
+    "caisson.template.Build",
+    to=To.ADMIN,
+    argument=Text.REQUIRED,
+    access=Access.WRITE,
+    help="Build a template from a recipe, telling the progress as events.",
+)
+async def build_template(call: Call) -> AsyncGenerator[Event, None]:
+    """Build a template.
+
+    Only event frames, as on every stream, so that no client misreads it: `template-progress`
+    with `text`, at last either `template-built` or `template-failed` with `type` and `message`.
+    """
+    if call.untrusted_argument not in call.services.recipes:
+        known = ", ".join(f"`{recipe}`" for recipe in call.services.recipes)
+        raise ProtocolError(
+            f"template recipe `{shown(call.untrusted_argument)}` does not exist",
+            hint=f"use one of {known}" if known else None,
+        )
+    recipe = {"recipe": call.untrusted_argument}
+    yield CONNECTED
+    try:
+        async for text in call.services.build_template(call.untrusted_argument):
+            yield Event(None, "template-progress", {**recipe, "text": text})
+    except CaissonError as error:
+        failure = {**recipe, "type": error.wire_name, "message": str(error)}
+        yield Event(None, "template-failed", failure)
+        return
+    yield Event(None, "template-built", recipe)

@@ -1,0 +1,127 @@
+"""Properties of qubes, and of the system as a whole (specification sheet, section 2.2)."""
+
+from __future__ import annotations
+
+from caisson.admin.methods.text import escaped, listing
+from caisson.admin.registry import Access, Call, Scope, Text, To, method
+from caisson.errors import NoSuchPropertyError, ValueRefusedError
+from caisson.model import NO_DEFAULT, Property, PropertyType, Qube, System, Value, render
+from caisson.names import PropertyName, QubeName, shown
+
+
+def typed(kind: PropertyType, value: Value) -> str:
+    """A value with its type, as on the wire; None is empty."""
+    return f"type={kind} {render(value)}"
+
+
+def state(system: System, owner: Qube | None, declared: Property) -> str:
+    """A property with its value, as on the wire."""
+    default = declared.read_only or system.is_default(owner, declared.name)
+    value = system.value(owner, declared.name)
+    return f"default={default} {typed(declared.type, value)}"
+
+
+def _declared(call: Call, owner: Qube | None) -> Property:
+    properties = call.qubes.system.properties(owner)
+    declared = properties.get(PropertyName(call.untrusted_argument))
+    if declared is None:
+        whose = f"qube `{owner.name}` has" if owner else "the system has"
+        raise NoSuchPropertyError(f"{whose} no property `{shown(call.untrusted_argument)}`")
+    return declared
+
+
+def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven twins, declared together
+    whose = "of the system" if to is To.ADMIN else "of a qube"
+
+    def owner(call: Call) -> Qube | None:
+        return None if to is To.ADMIN else call.destination
+
+    def owner_name(call: Call) -> QubeName | None:
+        return None if to is To.ADMIN else call.destination.name
+
+    @method(f"{prefix}.List", to=to, scope=scope, help=f"List the properties {whose}.")
+    async def list_names(call: Call) -> str:
+        return listing(sorted(call.qubes.system.properties(owner(call))))
+
+    @method(
+        f"{prefix}.Get",
+        to=to,
+        argument=Text.REQUIRED,
+        scope=scope,
+        help=f"Tell a property {whose}: whether it is the default, its type, its value.",
+    )
+    async def get(call: Call) -> str:
+        return state(call.qubes.system, owner(call), _declared(call, owner(call)))
+
+    @method(f"{prefix}.GetAll", to=to, scope=scope, help=f"Tell all properties {whose}.")
+    async def get_all(call: Call) -> str:
+        system = call.qubes.system
+        properties = system.properties(owner(call))
+        return listing(
+            f"{name} {escaped(state(system, owner(call), properties[name]))}"
+            for name in sorted(properties)
+        )
+
+    @method(
+        f"{prefix}.GetDefault",
+        to=to,
+        argument=Text.REQUIRED,
+        scope=scope,
+        help=f"Tell the default of a property {whose}.",
+    )
+    async def get_default(call: Call) -> str:
+        declared = _declared(call, owner(call))
+        default = declared.default(call.qubes.system, owner(call))
+        return "" if default is NO_DEFAULT else typed(declared.type, default)
+
+    @method(
+        f"{prefix}.Set",
+        to=to,
+        argument=Text.REQUIRED,
+        payload=Text.OPTIONAL,
+        scope=scope,
+        access=Access.WRITE,
+        help=f"Set a property {whose}.",
+    )
+    async def set_value(call: Call) -> None:
+        declared = _declared(call, owner(call))
+        _refuse_write_once(declared)
+        try:
+            untrusted_value = call.untrusted_payload.decode("ascii")
+        except UnicodeDecodeError:
+            raise ValueRefusedError(f"value of property `{declared.name}` is not ASCII") from None
+        await call.qubes.set_property(owner_name(call), declared.name, untrusted_value)
+
+    @method(
+        f"{prefix}.Reset",
+        to=to,
+        argument=Text.REQUIRED,
+        scope=scope,
+        access=Access.WRITE,
+        help=f"Let a property {whose} have its default again.",
+    )
+    async def reset(call: Call) -> None:
+        declared = _declared(call, owner(call))
+        _refuse_write_once(declared)
+        if not declared.read_only:
+            await call.qubes.reset_property(owner_name(call), declared.name)
+
+    @method(
+        f"{prefix}.Help",
+        to=to,
+        argument=Text.REQUIRED,
+        scope=scope,
+        help=f"Explain a property {whose}.",
+    )
+    async def explain(call: Call) -> str:
+        return _declared(call, owner(call)).help
+
+
+def _refuse_write_once(declared: Property) -> None:
+    # Clients that clone a qube skip a property on this error only.
+    if declared.write_once:
+        raise NoSuchPropertyError(f"property `{declared.name}` is set once, at creation")
+
+
+_declare("admin.property", To.ADMIN, Scope.GLOBAL)
+_declare("admin.vm.property", To.ANY, Scope.LOCAL)

@@ -1,0 +1,231 @@
+"""The methods of the Admin API: one declaration each, checked the same way for all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from caisson.errors import InternalError, PermissionDeniedError, ProtocolError
+from caisson.model import Event, Qube
+from caisson.names import DOM0, shown
+
+if TYPE_CHECKING:
+    from caisson.admin.services import Services
+    from caisson.admin.wire import Request
+    from caisson.lifecycle import Qubes
+
+
+class To(Enum):
+    """Which qubes a method may be called on."""
+
+    ADMIN = "the admin qube only"
+    ANY = "any qube"
+    NOT_ADMIN = "any qube but the admin qube"
+
+
+class Text(Enum):
+    """Whether a method takes an argument, or a payload."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class Scope(Enum):
+    """Which policy file rules a method by default, and which socket serves it."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+    INTERNAL = "internal"
+
+
+class Access(Enum):
+    """What a method does to the system."""
+
+    READ = "ro"
+    WRITE = "w"
+    EXECUTE = "x"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request whose method, source and destination are known to exist.
+
+    The argument and the payload fit the method's declaration in being there or not;
+    what is in them is for the method to check.
+    """
+
+    qubes: Qubes
+    services: Services
+    method: Method
+    origin: Qube
+    destination: Qube
+    untrusted_argument: str
+    untrusted_payload: bytes
+
+    @property
+    def untrusted_text(self) -> str:
+        """The payload as text.
+
+        Raises:
+            ProtocolError: it is not ASCII.
+        """
+        try:
+            return self.untrusted_payload.decode("ascii")
+        except UnicodeDecodeError:
+            raise ProtocolError(f"the payload of `{self.method.name}` is not ASCII") from None
+
+
+Answer = Callable[[Call], Awaitable[bytes | str | None]]
+Stream = Callable[[Call], AsyncGenerator[Event, None]]
+Permit = Callable[[Call], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A method that gives one answer."""
+
+    run: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """A method that answers with events until it is done or the client leaves."""
+
+    run: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The declaration of a method."""
+
+    name: str
+    to: To
+    argument: Text
+    payload: Text
+    scope: Scope
+    access: Access
+    help: str
+    kind: Answers | Streams
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Methods by their full names."""
+
+    methods: dict[str, Method] = field(default_factory=dict)
+
+    def add(self, method: Method) -> None:
+        """Take a method in.
+
+        Raises:
+            InternalError: there is one of that name.
+        """
+        if method.name in self.methods:
+            raise InternalError(f"method `{method.name}` is declared twice")
+        self.methods[method.name] = method
+
+    def call(self, qubes: Qubes, services: Services, request: Request, *, internal: bool) -> Call:
+        """Turn a request into a call, checking what the declaration says.
+
+        Args:
+            qubes: the life of all qubes.
+            services: what else methods use.
+            request: the request as it came.
+            internal: it came through the internal socket, which serves other methods.
+
+        Raises:
+            ProtocolError: there is no such method, or it is not called like that.
+            QubeNotFoundError: the source or the destination does not exist.
+        """
+        method = self.methods.get(request.untrusted_method)
+        if method is None or (method.scope is Scope.INTERNAL) != internal:
+            raise ProtocolError(f"method `{shown(request.untrusted_method)}` does not exist here")
+        origin = qubes.system.qube(request.untrusted_source)
+        destination = qubes.system.qube(request.untrusted_destination)
+        is_admin = destination.name == DOM0
+        if method.to is To.ADMIN and not is_admin:
+            raise ProtocolError(
+                f"method `{method.name}` cannot be called on `{destination.name}`",
+                hint=f"call it on `{DOM0}`",
+            )
+        if method.to is To.NOT_ADMIN and is_admin:
+            raise ProtocolError(f"method `{method.name}` cannot be called on `{DOM0}`")
+        _check_presence(method, "argument", method.argument, bool(request.untrusted_argument))
+        _check_presence(method, "payload", method.payload, bool(request.untrusted_payload))
+        return Call(
+            qubes,
+            services,
+            method,
+            origin,
+            destination,
+            request.untrusted_argument,
+            request.untrusted_payload,
+        )
+
+
+def _check_presence(method: Method, what: str, rule: Text, present: bool) -> None:
+    if rule is Text.REQUIRED and not present:
+        raise ProtocolError(f"method `{method.name}` was called without its {what}")
+    if rule is Text.NONE and present:
+        raise ProtocolError(f"method `{method.name}` takes no {what}")
+
+
+def permit_trusted(call: Call) -> None:
+    """Allow the admin qube everything, and any other caller only a disposable of its own.
+
+    The place where delegated administration decides; every method passes here, with the
+    caller, the method, the destination and the argument at hand.
+
+    Raises:
+        PermissionDeniedError: the caller is another qube.
+    """
+    if call.origin.name == DOM0 or call.method.name == "admin.vm.CreateDisposable":
+        return
+    raise PermissionDeniedError(
+        f"qube `{call.origin.name}` may not call `{call.method.name}`",
+        hint="only the admin qube administers this machine",
+    )
+
+
+METHODS = Registry()
+
+
+def method(
+    name: str,
+    *,
+    to: To = To.ANY,
+    argument: Text = Text.NONE,
+    payload: Text = Text.NONE,
+    scope: Scope = Scope.LOCAL,
+    access: Access = Access.READ,
+    help: str,  # noqa: A002 - the word that readers of the reference look for
+) -> Callable[[Answer], Answer]:
+    """Declare a method that gives one answer."""
+
+    def declare(answer: Answer) -> Answer:
+        METHODS.add(Method(name, to, argument, payload, scope, access, help, Answers(answer)))
+        return answer
+
+    return declare
+
+
+def stream_method(
+    name: str,
+    *,
+    to: To = To.ANY,
+    argument: Text = Text.NONE,
+    payload: Text = Text.NONE,
+    scope: Scope = Scope.GLOBAL,
+    access: Access = Access.READ,
+    help: str,  # noqa: A002 - as above
+) -> Callable[[Stream], Stream]:
+    """Declare a method that answers with events until it is done or the client leaves."""
+
+    def declare(stream: Stream) -> Stream:
+        METHODS.add(Method(name, to, argument, payload, scope, access, help, Streams(stream)))
+        return stream
+
+    return declare

@@ -1,0 +1,289 @@
+"""The daemon's side of the Admin API sockets.
+
+One task a connection, each with its own bounds: a client that is slow, silent, malformed or
+gone costs its own connection and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from caisson.admin import wire
+from caisson.admin.methods import METHODS
+from caisson.admin.registry import Answer, Answers, Call, Permit, Stream, Streams, permit_trusted
+from caisson.admin.services import Services
+from caisson.errors import CaissonError, DaemonError, InternalError
+from caisson.lifecycle import Qubes
+from caisson.paths import Paths
+
+_log = structlog.get_logger()
+
+REQUEST_SECONDS = 10.0
+"""How long a client may take to send its whole request."""
+ANSWER_SECONDS = 60.0
+"""How long a client may leave one answer or one event unread."""
+_BACKLOG = 1024
+_CHUNK = 65_536
+_GROUP = "qubes"
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class AdminServer:
+    """Serves the Admin API on its two sockets.
+
+    Args:
+        qubes: the life of all qubes.
+        paths: where the sockets are.
+        services: what methods need beside `qubes`.
+        permit: asked about every call before it runs.
+        request_seconds: how long a client may take to send its request.
+    """
+
+    def __init__(
+        self,
+        qubes: Qubes,
+        paths: Paths,
+        *,
+        services: Services | None = None,
+        permit: Permit = permit_trusted,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:
+        self._qubes = qubes
+        self._paths = paths
+        self._services = services or Services()
+        self._permit = permit
+        self._request_seconds = request_seconds
+        self._listeners: list[tuple[socket.socket, bool]] = []
+        self._connection_ended = asyncio.Event()
+
+    def bind(self) -> None:
+        """Take the sockets; from here on clients can connect, and wait for `run`.
+
+        Raises:
+            DaemonError: another daemon answers there.
+        """
+        for path, internal in ((self._paths.qubesd, False), (self._paths.qubesd_internal, True)):
+            self._listeners.append((_listen(path), internal))
+
+    async def run(self) -> None:
+        """Serve until cancelled; then requests under way are cancelled too."""
+        if not self._listeners:
+            self.bind()
+        try:
+            async with asyncio.TaskGroup() as group:
+                hangups = Hangups()
+                group.create_task(hangups.run())
+                for listener, internal in self._listeners:
+                    group.create_task(self._accept(group, listener, hangups, internal=internal))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the sockets up."""
+        for listener, _ in self._listeners:
+            # The paths stay: a successor may have bound them already, and takes over stale ones.
+            listener.close()
+        self._listeners.clear()
+
+    async def _accept(
+        self,
+        group: asyncio.TaskGroup,
+        listener: socket.socket,
+        hangups: Hangups,
+        *,
+        internal: bool,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                # Wait until a connection of ours ends; the second is for what others hold.
+                _log.warning("admin.accept-delayed", reason=os.strerror(error.errno))
+                self._connection_ended.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._connection_ended.wait(), 1.0)
+                continue
+            connection.setblocking(False)
+            group.create_task(self._serve(connection, hangups, internal=internal))
+
+    async def _serve(self, connection: socket.socket, hangups: Hangups, *, internal: bool) -> None:
+        try:
+            request = await self._receive(connection)
+            if request is not None:
+                await self._answer(connection, request, hangups, internal=internal)
+        except (OSError, TimeoutError):
+            # The client is gone or does not read. What it asked for was done.
+            pass
+        except Exception as error:  # noqa: BLE001 - one request must not end the daemon
+            _log.error("admin.bug", exc_info=error)
+        finally:
+            connection.close()
+            self._connection_ended.set()
+
+    async def _receive(self, connection: socket.socket) -> wire.Request | None:
+        """One whole request; None when it is not one."""
+        loop = asyncio.get_running_loop()
+        untrusted = bytearray()
+        async with asyncio.timeout(self._request_seconds):
+            while chunk := await loop.sock_recv(connection, _CHUNK):
+                untrusted += chunk
+                if len(untrusted) > wire.LONGEST_REQUEST:
+                    break
+        if not untrusted:
+            return None
+        try:
+            return wire.parse_request(bytes(untrusted))
+        except wire.FramingError as error:
+            _log.warning("admin.request-dropped", reason=error.message)
+            return None
+
+    async def _answer(
+        self,
+        connection: socket.socket,
+        request: wire.Request,
+        hangups: Hangups,
+        *,
+        internal: bool,
+    ) -> None:
+        try:
+            call = METHODS.call(self._qubes, self._services, request, internal=internal)
+            self._permit(call)
+            match call.method.kind:
+                case Answers(run):
+                    reply = await _reply(run, call)
+                case Streams(run):
+                    await _stream(connection, run, call, hangups)
+                    return
+        except CaissonError as error:
+            reply = wire.exception(error)
+        await _send(connection, reply)
+
+
+async def _reply(run: Answer, call: Call) -> bytes:
+    try:
+        content = await run(call)
+    except CaissonError:
+        raise
+    except Exception as error:
+        raise _bug(call, error) from error
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    return wire.ok(content or b"")
+
+
+async def _stream(connection: socket.socket, run: Stream, call: Call, hangups: Hangups) -> None:
+    """Send events until there are no more; a refusal can be told only before the first."""
+    begun = False
+    with hangups.cancelling(connection):
+        async with aclosing(run(call)) as events:
+            try:
+                async for event in events:
+                    frame = wire.event(event.subject or "", event.name, event.kwargs)
+                    await _send(connection, frame)
+                    begun = True
+            except (OSError, TimeoutError):
+                raise
+            except Exception as error:
+                problem = error if isinstance(error, CaissonError) else _bug(call, error)
+                if begun:
+                    return
+                raise problem from error
+
+
+def _bug(call: Call, error: Exception) -> InternalError:
+    _log.error("admin.bug", method=call.method.name, exc_info=error)
+    return InternalError(f"{type(error).__name__} in `{call.method.name}`")
+
+
+async def _send(connection: socket.socket, frame: bytes) -> None:
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await asyncio.get_running_loop().sock_sendall(connection, frame)
+
+
+class Hangups:
+    """Tells when a client that has half-closed its side is gone for good.
+
+    After a half-close the socket stays readable for ever, so asyncio cannot wait for the rest;
+    an edge-triggered epoll reports just the hang-up.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._waiting: dict[int, Callable[[], object]] = {}
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._epoll.fileno(), self._report)
+        try:
+            await loop.create_future()
+        finally:
+            loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+
+    @contextmanager
+    def cancelling(self, connection: socket.socket) -> Iterator[None]:
+        """Cancel the current task when the peer of `connection` goes."""
+        task = asyncio.current_task()
+        if task is None:
+            raise InternalError("no task to cancel")
+        descriptor = connection.fileno()
+        self._waiting[descriptor] = task.cancel
+        # No event but the hang-up is asked for, and that one always comes.
+        self._epoll.register(descriptor, select.EPOLLET)
+        try:
+            yield
+        finally:
+            del self._waiting[descriptor]
+            self._epoll.unregister(descriptor)
+
+    def _report(self) -> None:
+        for descriptor, _ in self._epoll.poll(0):
+            if cancel := self._waiting.get(descriptor):
+                cancel()
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path` for root and the group `qubes`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _answers(path):
+        raise DaemonError(
+            f"another daemon answers at `{path}`", hint="end it first: `sudo caisson down`"
+        )
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    except OSError as error:
+        listener.close()
+        raise DaemonError(f"cannot make the socket `{path}`: {error.strerror}") from None
+    finally:
+        os.umask(umask)
+    with suppress(KeyError, PermissionError):
+        os.chown(path, -1, grp.getgrnam(_GROUP).gr_gid)
+        path.chmod(0o660)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,173 @@
+"""Properties as the commands show and set them; the same for qubes and for the system."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from caisson.admin.client import Client
+from caisson.errors import CaissonError, NoSuchPropertyError
+from caisson.names import shown
+from caisson.tools import terminal
+from caisson.tools.command import USAGE, UsageError
+
+# The properties whose value is a qube: `none` stands for no qube, and no qube has that name.
+_REFERENCES = frozenset(
+    {
+        "audiovm",
+        "clockvm",
+        "default_audiovm",
+        "default_dispvm",
+        "default_guivm",
+        "default_netvm",
+        "default_template",
+        "guivm",
+        "management_dispvm",
+        "netvm",
+        "relayvm",
+        "template",
+        "updatevm",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A property with its value, as the daemon tells it."""
+
+    name: str
+    default: bool
+    kind: str
+    text: str
+
+    @property
+    def value(self) -> str | None:
+        """The text of the value; None for no value."""
+        return None if self.text == "" and self.kind != "str" else self.text
+
+    def row(self) -> tuple[str, ...]:
+        """Name, flag and value; the flag is `-` set, `D` default, `U` without a value."""
+        if self.value is None and self.kind in {"int", "bool"}:
+            return (self.name, "U")
+        return (
+            self.name,
+            "D" if self.default else "-",
+            "None" if self.value is None else self.text,
+        )
+
+
+def decode(name: str, text: str) -> Shown:
+    """Read `default=… type=… VALUE`."""
+    default, kind, value = text.split(" ", 2)
+    return Shown(name, default == "default=True", kind.removeprefix("type="), value)
+
+
+def decode_line(line: str) -> Shown:
+    """Read one line of `GetAll`."""
+    name, text = line.split(" ", 1)
+    parts = text.split("\\\\")
+    return decode(name, "\\".join(p.replace("\\n", "\n").replace("\\r", "\r") for p in parts))
+
+
+def wire_name(untrusted_name: str) -> str:
+    """The name of a property as the daemon knows it: with underscores."""
+    return untrusted_name.replace("-", "_")
+
+
+def wire_value(name: str, value: str) -> bytes:
+    """The value of a property as the daemon expects it."""
+    if name in _REFERENCES and value.lower() == "none":
+        return b""
+    return value.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose properties: a qube's, or with an empty name the system's."""
+
+    qube: str
+
+    @property
+    def methods(self) -> str:
+        """The prefix of the methods."""
+        return "admin.vm.property" if self.qube else "admin.property"
+
+    @property
+    def destination(self) -> str:
+        """The qube that the methods are called on."""
+        return self.qube or "dom0"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `qvm-prefs` and `qubes-prefs` share."""
+    parser.add_argument("property", metavar="PROPERTY", nargs="?", help="show or set this one only")
+    parser.add_argument("value", metavar="VALUE", nargs="?", help="the new value; `none`: no qube")
+    parser.add_argument(
+        "--unset", "--default", "-D", action="store_true", help="let PROPERTY have its default"
+    )
+    parser.add_argument(
+        "--hide-default", action="store_true", help="list only what differs from its default"
+    )
+    parser.add_argument(
+        "--help-properties", action="store_true", help="list the properties with their meaning"
+    )
+    parser.add_argument("--get", "-g", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--set", "-s", action="store_true", help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace, client: Client, owner: Owner) -> int:
+    """Show, set or reset."""
+    if arguments.help_properties:
+        return _explain(client, owner)
+    if arguments.property is None:
+        if arguments.unset:
+            raise UsageError("`--default` needs the name of a property")
+        return _list(client, owner, hide_default=arguments.hide_default)
+    name = wire_name(arguments.property)
+    try:
+        return _one(client, owner, name, arguments)
+    except NoSuchPropertyError as error:
+        terminal.complain(_with_hint(error, owner, client, name))
+        return USAGE
+
+
+def _one(client: Client, owner: Owner, name: str, arguments: argparse.Namespace) -> int:
+    if arguments.unset:
+        if arguments.value is not None:
+            raise UsageError("a value and `--default` exclude each other")
+        client.call(f"{owner.methods}.Reset", name, owner.destination)
+        return 0
+    if arguments.value is not None:
+        payload = wire_value(name, arguments.value)
+        client.call(f"{owner.methods}.Set", name, owner.destination, payload)
+        return 0
+    found = decode(name, client.text(f"{owner.methods}.Get", name, owner.destination))
+    if found.value is not None:
+        print(terminal.harmless(found.value))
+    return 0
+
+
+def _list(client: Client, owner: Owner, *, hide_default: bool) -> int:
+    lines = client.lines(f"{owner.methods}.GetAll", destination=owner.destination)
+    rows = sorted(decode_line(line).row() for line in lines)
+    rows = [row for row in rows if not (hide_default and row[1] == "D")]
+    width = max((len(row[0]) for row in rows), default=0)
+    for name, *rest in rows:
+        print(terminal.harmless("  ".join([name.ljust(width), *rest])))
+    return 0
+
+
+def _explain(client: Client, owner: Owner) -> int:
+    names = client.lines(f"{owner.methods}.List", destination=owner.destination)
+    rows = [(name, client.text(f"{owner.methods}.Help", name, owner.destination)) for name in names]
+    print(terminal.table(sorted(rows)), end="")
+    return 0
+
+
+def _with_hint(error: NoSuchPropertyError, owner: Owner, client: Client, name: str) -> CaissonError:
+    from difflib import get_close_matches
+
+    names = client.lines(f"{owner.methods}.List", destination=owner.destination)
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean `{shown(near[0])}`?" if near else "`--help-properties` lists them"
+    return CaissonError(error.message, error.hint or hint)

@@ -1,0 +1,67 @@
+"""`qvm-features`: show and set the features of a qube."""
+
+from __future__ import annotations
+
+import argparse
+
+from caisson.admin.client import Client
+from caisson.errors import FeatureNotFoundError
+from caisson.tools import command, terminal
+from caisson.tools.command import FAILURE, UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = command.parser(
+        "qvm-features",
+        "Show and set the features of a qube.",
+        "exit codes: 0 done; 1 refused, or the feature to show is not there",
+    )
+    made.add_argument("name", metavar="VMNAME", help="qube")
+    made.add_argument("feature", metavar="FEATURE", nargs="?", help="show or set this one only")
+    made.add_argument("value", metavar="VALUE", nargs="?", help="the new value; empty means no")
+    made.add_argument(
+        "--unset", "--default", "--delete", "-D", action="store_true", help="remove FEATURE"
+    )
+    return made
+
+
+def run(arguments: argparse.Namespace, client: Client) -> int:
+    """Show, set or remove."""
+    if arguments.feature is None:
+        if arguments.unset:
+            raise UsageError("`--unset` needs the name of a feature")
+        names = client.lines("admin.vm.feature.List", destination=arguments.name)
+        rows = [
+            (name, client.text("admin.vm.feature.Get", name, arguments.name))
+            for name in sorted(names)
+        ]
+        print(terminal.table(rows), end="")
+        return 0
+    if arguments.unset:
+        return _unset(client, arguments)
+    if arguments.value is not None:
+        payload = arguments.value.encode()
+        client.call("admin.vm.feature.Set", arguments.feature, arguments.name, payload)
+        return 0
+    try:
+        value = client.text("admin.vm.feature.Get", arguments.feature, arguments.name)
+    except FeatureNotFoundError:
+        return FAILURE
+    print(terminal.harmless(value))
+    return 0
+
+
+def _unset(client: Client, arguments: argparse.Namespace) -> int:
+    if arguments.value is not None:
+        raise UsageError("a value and `--unset` exclude each other")
+    try:
+        client.call("admin.vm.feature.Remove", arguments.feature, arguments.name)
+    except FeatureNotFoundError:
+        return 0
+    return 0
+
+
+def main() -> int:
+    """Entry point."""
+    return command.main(parser(), run)

@@ -1,0 +1,113 @@
+"""`caisson`: everything that is Caisson's own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from caisson import __version__
+from caisson.admin.client import Client
+from caisson.errors import CaissonError
+from caisson.tools import command, terminal
+from caisson.tools.command import FAILURE, USAGE
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = command.parser("caisson", "Qubes on any Linux: run and look after the machine's part.")
+    actions = made.add_subparsers(dest="action", metavar="COMMAND")
+    up = actions.add_parser("up", help="start both daemons and look after them")
+    up.add_argument("--detach", action="store_true", help="return as soon as they answer")
+    actions.add_parser("down", help="stop the daemons that `caisson up` started; qubes go on")
+    doctor = actions.add_parser("doctor", help="check this machine")
+    doctor.add_argument("--json", action="store_true", help="a list of objects")
+    template = actions.add_parser("template", help="build templates")
+    on_templates = template.add_subparsers(dest="template_action", metavar="ACTION", required=True)
+    build = on_templates.add_parser("build", help="build a template from a recipe")
+    build.add_argument("recipe", metavar="RECIPE", help="such as `debian-12-minimal`")
+    on_templates.add_parser("list", help="list the recipes")
+    # Its options are its own: it is given the rest of the command line as it is.
+    actions.add_parser("prompt", help="answer the questions that calls between qubes raise")
+    actions.add_parser("version", help="tell the version")
+    return made
+
+
+def run(arguments: argparse.Namespace, client: Client) -> int:
+    """Do what the sub-command says."""
+    match arguments.action:
+        case "up":
+            from caisson.tools import supervision
+
+            return supervision.up(client.root, detach=arguments.detach)
+        case "down":
+            from caisson.tools import supervision
+
+            return supervision.down(client.root)
+        case "doctor":
+            return _doctor(arguments, client)
+        case "template":
+            return _template(arguments, client)
+        case "version":
+            print(__version__)
+            return 0
+        case _:
+            parser().print_help(sys.stderr)
+            return USAGE
+
+
+def _doctor(arguments: argparse.Namespace, client: Client) -> int:
+    import json
+
+    reply = client.call("caisson.doctor")
+    findings = json.loads(reply)
+    if arguments.json:
+        print(json.dumps(findings, indent=2))
+    else:
+        rows = [("ok" if f["ok"] else "MISSING", f["name"], f["detail"]) for f in findings]
+        print(terminal.table(rows), end="")
+        for finding in findings:
+            if not finding["ok"] and finding["remedy"]:
+                terminal.say(f"hint: {finding['name']}: {finding['remedy']}")
+    return 0 if all(finding["ok"] for finding in findings) else FAILURE
+
+
+def _template(arguments: argparse.Namespace, client: Client) -> int:
+    if arguments.template_action == "list":
+        for recipe in client.lines("caisson.template.List"):
+            print(terminal.harmless(recipe))
+        return 0
+    for event in client.events("caisson.template.Build", arguments.recipe):
+        match event.name:
+            case "template-progress":
+                if not arguments.quiet:
+                    terminal.say(event.arguments.get("text", ""))
+            case "template-built":
+                return 0
+            case "template-failed":
+                message, _, hint = event.arguments.get("message", "").partition("\nhint: ")
+                raise CaissonError(message, hint or None)
+    raise CaissonError(
+        f"the daemon went away while building `{arguments.recipe}`", "its log tells why"
+    )
+
+
+def _prompt_words(argv: Sequence[str]) -> list[str] | None:
+    """The words after `prompt` and the common options before it; None for another command."""
+    before = argparse.ArgumentParser(add_help=False)
+    before.add_argument("--root")
+    before.add_argument("words", nargs=argparse.REMAINDER)
+    known = before.parse_known_args(argv)[0]
+    if known.words[:1] != ["prompt"]:
+        return None
+    return [*(("--root", known.root) if known.root else ()), *known.words[1:]]
+
+
+def main() -> int:
+    """Entry point."""
+    words = _prompt_words(sys.argv[1:])
+    if words is not None:
+        from caisson.tools import prompt
+
+        return command.guarded(lambda: prompt.main(words))
+    return command.main(parser(), run)
