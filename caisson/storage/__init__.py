@@ -6,7 +6,7 @@ erased by `rm`, never interpreted.
 Called by `lifecycle`. Engines mount what lies here; nothing here mounts for a qube.
 """
 
-from caisson.storage import host_template, qube_files
+from caisson.storage import debian_template, host_template, qube_files
 from caisson.storage.pool import OVERLAY_OPTIONS, Building, Pool
 from caisson.storage.skeleton import new_private
 from caisson.storage.volumes import (
@@ -38,6 +38,7 @@ __all__ = [
     "StopPlan",
     "VolumePlan",
     "begun",
+    "debian_template",
     "flattened",
     "garbage",
     "host_template",

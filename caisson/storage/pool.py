@@ -155,7 +155,7 @@ class Pool:
             with storage_errors("fill a layer"):
                 yield new
                 if sync and not writable:
-                    self._sync()
+                    self.sync()
             with storage_errors("make a layer"):
                 new.directory.rename(self.directory / new.id)
         except BaseException:
@@ -273,8 +273,8 @@ class Pool:
     def _discard(self, path: Path) -> None:
         path.rename(self._trash / f"{path.name.lstrip('.')}.{secrets.token_hex(8)}")
 
-    def _sync(self) -> None:
-        """Write the pool's file system to disk: a store may refer to the new layer at once."""
+    def sync(self) -> None:
+        """Write the pool's file system to disk: a store may refer to a new layer at once."""
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if _libc.syncfs(descriptor):
