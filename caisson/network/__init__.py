@@ -1,0 +1,195 @@
+"""The network of qubes: one link from each qube to its network qube, and the rules on it.
+
+Trusts: the model's values and the process ids that an engine gives.
+Does not trust: anything inside a qube; it reads nothing from there, and a qube that owns its
+own namespace with full powers still cannot forge a source, reach a neighbour or be reached.
+Callers: `lifecycle`, and `daemons` for the doctor. Every method may be called again: what is
+there and right stays untouched, which is how a restarted daemon adopts running qubes.
+
+The order that callers keep, so that no packet ever passes without rules:
+
+1. A network qube has started: `prepare`, before it or any client of it is plugged.
+2. A qube has started: `plug` it to its network qube; a network qube: its running clients too.
+3. A client has ended: `forget` it. A running one changes its network qube: `unplug`, `plug`.
+4. The last qube of a chain has ended: `drop_uplink`.
+5. The daemon has started: 1 and 2 for what runs, then `sweep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from caisson.errors import NetworkError
+from caisson.findings import Finding
+from caisson.names import QubeName
+from caisson.network import addresses, doctor, links, nft, rules, uplink
+from caisson.network.links import End
+from caisson.network.namespaces import Namespace, Worker
+from caisson.network.uplink import Uplink, UplinkKind
+
+__all__ = ["Endpoint", "Network", "Uplink", "UplinkKind"]
+
+_OWN = Path("/proc/self/ns/net")
+_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running qube, as its links need it.
+
+    Attributes:
+        name: the qube, for errors.
+        qid: its number; names its interface in its network qube.
+        address: its property `ip`.
+        pid: its first process.
+        uid_base: the first user id of the process's range; None leaves it unchecked.
+        mac: its property `mac`.
+    """
+
+    name: QubeName
+    qid: int
+    address: IPv4Address
+    pid: int
+    uid_base: int | None = None
+    mac: str = addresses.CLIENT_MAC
+
+    @property
+    def source(self) -> rules.Source:
+        """Where its network qube sees it, and with which address."""
+        return (addresses.provider_interface(self.qid), self.address)
+
+    def open(self) -> Namespace:
+        """Its network namespace."""
+        namespace = Namespace.of_process(self.pid, self.uid_base)
+        namespace.what = f"qube `{self.name}`"
+        return namespace
+
+
+class Network:
+    """All links of one instance.
+
+    Args:
+        instance: `Paths.instance`, which keeps several instances on a machine apart.
+        machine: the namespace that uplinks of the kind `nat` lead to.
+    """
+
+    def __init__(self, instance: str = "", machine: Path = _OWN) -> None:
+        self._instance = instance
+        self._machine = machine
+        self._worker = Worker()
+
+    async def prepare(
+        self, provider: Endpoint, clients: Iterable[Endpoint] = (), uplink: Uplink | None = None
+    ) -> None:
+        """Write the rules of a network qube, and make its uplink if it is the end of its chain.
+
+        Args:
+            provider: the network qube.
+            clients: the running qubes to plug to it; any other loses its way through.
+            uplink: set for the last qube of a chain, None for the others.
+
+        Raises:
+            NetworkError: it cannot be done; the qube then has no uplink.
+        """
+        await self._worker.run(self._prepare, provider, tuple(clients), uplink)
+
+    async def plug(self, client: Endpoint, provider: Endpoint) -> None:
+        """Link a running qube to its running, prepared network qube.
+
+        Raises:
+            NetworkError: it cannot be done; nothing of the link or its rule is left.
+        """
+        await self._worker.run(self._plug, client, provider)
+
+    async def unplug(self, client: Endpoint, provider: Endpoint) -> None:
+        """Take a running qube off its network qube; does nothing where it is not plugged.
+
+        Raises:
+            NetworkError: the link cannot be removed.
+        """
+        await self._worker.run(self._unplug, client, provider)
+
+    async def forget(self, client: Endpoint, provider: Endpoint) -> None:
+        """Take a qube that has ended out of the rules; its link dies with its namespace.
+
+        Does nothing where the network qube is gone.
+        """
+        await self._worker.run(self._forget, client, provider)
+
+    async def drop_uplink(self, qid: int, of: Uplink) -> None:
+        """Remove the uplink of a qube, running or not; does nothing where there is none.
+
+        Raises:
+            NetworkError: it cannot be removed.
+        """
+        await self._worker.run(uplink.take_down, self._instance, qid, of, self._machine)
+
+    async def sweep(self, running: Collection[int]) -> None:
+        """Remove what uplinks of ended qubes left on the machine.
+
+        Args:
+            running: the qids of the running qubes with an uplink of the kind `nat`.
+
+        Raises:
+            NetworkError: something cannot be removed.
+        """
+        await self._worker.run(uplink.sweep, self._instance, running, self._machine)
+
+    async def doctor(self) -> tuple[Finding, ...]:
+        """What the machine has and lacks."""
+        return await self._worker.run(lambda: tuple(doctor.findings(self._machine)))
+
+    def close(self) -> None:
+        """End the thread; links and rules stay."""
+        self._worker.close()
+
+    def _prepare(
+        self, provider: Endpoint, clients: tuple[Endpoint, ...], of: Uplink | None
+    ) -> None:
+        with provider.open() as namespace:
+            targets = None if of is None else of.resolvers()
+            namespace.run(nft.run, rules.provider([c.source for c in clients], targets))
+            namespace.run(_forward)
+            if of is not None:
+                uplink.bring_up(self._instance, provider.qid, of, namespace, self._machine)
+
+    def _plug(self, client: Endpoint, provider: Endpoint) -> None:
+        with client.open() as inner, provider.open() as outer:
+            # The element admits nothing before the interface of that name is there.
+            outer.run(nft.run, rules.add_client(client.source))
+            try:
+                links.connect(
+                    End(inner, addresses.CLIENT_INTERFACE, client.mac, client.address),
+                    End(outer, client.source[0], addresses.PROVIDER_MAC, provider.address),
+                )
+            except BaseException:
+                with suppress(NetworkError):
+                    outer.run(nft.run, rules.remove_client(client.source))
+                raise
+
+    def _unplug(self, client: Endpoint, provider: Endpoint) -> None:
+        try:
+            outer = provider.open()
+        except NetworkError:
+            return  # its end of the link died with it
+        with outer:
+            with suppress(nft.NftError):
+                outer.run(nft.run, rules.remove_client(client.source))
+            links.disconnect(outer, client.source[0])
+
+    def _forget(self, client: Endpoint, provider: Endpoint) -> None:
+        with suppress(NetworkError), provider.open() as outer:
+            outer.run(nft.run, rules.remove_client(client.source))
+
+
+def _forward() -> None:
+    """Let a network qube forward; its rules are in place."""
+    try:
+        if _FORWARD.read_text().strip() == "0":
+            _FORWARD.write_text("1")
+    except OSError as error:
+        raise NetworkError(f"cannot write `{_FORWARD}`: {error.strerror}") from error
