@@ -48,7 +48,7 @@ class Index:
             table = self._tables.setdefault((rule.service, rule.argument), {})
             row = table.setdefault(rule.source.key, _Row())
             row.first.setdefault(rule.target.key, number)
-            row.offers.setdefault((rule.redirect or rule.target).key, number)
+            row.offers.setdefault(str(rule.redirect or rule.target), number)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
         """Decide as `reference.decide` does."""
@@ -122,8 +122,10 @@ class Index:
             if len(view.offered) >= _MOST_REMEMBERED:
                 view.offered.clear()
             view.offered[identity] = bits
-        if bits & view.disposable:
-            bits ^= view.disposable
+        if bits & view.bit["@adminvm"]:
+            bits = bits & ~view.bit["@adminvm"] | view.bit.get("dom0", 0)
+        if bits & view.bit["@dispvm"]:
+            bits ^= view.bit["@dispvm"]
             base = view.domains.find(call.source.default_dispvm or "")
             if base is not None and base.template_for_dispvms:
                 bits |= view.bit[f"@dispvm:{base.name}"]
@@ -139,7 +141,7 @@ class Index:
         for number in sorted(firsts.values(), reverse=True):
             rule = self.rules[number]
             if rule.action is Action.DENY:
-                bits &= ~view.expand(rule.target)
+                bits &= ~view.withdrawn(rule.target)
             else:
                 bits |= view.expand(rule.redirect or rule.target)
         return bits
@@ -227,7 +229,7 @@ class _View:
     def _universe(self) -> list[str]:
         names = list(self.domains.domains)
         bases = [f"@dispvm:{q.name}" for q in self._qubes if q.template_for_dispvms]
-        return sorted([*names, *bases, "@dispvm"])
+        return sorted([*names, *bases, "@adminvm", "@dispvm"])
 
     @cached_property
     def _qubes(self) -> list[Domain]:
@@ -237,11 +239,6 @@ class _View:
     def bit(self) -> dict[str, int]:
         """The bit of every target that a list can hold."""
         return {name: 1 << i for i, name in enumerate(self._universe)}
-
-    @cached_property
-    def disposable(self) -> int:
-        """The bit of `@dispvm`, before it is replaced by the source's own default."""
-        return self.bit["@dispvm"]
 
     @cached_property
     def internal(self) -> int:
@@ -257,8 +254,8 @@ class _View:
     @cached_property
     def _by_token(self) -> dict[str, int]:
         """What the tokens for many qubes stand for."""
-        found: dict[str, int] = {"@dispvm": self.disposable, "@default": 0}
-        found["*"] = (1 << len(self._universe)) - 1
+        found: dict[str, int] = {"@dispvm": self.bit["@dispvm"]}
+        found["*"] = ((1 << len(self._universe)) - 1) & ~self.bit["@adminvm"]
         found["@anyvm"] = found["*"] & ~self.bit.get("dom0", 0)
         for qube in self._qubes:
             keys = [f"@type:{qube.type}", *(f"@tag:{tag}" for tag in qube.tags)]
@@ -273,14 +270,23 @@ class _View:
     def expand(self, token: Token) -> int:
         """The targets that a token of a rule stands for."""
         match token.kind:
-            case Kind.NAME | Kind.ADMINVM:
-                qube = self.domains.find(token.key)
+            case Kind.NAME:
+                qube = self.domains.find(token.value)
                 return self.bit[qube.name] if qube else 0
+            case Kind.ADMINVM:
+                return self.bit["@adminvm"]
             case Kind.DISPVM_OF:
                 base = self.domains.find(token.value)
                 return self._disposables([base] if base else [])
             case _:
                 return self._by_token.get(token.key, 0)
+
+    def withdrawn(self, token: Token) -> int:
+        """The targets that a rule for this token denies."""
+        bits = self.expand(token)
+        if bits & self.bit.get("dom0", 0) and token.kind in (Kind.ANY, Kind.NAME):
+            bits |= self.bit["@adminvm"]
+        return bits
 
     def names(self, bits: int) -> tuple[str, ...]:
         """The names that the bits stand for, sorted."""

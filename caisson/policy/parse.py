@@ -70,7 +70,7 @@ def _decode(file: str, text: str | bytes) -> str:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as e:
-            before = text[: e.start].decode("utf-8")
+            before = e.object[: e.start].decode("utf-8")
             raise _error_at(file, before, "the file is not UTF-8") from None
     # Universal line ends, as Python reads text files.
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -170,3 +170,17 @@ def _legacy_directive(line: Line) -> Statement:
             "only `!include` can",
         )
     return _directive(line)
+
+
+def referenced_paths(text: str | bytes) -> Iterator[str]:
+    """The paths that a file's include lines name, for a reader that has to fetch them.
+
+    Reads both formats and raises nothing: errors are the parser's business.
+    """
+    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    if "!" not in decoded and _LEGACY_INCLUDE not in decoded:
+        return
+    for line in re.split(r"\r\n|\r|\n", decoded):
+        fields = line.replace(_LEGACY_INCLUDE, "!include ").split()
+        if len(fields) > 1 and fields[0].startswith("!include") and "\0" not in fields[-1]:
+            yield fields[-1]

@@ -146,11 +146,13 @@ def _offered(call: Call, rules: Sequence[Rule], domains: SystemInfo) -> set[str]
     targets: set[str] = set()
     for rule in reversed(rules):
         if speaks_of(rule, call, domains):
-            expansion = expand(rule.redirect or rule.target, domains)
             if rule.action is Action.DENY:
-                targets -= expansion
+                targets -= withdrawn(rule.target, domains)
             else:
-                targets |= expansion
+                targets |= expand(rule.redirect or rule.target, domains)
+    if "@adminvm" in targets:
+        targets.remove("@adminvm")
+        targets |= {"dom0"} & set(domains.domains)
     if "@dispvm" in targets:
         targets.remove("@dispvm")
         base = call.source.default_dispvm
@@ -161,20 +163,24 @@ def _offered(call: Call, rules: Sequence[Rule], domains: SystemInfo) -> set[str]
 
 
 def expand(token: Token, domains: SystemInfo) -> set[str]:
-    """The targets that a token of a rule stands for, by name."""
+    """The targets that a token of a rule stands for, by name.
+
+    The admin qube has two entries, `dom0` and the keyword `@adminvm`, until the list is complete:
+    upstream keeps them apart, and a rule about one does not take back the other.
+    """
     qubes = domains.domains.values()
     match token.kind:
-        case Kind.NAME | Kind.ADMINVM:
-            qube = domains.find(str(token))
+        case Kind.NAME:
+            qube = domains.find(token.value)
             return {qube.name} if qube else set()
+        case Kind.ADMINVM | Kind.DISPVM:
+            return {str(token)}
         case Kind.ANY | Kind.ANYVM | Kind.TYPE | Kind.TAG:
             found = {q.name for q in qubes if matches_qube(token, q.name, domains)}
             if token.kind in (Kind.ANY, Kind.ANYVM):
                 found |= {f"@dispvm:{q.name}" for q in qubes if q.template_for_dispvms}
                 found.add("@dispvm")
             return found
-        case Kind.DISPVM:
-            return {"@dispvm"}
         case Kind.DISPVM_OF:
             base = domains.find(token.value)
             return _disposables([base] if base else [])
@@ -182,6 +188,14 @@ def expand(token: Token, domains: SystemInfo) -> set[str]:
             return _disposables([q for q in qubes if token.value in q.tags])
         case Kind.DEFAULT:
             return set()
+
+
+def withdrawn(token: Token, domains: SystemInfo) -> set[str]:
+    """The targets that a rule for this token denies."""
+    targets = expand(token, domains)
+    if "dom0" in targets and token.kind in (Kind.ANY, Kind.NAME):
+        targets.add("@adminvm")
+    return targets
 
 
 def _disposables(bases: Sequence[Domain]) -> set[str]:

@@ -12,7 +12,7 @@ from caisson.names import shown
 from caisson.policy.outcome import Allow, Deny, Reason, Request
 from caisson.policy.rules import Rule
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import DEFAULT, Kind, Role, Token, is_admin_qube, parse_token
+from caisson.policy.tokens import DEFAULT, Kind, Role, Token, parse_token
 
 _RUNNING = "Running"
 
@@ -55,33 +55,16 @@ def admit(request: Request, domains: SystemInfo) -> Call | Deny:
 
 def permit(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> Allow | Deny:
     """What comes of a call to `chosen` that `rule` allows (steps 6 and 8)."""
-
-    def deny(reason: Reason, text: str) -> Deny:
-        return Deny(reason, f"{text} ({rule.location})", rule.notify, rule.location)
-
-    target, qube = str(chosen), None
-    match chosen.kind:
-        case Kind.NAME:
-            qube = domains.find(target)
-            if qube is None:
-                return deny(Reason.NO_TARGET, f"there is no qube `{shown(target)}`")
-            if is_admin_qube(target):
-                target = "dom0"
-        case Kind.ADMINVM:
-            target = "dom0"
-        case Kind.DISPVM | Kind.DISPVM_OF:
-            base = chosen.value or call.source.default_dispvm
-            if not base:
-                return deny(Reason.NO_TARGET, f"`{call.source.name}` has no default_dispvm")
-            if not can_be_base(base, domains):
-                return deny(Reason.BAD_TARGET, _no_base(base))
-            target = f"@dispvm:{base}"
-        case _:
-            return deny(Reason.NO_TARGET, "neither the caller nor the rule says which qube")
+    target = _settle(call, rule, chosen, domains)
+    if isinstance(target, Deny):
+        return target
     if not rule.autostart and not may_run(target, domains):
-        return deny(Reason.NOT_RUNNING, f"`{target}` does not run, and autostart=no")
+        text = f"`{target}` does not run, and autostart=no ({rule.location})"
+        return Deny(Reason.NOT_RUNNING, text, rule.notify, rule.location)
     if target == call.source.name:
-        return deny(Reason.LOOPBACK, f"`{target}` cannot call itself")
+        text = f"`{target}` cannot call itself ({rule.location})"
+        return Deny(Reason.LOOPBACK, text, location=rule.location)
+    qube = domains.find(target)
     if qube is not None and qube.type == "RemoteVM":
         return _relayed(call, rule, target, qube, domains)
     return Allow(
@@ -94,6 +77,26 @@ def permit(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> Allow 
         autostart=rule.autostart,
         notify=rule.notify,
     )
+
+
+def _settle(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> str | Deny:
+    """The real target that `chosen` stands for, in the form that `Allow.target` has."""
+    match chosen.kind:
+        case Kind.ADMINVM:
+            return "dom0"
+        case Kind.NAME if domains.find(chosen.value) is not None:
+            return chosen.key
+        case Kind.NAME:
+            reason, text = Reason.NO_TARGET, f"there is no qube `{shown(chosen.value)}`"
+        case Kind.DISPVM | Kind.DISPVM_OF:
+            base = chosen.value or call.source.default_dispvm
+            if base and can_be_base(base, domains):
+                return f"@dispvm:{base}"
+            reason = Reason.BAD_TARGET if base else Reason.NO_TARGET
+            text = _no_base(base) if base else f"`{call.source.name}` has no default_dispvm"
+        case _:
+            reason, text = Reason.NO_TARGET, "neither the caller nor the rule says which qube"
+    return Deny(reason, f"{text} ({rule.location})", location=rule.location)
 
 
 def may_run(target: str, domains: SystemInfo) -> bool:
@@ -123,8 +126,7 @@ def _relayed(
         return Deny(
             Reason.RELAY,
             f"`{remote.name}` has no relayvm or no transport_rpc ({rule.location})",
-            rule.notify,
-            rule.location,
+            location=rule.location,
         )
     return Allow(
         target=target,
