@@ -240,7 +240,7 @@ class OciEngine:
     def _chosen(self) -> Runtime:
         with self._lock:
             if self._runtime is None:
-                self._runtime = choose(self._assembly, self._maps, self._all_groups())
+                self._runtime = choose(self._assembly, self._all_groups())
             return self._runtime
 
     def _all_groups(self) -> cgroups.Groups:

@@ -12,7 +12,7 @@ import msgspec
 from caisson.engines.interface import RunSpec, Tree
 from caisson.engines.oci import seccomp
 from caisson.engines.oci.cgroups import Groups
-from caisson.engines.oci.idmap import SLOTS, Maps, base_of
+from caisson.engines.oci.idmap import SLOTS, base_of
 from caisson.engines.oci.mounts import Assembly
 from caisson.engines.oci.runtime import Launcher, Runtime, finish, installed
 from caisson.engines.oci.spec import config
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 _DEADLINE = 10.0
 
 
-def choose(assembly: Assembly, maps: Maps, groups: Groups) -> Runtime:
+def choose(assembly: Assembly, groups: Groups) -> Runtime:
     """Return the first runtime that starts a container.
 
     Raises:
@@ -34,7 +34,7 @@ def choose(assembly: Assembly, maps: Maps, groups: Groups) -> Runtime:
     reasons = []
     for runtime in installed():
         try:
-            attempt(runtime, assembly, maps, groups)
+            attempt(runtime, assembly, groups)
         except EngineError as error:
             reasons.append(f"{runtime.name}: {error.message}")
         else:
@@ -46,13 +46,12 @@ def choose(assembly: Assembly, maps: Maps, groups: Groups) -> Runtime:
     )
 
 
-def attempt(runtime: Runtime, assembly: Assembly, maps: Maps, groups: Groups) -> None:
+def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
     """Start a container with every barrier, which runs `true` of this machine.
 
     Raises:
         EngineError: what failed.
     """
-    del maps
     name = f"probe{secrets.token_hex(4)}"
     workspace = assembly.workspace(name)
     launcher = None
