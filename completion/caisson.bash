@@ -1,0 +1,189 @@
+# Bash completion of the commands of Caisson.
+# Written by script/completion from the commands' parsers; do not edit.
+
+declare -gA _caisson_options _caisson_values _caisson_words _caisson_commands
+_caisson_values['caisson --root']='@directories'
+_caisson_commands['caisson']='up down doctor template prompt version'
+_caisson_options['caisson up']='--detach --help -h'
+_caisson_options['caisson down']='--help -h'
+_caisson_options['caisson doctor']='--help --json -h'
+_caisson_commands['caisson template']='build list'
+_caisson_options['caisson template build']='--help -h'
+_caisson_words['caisson template build']='@recipes'
+_caisson_options['caisson template list']='--help -h'
+_caisson_options['caisson template']='--help -h'
+_caisson_options['caisson prompt']='--help -h'
+_caisson_options['caisson version']='--help -h'
+_caisson_options['caisson']='--help --quiet --root --verbose --version -h -q -v'
+_caisson_values['qubes-prefs --root']='@directories'
+_caisson_options['qubes-prefs']='--default --help --help-properties --hide-default --quiet --root --unset --verbose --version -D -h -q -v'
+_caisson_words['qubes-prefs']='@properties|'
+_caisson_values['qvm-check --root']='@directories'
+_caisson_values['qvm-check --exclude']='@qubes'
+_caisson_options['qvm-check']='--all --exclude --help --networked --paused --quiet --root --running --template --verbose --version -h -q -v'
+_caisson_words['qvm-check']='@qubes...'
+_caisson_values['qvm-create --root']='@directories'
+_caisson_values['qvm-create --class']='AppVM TemplateVM StandaloneVM DispVM'
+_caisson_values['qvm-create -C']='AppVM TemplateVM StandaloneVM DispVM'
+_caisson_values['qvm-create --template']='@qubes'
+_caisson_values['qvm-create -t']='@qubes'
+_caisson_values['qvm-create --label']='red orange yellow green gray blue purple black'
+_caisson_values['qvm-create -l']='red orange yellow green gray blue purple black'
+_caisson_values['qvm-create --property']=''
+_caisson_values['qvm-create --prop']=''
+_caisson_values['qvm-create --pool']=''
+_caisson_values['qvm-create -p']=''
+_caisson_values['qvm-create -P']=''
+_caisson_values['qvm-create --root-copy-from']='@files'
+_caisson_values['qvm-create -r']='@files'
+_caisson_values['qvm-create --root-move-from']='@files'
+_caisson_values['qvm-create -R']='@files'
+_caisson_options['qvm-create']='--class --disp --help --help-classes --label --pool --prop --property --quiet --root --root-copy-from --root-move-from --standalone --template --verbose --version -C -P -R -h -l -p -q -r -t -v'
+_caisson_values['qvm-features --root']='@directories'
+_caisson_options['qvm-features']='--default --delete --help --quiet --root --unset --verbose --version -D -h -q -v'
+_caisson_words['qvm-features']='@qubes|@features|'
+_caisson_values['qvm-kill --root']='@directories'
+_caisson_values['qvm-kill --exclude']='@qubes'
+_caisson_options['qvm-kill']='--all --exclude --help --quiet --root --verbose --version -h -q -v'
+_caisson_words['qvm-kill']='@qubes...'
+_caisson_values['qvm-ls --root']='@directories'
+_caisson_values['qvm-ls --exclude']='@qubes'
+_caisson_values['qvm-ls --format']='disk full kernel network prefs simple'
+_caisson_values['qvm-ls -o']='disk full kernel network prefs simple'
+_caisson_values['qvm-ls --fields']=''
+_caisson_values['qvm-ls -O']=''
+_caisson_values['qvm-ls --class']='AppVM TemplateVM StandaloneVM DispVM AdminVM'
+_caisson_values['qvm-ls --label']='red orange yellow green gray blue purple black'
+_caisson_values['qvm-ls --tags']='@tags'
+_caisson_values['qvm-ls --exclude-tags']='@tags'
+_caisson_values['qvm-ls --template-source']='@qubes'
+_caisson_values['qvm-ls --netvm-is']='@qubes'
+_caisson_values['qvm-ls --internal']='y n'
+_caisson_values['qvm-ls --servicevm']='y n'
+_caisson_values['qvm-ls --features']=''
+_caisson_values['qvm-ls --prefs']=''
+_caisson_values['qvm-ls --sort']=''
+_caisson_options['qvm-ls']='--all --class --exclude --exclude-tags --features --fields --format --halted --help --ignore-case --internal --json --label --netvm-is --paused --pending-update --prefs --quiet --raw-data --raw-list --reverse --root --running --servicevm --sort --tags --template-source --tree --verbose --version -O -d -h -k -n -o -q -v'
+_caisson_words['qvm-ls']='@qubes...'
+_caisson_values['qvm-pause --root']='@directories'
+_caisson_values['qvm-pause --exclude']='@qubes'
+_caisson_options['qvm-pause']='--all --exclude --help --quiet --root --suspend --verbose --version -S -h -q -v'
+_caisson_words['qvm-pause']='@qubes...'
+_caisson_values['qvm-prefs --root']='@directories'
+_caisson_options['qvm-prefs']='--default --help --help-properties --hide-default --quiet --root --unset --verbose --version -D -h -q -v'
+_caisson_words['qvm-prefs']='@qubes|@properties|'
+_caisson_values['qvm-remove --root']='@directories'
+_caisson_values['qvm-remove --exclude']='@qubes'
+_caisson_options['qvm-remove']='--all --exclude --force --help --quiet --root --verbose --version -f -h -q -v'
+_caisson_words['qvm-remove']='@qubes...'
+_caisson_values['qvm-run --root']='@directories'
+_caisson_values['qvm-run --user']=''
+_caisson_values['qvm-run -u']=''
+_caisson_values['qvm-run --localcmd']=''
+_caisson_values['qvm-run --exclude']='@qubes'
+_caisson_values['qvm-run --color-output']=''
+_caisson_values['qvm-run --color-stderr']=''
+_caisson_options['qvm-run']='--all --autostart --color-output --color-stderr --dispvm --exclude --filter-escape-chars --help --localcmd --no-autostart --no-color-output --no-color-stderr --no-filter-escape-chars --no-shell --pass-io --quiet --root --service --user --verbose --version -a -h -n -p -q -u -v'
+_caisson_words['qvm-run']='@qubes'
+_caisson_values['qvm-shutdown --root']='@directories'
+_caisson_values['qvm-shutdown --exclude']='@qubes'
+_caisson_values['qvm-shutdown --timeout']=''
+_caisson_options['qvm-shutdown']='--all --dry-run --exclude --force --help --quiet --root --timeout --verbose --version --wait -h -q -v'
+_caisson_words['qvm-shutdown']='@qubes...'
+_caisson_values['qvm-start --root']='@directories'
+_caisson_values['qvm-start --exclude']='@qubes'
+_caisson_options['qvm-start']='--all --exclude --help --quiet --root --skip-if-running --verbose --version -h -q -v'
+_caisson_words['qvm-start']='@qubes...'
+_caisson_values['qvm-tags --root']='@directories'
+_caisson_commands['qvm-tags']='list ls l add a set del d unset u'
+_caisson_options['qvm-tags list']='--help -h'
+_caisson_words['qvm-tags list']='@tags'
+_caisson_options['qvm-tags ls']='--help -h'
+_caisson_words['qvm-tags ls']='@tags'
+_caisson_options['qvm-tags l']='--help -h'
+_caisson_words['qvm-tags l']='@tags'
+_caisson_options['qvm-tags add']='--help -h'
+_caisson_words['qvm-tags add']='@tags...'
+_caisson_options['qvm-tags a']='--help -h'
+_caisson_words['qvm-tags a']='@tags...'
+_caisson_options['qvm-tags set']='--help -h'
+_caisson_words['qvm-tags set']='@tags...'
+_caisson_options['qvm-tags del']='--help -h'
+_caisson_words['qvm-tags del']='@tags...'
+_caisson_options['qvm-tags d']='--help -h'
+_caisson_words['qvm-tags d']='@tags...'
+_caisson_options['qvm-tags unset']='--help -h'
+_caisson_words['qvm-tags unset']='@tags...'
+_caisson_options['qvm-tags u']='--help -h'
+_caisson_words['qvm-tags u']='@tags...'
+_caisson_options['qvm-tags']='--help --quiet --root --verbose --version -h -q -v'
+_caisson_words['qvm-tags']='@qubes'
+_caisson_values['qvm-unpause --root']='@directories'
+_caisson_values['qvm-unpause --exclude']='@qubes'
+_caisson_options['qvm-unpause']='--all --exclude --help --quiet --root --verbose --version -h -q -v'
+_caisson_words['qvm-unpause']='@qubes...'
+
+# Words that only the running system knows; the first argument is the kind, the second the qube.
+_caisson_known() {
+  case $1 in
+    @qubes) qvm-ls --raw-list ;;
+    @properties)
+      if [[ $3 == qubes-prefs ]]; then qubes-prefs; else qvm-prefs "$2"; fi | cut -d ' ' -f 1 ;;
+    @features) qvm-features "$2" | cut -d ' ' -f 1 ;;
+    @tags) qvm-tags "$2" ;;
+    @recipes) caisson template list ;;
+    *) printf '%s\n' $1 ;;
+  esac 2>/dev/null
+}
+
+_caisson_offer() {
+  case $1 in
+    '') ;;
+    @files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+    @directories) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
+    *) _caisson_match "$(_caisson_known "$1" "$qube" "$path")" ;;
+  esac
+}
+
+# Offer those of the words that begin with what is typed.
+_caisson_match() {
+  mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$1" -- "$current")
+}
+
+_caisson() {
+  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' word at=0 index kinds
+  path=$(basename -- "${COMP_WORDS[0]}")
+  COMPREPLY=()
+  [[ $current == = ]] && current=''
+  for ((index = 1; index < COMP_CWORD; index++)); do
+    word=${COMP_WORDS[index]}
+    if [[ $word == = ]]; then
+      continue
+    elif [[ -n $option ]]; then
+      option=''
+    elif [[ $word == -* ]]; then
+      [[ -v _caisson_values["$path $word"] ]] && option=$word
+    elif [[ " ${_caisson_commands[$path]-} " == *" $word "* ]]; then
+      path+=" $word" at=0
+    else
+      [[ -z $qube ]] && qube=$word
+      ((++at))
+    fi
+  done
+  if [[ -n $option ]]; then
+    _caisson_offer "${_caisson_values["$path $option"]}"
+  elif [[ $current == -* ]]; then
+    _caisson_match "${_caisson_options[$path]-}"
+  else
+    IFS='|' read -r -a kinds <<<"${_caisson_words[$path]-}"
+    # The last kind, marked by three dots, goes on for ever.
+    if ((${#kinds[@]} && at >= ${#kinds[@]})) && [[ ${kinds[-1]} == *... ]]; then
+      at=$((${#kinds[@]} - 1))
+    fi
+    word=${kinds[at]-}
+    _caisson_offer "${word%...}"
+    [[ -n ${_caisson_commands[$path]-} ]] && _caisson_match "${_caisson_commands[$path]}"
+  fi
+}
+
+complete -F _caisson caisson qubes-prefs qvm-check qvm-create qvm-features qvm-kill qvm-ls qvm-pause qvm-prefs qvm-remove qvm-run qvm-shutdown qvm-start qvm-tags qvm-unpause

@@ -1,0 +1,171 @@
+"""Write `completion/caisson.bash` from the parsers of all commands.
+
+With `--check`, only tell whether the file is what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+TARGET = TOP / "completion/caisson.bash"
+
+# What a word stands for, by the name that the parser gives it; the shell looks up a `@` word.
+KINDS = {
+    "VMNAME": "@qubes",
+    "VMNAME,…": "@qubes",
+    "VMNAME COMMAND [ARGS …]": "@qubes",
+    "PROPERTY": "@properties",
+    "FEATURE": "@features",
+    "TAG": "@tags",
+    "RECIPE": "@recipes",
+    "FILE": "@files",
+    "DIR": "@directories",
+    "LABEL": "red orange yellow green gray blue purple black",
+    "LABEL,…": "red orange yellow green gray blue purple black",
+    "CLASS": "AppVM TemplateVM StandaloneVM DispVM",
+    "CLASS,…": "AppVM TemplateVM StandaloneVM DispVM AdminVM",
+}
+# A new qube has a name that none has yet.
+NEW_NAMES = {("qvm-create", "VMNAME")}
+
+HEAD = """\
+# Bash completion of the commands of Caisson.
+# Written by script/completion from the commands' parsers; do not edit.
+
+declare -gA _caisson_options _caisson_values _caisson_words _caisson_commands
+"""
+
+TAIL = """
+# Words that only the running system knows; the first argument is the kind, the second the qube.
+_caisson_known() {
+  case $1 in
+    @qubes) qvm-ls --raw-list ;;
+    @properties)
+      if [[ $3 == qubes-prefs ]]; then qubes-prefs; else qvm-prefs "$2"; fi | cut -d ' ' -f 1 ;;
+    @features) qvm-features "$2" | cut -d ' ' -f 1 ;;
+    @tags) qvm-tags "$2" ;;
+    @recipes) caisson template list ;;
+    *) printf '%s\\n' $1 ;;
+  esac 2>/dev/null
+}
+
+_caisson_offer() {
+  case $1 in
+    '') ;;
+    @files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+    @directories) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
+    *) _caisson_match "$(_caisson_known "$1" "$qube" "$path")" ;;
+  esac
+}
+
+# Offer those of the words that begin with what is typed.
+_caisson_match() {
+  mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$1" -- "$current")
+}
+
+_caisson() {
+  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' word at=0 index kinds
+  path=$(basename -- "${COMP_WORDS[0]}")
+  COMPREPLY=()
+  [[ $current == = ]] && current=''
+  for ((index = 1; index < COMP_CWORD; index++)); do
+    word=${COMP_WORDS[index]}
+    if [[ $word == = ]]; then
+      continue
+    elif [[ -n $option ]]; then
+      option=''
+    elif [[ $word == -* ]]; then
+      [[ -v _caisson_values["$path $word"] ]] && option=$word
+    elif [[ " ${_caisson_commands[$path]-} " == *" $word "* ]]; then
+      path+=" $word" at=0
+    else
+      [[ -z $qube ]] && qube=$word
+      ((++at))
+    fi
+  done
+  if [[ -n $option ]]; then
+    _caisson_offer "${_caisson_values["$path $option"]}"
+  elif [[ $current == -* ]]; then
+    _caisson_match "${_caisson_options[$path]-}"
+  else
+    IFS='|' read -r -a kinds <<<"${_caisson_words[$path]-}"
+    # The last kind, marked by three dots, goes on for ever.
+    if ((${#kinds[@]} && at >= ${#kinds[@]})) && [[ ${kinds[-1]} == *... ]]; then
+      at=$((${#kinds[@]} - 1))
+    fi
+    word=${kinds[at]-}
+    _caisson_offer "${word%...}"
+    [[ -n ${_caisson_commands[$path]-} ]] && _caisson_match "${_caisson_commands[$path]}"
+  fi
+}
+
+"""
+
+
+def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command with its parser."""
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    for name, entry in sorted(project["scripts"].items()):
+        module = import_module(entry.partition(":")[0])
+        if hasattr(module, "parser"):
+            yield name, module.parser()
+
+
+def tables(path: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The lines that describe one command and its sub-commands."""
+    options: list[str] = []
+    words: list[str] = []
+    for action in parser._actions:  # noqa: SLF001 - argparse tells it nowhere else
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            names = list(action.choices)
+            yield f"_caisson_commands['{path}']='{' '.join(names)}'"
+            for name, sub in action.choices.items():
+                yield from tables(f"{path} {name}", sub)
+        elif action.option_strings and action.help is not argparse.SUPPRESS:
+            options += action.option_strings
+            # An option whose value may be left out takes it after `=` only.
+            if action.nargs not in (0, "?"):
+                for option in action.option_strings:
+                    yield f"_caisson_values['{path} {option}']='{kind(path, action)}'"
+        elif not action.option_strings:
+            endless = "..." if action.nargs in ("*", "+") else ""
+            words.append(kind(path, action) + endless)
+    yield f"_caisson_options['{path}']='{' '.join(sorted(options))}'"
+    if any(words):
+        yield f"_caisson_words['{path}']='{'|'.join(words)}'"
+
+
+def kind(path: str, action: argparse.Action) -> str:
+    """What the value of an option or a word stands for."""
+    if action.choices is not None:
+        return " ".join(map(str, action.choices))
+    name = action.metavar if isinstance(action.metavar, str) else ""
+    return "" if (path, name) in NEW_NAMES and not action.option_strings else KINDS.get(name, "")
+
+
+def script() -> str:
+    """The whole file."""
+    found = list(commands())
+    body = "".join(f"{line}\n" for name, parser in found for line in tables(name, parser))
+    return f"{HEAD}{body}{TAIL}complete -F _caisson {' '.join(name for name, _ in found)}\n"
+
+
+def main() -> int:
+    """Write or check."""
+    if "--check" in sys.argv[1:]:
+        if TARGET.exists() and TARGET.read_text() == script():
+            return 0
+        print("error: the completion is out of date\nhint: run script/completion", file=sys.stderr)
+        return 1
+    TARGET.write_text(script())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
