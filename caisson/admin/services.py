@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from caisson.engines import Finding
+from caisson.findings import Finding
 from caisson.errors import NotImplementedHereError
 from caisson.names import shown
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Text, method
-from caisson.errors import FeatureNotFoundError, ProtocolError
+from caisson.errors import FeatureNotFoundError
 from caisson.model import Qube, System
 from caisson.names import FeatureName
 
@@ -63,13 +63,13 @@ def _declare_reader(name: str, chain: Chain, help_text: str) -> None:
     )
     async def read(call: Call) -> str:
         feature = FeatureName.parse(call.untrusted_argument)
-        for qube in chain(call.qubes.system, call.destination):
-            # The first qube that has the feature wins, even if its value is empty.
-            if feature in qube.features:
-                return qube.features[feature]
-        raise FeatureNotFoundError(
-            f"qube `{call.destination.name}` does not have the feature `{feature}`"
-        )
+        system = call.qubes.system
+        value = system.feature(chain(system, call.destination), feature)
+        if value is None:
+            raise FeatureNotFoundError(
+                f"qube `{call.destination.name}` does not have the feature `{feature}`"
+            )
+        return value
 
 
 for _name, _chain, _help in _READERS:
@@ -85,13 +85,10 @@ for _name, _chain, _help in _READERS:
 )
 async def set_feature(call: Call) -> None:
     """Set a feature of a qube."""
-    feature = FeatureName.parse(call.untrusted_argument)
-    if not all(0x20 <= byte <= 0x7E for byte in call.untrusted_payload):  # noqa: PLR2004
-        raise ProtocolError(
-            f"value of feature `{feature}` contains a byte that is not printable ASCII"
-        )
-    value = call.untrusted_payload.decode("ascii")
-    await call.qubes.commit(call.qubes.system.plan_feature(call.destination, feature, value))
+    change = call.qubes.system.plan_feature(
+        call.destination, call.untrusted_argument, call.untrusted_text
+    )
+    await call.qubes.commit(change)
 
 
 @method(
@@ -102,5 +99,5 @@ async def set_feature(call: Call) -> None:
 )
 async def remove_feature(call: Call) -> None:
     """Remove a feature of a qube."""
-    feature = FeatureName.parse(call.untrusted_argument)
-    await call.qubes.commit(call.qubes.system.plan_remove_feature(call.destination, feature))
+    change = call.qubes.system.plan_remove_feature(call.destination, call.untrusted_argument)
+    await call.qubes.commit(change)

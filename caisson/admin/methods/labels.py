@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from caisson.admin.methods.text import listing
-from caisson.admin.registry import Call, Scope, Text, To, method
-from caisson.errors import LabelNotFoundError
-from caisson.model import Label
-from caisson.names import LabelName, shown
+from caisson.admin.registry import Access, Call, Scope, Text, To, method
 
 
 @method("admin.label.List", to=To.ADMIN, scope=Scope.GLOBAL, help="List the labels.")
@@ -25,7 +22,7 @@ async def list_labels(call: Call) -> str:
 )
 async def get_color(call: Call) -> str:
     """Tell the colour of a label as `0xrrggbb`."""
-    return _label(call).color
+    return call.qubes.system.label(call.untrusted_argument).color
 
 
 @method(
@@ -37,15 +34,32 @@ async def get_color(call: Call) -> str:
 )
 async def get_index(call: Call) -> str:
     """Tell the number of a label."""
-    return str(_label(call).index)
+    return str(call.qubes.system.label(call.untrusted_argument).index)
 
 
-def _label(call: Call) -> Label:
-    # `LabelName` would refuse digits alone, which here are just a label that does not exist.
-    label = call.qubes.system.labels.get(LabelName(call.untrusted_argument))
-    if label is None:
-        known = ", ".join(f"`{name}`" for name in call.qubes.system.labels)
-        raise LabelNotFoundError(
-            f"label `{shown(call.untrusted_argument)}` does not exist", hint=f"use one of {known}"
-        )
-    return label
+@method(
+    "admin.label.Create",
+    to=To.ADMIN,
+    argument=Text.REQUIRED,
+    payload=Text.REQUIRED,
+    scope=Scope.GLOBAL,
+    access=Access.WRITE,
+    help="Create a label; the payload is its colour, `0xrrggbb`.",
+)
+async def create(call: Call) -> None:
+    """Create a label."""
+    change = call.qubes.system.plan_create_label(call.untrusted_argument, call.untrusted_text)
+    await call.qubes.commit(change)
+
+
+@method(
+    "admin.label.Remove",
+    to=To.ADMIN,
+    argument=Text.REQUIRED,
+    scope=Scope.GLOBAL,
+    access=Access.WRITE,
+    help="Remove a label that no qube has.",
+)
+async def remove(call: Call) -> None:
+    """Remove a label."""
+    await call.qubes.commit(call.qubes.system.plan_remove_label(call.untrusted_argument))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from caisson.admin.methods.text import escaped, listing
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
-from caisson.errors import NoSuchPropertyError, ValueRefusedError
+from caisson.errors import ValueRefusedError
 from caisson.model import NO_DEFAULT, Property, PropertyType, Qube, System, Value, render
 from caisson.names import PropertyName, QubeName, shown
 
@@ -16,18 +16,8 @@ def typed(kind: PropertyType, value: Value) -> str:
 
 def state(system: System, owner: Qube | None, declared: Property) -> str:
     """A property with its value, as on the wire."""
-    default = declared.read_only or system.is_default(owner, declared.name)
     value = system.value(owner, declared.name)
-    return f"default={default} {typed(declared.type, value)}"
-
-
-def _declared(call: Call, owner: Qube | None) -> Property:
-    properties = call.qubes.system.properties(owner)
-    declared = properties.get(PropertyName(call.untrusted_argument))
-    if declared is None:
-        whose = f"qube `{owner.name}` has" if owner else "the system has"
-        raise NoSuchPropertyError(f"{whose} no property `{shown(call.untrusted_argument)}`")
-    return declared
+    return f"default={system.is_default(owner, declared.name)} {typed(declared.type, value)}"
 
 
 def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven twins, declared together
@@ -51,7 +41,9 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
         help=f"Tell a property {whose}: whether it is the default, its type, its value.",
     )
     async def get(call: Call) -> str:
-        return state(call.qubes.system, owner(call), _declared(call, owner(call)))
+        system = call.qubes.system
+        declared = system.property(owner(call), call.untrusted_argument)
+        return state(system, owner(call), declared)
 
     @method(f"{prefix}.GetAll", to=to, scope=scope, help=f"Tell all properties {whose}.")
     async def get_all(call: Call) -> str:
@@ -70,8 +62,8 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
         help=f"Tell the default of a property {whose}.",
     )
     async def get_default(call: Call) -> str:
-        declared = _declared(call, owner(call))
-        default = declared.default(call.qubes.system, owner(call))
+        declared = call.qubes.system.property(owner(call), call.untrusted_argument)
+        default = call.qubes.system.default(owner(call), declared.name)
         return "" if default is NO_DEFAULT else typed(declared.type, default)
 
     @method(
@@ -84,13 +76,15 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
         help=f"Set a property {whose}.",
     )
     async def set_value(call: Call) -> None:
-        declared = _declared(call, owner(call))
-        _refuse_write_once(declared)
         try:
             untrusted_value = call.untrusted_payload.decode("ascii")
         except UnicodeDecodeError:
-            raise ValueRefusedError(f"value of property `{declared.name}` is not ASCII") from None
-        await call.qubes.set_property(owner_name(call), declared.name, untrusted_value)
+            raise ValueRefusedError(
+                f"value of property `{shown(call.untrusted_argument)}` is not ASCII"
+            ) from None
+        # Not yet known to be a property; the plan looks it up first of all.
+        name = PropertyName(call.untrusted_argument)
+        await call.qubes.set_property(owner_name(call), name, untrusted_value)
 
     @method(
         f"{prefix}.Reset",
@@ -101,10 +95,8 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
         help=f"Let a property {whose} have its default again.",
     )
     async def reset(call: Call) -> None:
-        declared = _declared(call, owner(call))
-        _refuse_write_once(declared)
-        if not declared.read_only:
-            await call.qubes.reset_property(owner_name(call), declared.name)
+        name = PropertyName(call.untrusted_argument)
+        await call.qubes.reset_property(owner_name(call), name)
 
     @method(
         f"{prefix}.Help",
@@ -114,13 +106,7 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
         help=f"Explain a property {whose}.",
     )
     async def explain(call: Call) -> str:
-        return _declared(call, owner(call)).help
-
-
-def _refuse_write_once(declared: Property) -> None:
-    # Clients that clone a qube skip a property on this error only.
-    if declared.write_once:
-        raise NoSuchPropertyError(f"property `{declared.name}` is set once, at creation")
+        return call.qubes.system.property(owner(call), call.untrusted_argument).help
 
 
 _declare("admin.property", To.ADMIN, Scope.GLOBAL)

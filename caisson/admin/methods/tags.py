@@ -24,8 +24,8 @@ async def get_tag(call: Call) -> str:
 @method("admin.vm.tag.Set", argument=Text.REQUIRED, access=Access.WRITE, help="Give a qube a tag.")
 async def set_tag(call: Call) -> None:
     """Give a qube a tag; it may have it already."""
-    tag = Tag.parse(call.untrusted_argument)
-    await call.qubes.commit(call.qubes.system.plan_tag(call.destination, tag))
+    change = call.qubes.system.plan_tag(call.destination, call.untrusted_argument, call.origin.name)
+    await call.qubes.commit(change)
 
 
 @method(
@@ -36,5 +36,7 @@ async def set_tag(call: Call) -> None:
 )
 async def remove_tag(call: Call) -> None:
     """Take a tag from a qube."""
-    tag = Tag.parse(call.untrusted_argument)
-    await call.qubes.commit(call.qubes.system.plan_untag(call.destination, tag))
+    change = call.qubes.system.plan_untag(
+        call.destination, call.untrusted_argument, call.origin.name
+    )
+    await call.qubes.commit(change)

@@ -8,10 +8,9 @@ from caisson.admin.methods.text import listing
 from caisson.admin.registry import Call, Scope, Text, To, method
 from caisson.errors import PermissionDeniedError
 from caisson.model import Klass, Qube, VolumeState
-from caisson.model.volumes import HOST, LAYERS
+from caisson.model.volumes import LAYERS, POOLS
 from caisson.names import VolumeName, shown
 
-POOLS = (LAYERS, HOST)
 _ORDER = ("root", "private", "volatile", "kernel")
 
 
@@ -42,6 +41,28 @@ async def list_revisions(call: Call) -> str:
 async def list_pools(_call: Call) -> str:
     """List the pools."""
     return listing(POOLS)
+
+
+@method(
+    "admin.pool.Info",
+    to=To.ADMIN,
+    argument=Text.REQUIRED,
+    scope=Scope.GLOBAL,
+    help="Tell how a pool is set up.",
+)
+async def pool_info(call: Call) -> str:
+    """Tell how a pool is set up, one `key=value` a line, sorted."""
+    if call.untrusted_argument not in POOLS:
+        raise PermissionDeniedError(f"pool `{shown(call.untrusted_argument)}` does not exist")
+    revisions = 1 if call.untrusted_argument == LAYERS else 0
+    return listing(
+        (
+            f"driver={call.untrusted_argument}",
+            "ephemeral_volatile=False",
+            f"name={call.untrusted_argument}",
+            f"revisions_to_keep={revisions}",
+        )
+    )
 
 
 def _volume(call: Call) -> VolumeState:
