@@ -126,6 +126,18 @@ class InvalidLabelError(CaissonError):
     wire_name = "QubesInvalidLabelError"
 
 
+class LabelValueError(CaissonError):
+    """A colour that is not one."""
+
+    wire_name = "QubesInvalidLabelValueError"
+
+
+class LabelInUseError(CaissonError):
+    """The label exists already, or a qube has it."""
+
+    wire_name = "QubesLabelInUseError"
+
+
 class InvalidTagError(CaissonError):
     """A tag that is not one."""
 

@@ -1,0 +1,84 @@
+"""Volumes as facts: which layers, which flags (sheet `admin-api`, section 7.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caisson.model.klass import Klass
+from caisson.names import PoolName, VolumeName
+
+GIB = 1 << 30
+ROOT = VolumeName("root")
+PRIVATE = VolumeName("private")
+VOLATILE = VolumeName("volatile")
+KERNEL = VolumeName("kernel")
+LAYERS = PoolName("varlibqubes")
+HOST = PoolName("host")
+KERNELS = PoolName("linux-kernel")
+POOLS = (LAYERS, HOST, KERNELS)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A former state of a volume.
+
+    Args:
+        id: its name, from `[A-Za-z0-9:_.-]`.
+        layers: the stack it consists of, newest first.
+        created: seconds since the epoch.
+    """
+
+    id: str
+    layers: tuple[str, ...]
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """All that is known about one volume of a qube.
+
+    Args:
+        name: `root`, `private`, `volatile` or `kernel`.
+        layers: committed immutable layers, newest first.
+        dirty: the writable layer while the qube runs, or after a crash.
+        revisions: former states, oldest first.
+        snap_on_start: starts as a snapshot of its source.
+        save_on_stop: what was written is kept at shutdown.
+        rw: may be written at all.
+        size: bytes it may grow to.
+        revisions_to_keep: how many former states stay; -1 disables snapshots.
+        pool: where it lives: `varlibqubes` for layers, `host` for the machine's own system
+            directories, `linux-kernel` for kernels.
+    """
+
+    name: VolumeName
+    layers: tuple[str, ...] = ()
+    dirty: str | None = None
+    revisions: tuple[Revision, ...] = ()
+    snap_on_start: bool = False
+    save_on_stop: bool = False
+    rw: bool = True
+    size: int = 0
+    revisions_to_keep: int = 1
+    pool: PoolName = LAYERS
+
+
+def _volatile(size: int) -> VolumeState:
+    return VolumeState(VOLATILE, size=size, revisions_to_keep=0)
+
+
+_KERNEL = VolumeState(KERNEL, rw=False, revisions_to_keep=0, pool=KERNELS)
+_OWN_ROOT = VolumeState(ROOT, save_on_stop=True, size=10 * GIB)
+_OWN_PRIVATE = VolumeState(PRIVATE, save_on_stop=True, size=2 * GIB)
+_BORROWED_ROOT = VolumeState(ROOT, snap_on_start=True, size=10 * GIB, revisions_to_keep=0)
+_BORROWED_PRIVATE = VolumeState(PRIVATE, snap_on_start=True, size=2 * GIB, revisions_to_keep=0)
+
+INITIAL_VOLUMES: dict[Klass, tuple[VolumeState, ...]] = {
+    Klass.ADMIN: (),
+    Klass.TEMPLATE: (_OWN_ROOT, _OWN_PRIVATE, _volatile(10 * GIB), _KERNEL),
+    Klass.STANDALONE: (_OWN_ROOT, _OWN_PRIVATE, _volatile(10 * GIB), _KERNEL),
+    Klass.APP: (_BORROWED_ROOT, _OWN_PRIVATE, _volatile(10 * GIB), _KERNEL),
+    Klass.DISPOSABLE: (_BORROWED_ROOT, _BORROWED_PRIVATE, _volatile(12 * GIB), _KERNEL),
+    Klass.REMOTE: (),
+}
+"""What a new qube of each class has."""
