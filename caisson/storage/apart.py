@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import struct
 import sys
@@ -21,7 +22,8 @@ from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
+_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWUTS, _CLONE_NEWIPC = 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID = 0x10000000, 0x20000000
@@ -54,7 +56,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
         ctypes.c_ulong(flags),
         data.encode() if data else None,
     )
-    _checked(_libc.mount(*arguments), f"mount {kind or 'bind'}")
+    _checked(_libc.mount(*arguments), f"mount {kind or '/'}")
 
 
 def _apart() -> None:
@@ -72,9 +74,18 @@ def _die_with_parent() -> None:
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
+def _unmount_below(directory: str) -> None:
+    """Take mounts below `directory` out of our namespace: what they show is not in our way."""
+    prefix = f"{os.path.realpath(directory)}/"
+    for line in reversed(Path("/proc/self/mountinfo").read_bytes().splitlines()):
+        place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
+        if place.startswith(os.fsencode(prefix)):
+            _checked(_libc.umount2(place, _MNT_DETACH | _UMOUNT_NOFOLLOW), "umount")
+
+
 def erase(directory: str) -> None:
     """Remove everything in `directory`, and nothing that is only mounted there."""
-    _mount(directory, directory, None, _MS_BIND, None)
+    _unmount_below(directory)
     os.chdir(directory)
     names = os.listdir(".")  # noqa: PTH208  # names, not paths
     if names:

@@ -25,6 +25,7 @@ from caisson.storage.pool import Pool, storage_errors
 from caisson.storage.skeleton import USER
 
 _LAYOUT: Final = "caisson host template 1"
+_NOTE: Final = "machine"
 _LARGEST: Final = 8 << 20
 
 _FILES: Final = (
@@ -186,18 +187,16 @@ class Machine:
         return self.root / "etc"
 
 
-def current(
-    pool: Pool, previous: str | None, machine: Machine | None = None
-) -> tuple[LayerId, str] | None:
-    """Make a fresh layer where the machine changed since the last one was made.
+def current(pool: Pool, previous: str | None, machine: Machine | None = None) -> LayerId:
+    """The layer that shows the machine as it is now; fast where nothing changed.
 
     Args:
-        pool: where the layer goes.
-        previous: the fingerprint of the last layer; None where there is none.
+        pool: where a fresh layer goes.
+        previous: the layer of last time; None where there is none.
         machine: the machine to show; the one we run on by default.
 
     Returns:
-        The new sealed layer and its fingerprint; None where `previous` still holds.
+        `previous` where the machine is the same, else a new sealed layer.
 
     Raises:
         StorageError: the machine's system directories are not below `/usr`.
@@ -205,12 +204,21 @@ def current(
     machine = machine or Machine()
     with storage_errors("read the system directories of this machine"):
         fingerprint = _fingerprint(machine)
-    if fingerprint == previous:
-        return None
+    if previous is not None and _noted(pool, previous) == fingerprint:
+        return LayerId.parse(previous)
     _require_merged_usr(machine)
     with pool.building() as new:
         _Builder(machine, new.tree).build()
-    return new.id, fingerprint
+        (new.directory / _NOTE).write_text(fingerprint)
+    return new.id
+
+
+def _noted(pool: Pool, layer: str) -> str | None:
+    """The fingerprint of the machine that a layer was made from, beside its tree."""
+    try:
+        return (pool.path(layer) / _NOTE).read_text()
+    except OSError:
+        return None
 
 
 def _require_merged_usr(machine: Machine) -> None:

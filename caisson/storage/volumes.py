@@ -285,7 +285,7 @@ def _require_halted(state: VolumeState) -> None:
 
 
 def _revisions(state: VolumeState, now: int) -> tuple[Revision, ...]:
-    if state.revisions_to_keep <= 0:
+    if state.revisions_to_keep <= 0 or state.pool == HOST:
         return ()
     numbers = [int(r.id) for r in state.revisions if r.id.isdecimal()]
     present = Revision(str(max(numbers, default=0) + 1), state.layers, now)
