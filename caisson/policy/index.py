@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import compress
+from itertools import chain, compress
 
 from caisson.policy.outcome import Ask, Decision, Deny, Reason, Request
 from caisson.policy.resolution import Call, admit, may_run, permit
@@ -132,19 +132,18 @@ class Index:
         return bits & ~(view.bit[call.source.name] | view.internal)
 
     def _combine(self, rows: list[_Row], view: _View) -> int:
-        firsts: dict[str, int] = {}
-        for row in rows:
-            for key, number in row.offers.items():
-                if firsts.get(key, number) >= number:
-                    firsts[key] = number
-        bits = 0
-        for number in sorted(firsts.values(), reverse=True):
-            rule = self.rules[number]
-            if rule.action is Action.DENY:
-                bits &= ~view.withdrawn(rule.target)
-            else:
-                bits |= view.expand(rule.redirect or rule.target)
-        return bits
+        """The targets whose first rule, of those that speak of them, does not deny them."""
+        allowed, undecided, admin = 0, view.everything, view.bit["@adminvm"]
+        for number in sorted(chain.from_iterable(row.offers.values() for row in rows)):
+            bits = view.mentioned.get(number)
+            if bits is None:
+                bits = view.mentioned[number] = view.mention(self.rules[number])
+            if self.rules[number].action is not Action.DENY:
+                allowed |= bits & undecided
+            undecided &= ~bits
+            if not undecided or (undecided == admin and allowed & view.bit.get("dom0", 0)):
+                break
+        return allowed
 
 
 def _first_match(rows: list[_Row], keys: Iterable[str]) -> int | None:
@@ -176,7 +175,10 @@ class _View:
 
     def __init__(self, domains: SystemInfo) -> None:
         self.domains = domains
+        # By the rows that match a call: what all rules together offer it.
         self.offered: dict[tuple[int, ...], int] = {}
+        # By the number of a rule: see `mention`.
+        self.mentioned: dict[int, int] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
 
     def qube_keys(self, qube: Domain) -> tuple[str, ...]:
@@ -241,6 +243,11 @@ class _View:
         return {name: 1 << i for i, name in enumerate(self._universe)}
 
     @cached_property
+    def everything(self) -> int:
+        """All targets."""
+        return (1 << len(self._universe)) - 1
+
+    @cached_property
     def internal(self) -> int:
         """The targets that are hidden from lists."""
         hidden = [q for q in self._qubes if q.internal]
@@ -255,7 +262,7 @@ class _View:
     def _by_token(self) -> dict[str, int]:
         """What the tokens for many qubes stand for."""
         found: dict[str, int] = {"@dispvm": self.bit["@dispvm"]}
-        found["*"] = ((1 << len(self._universe)) - 1) & ~self.bit["@adminvm"]
+        found["*"] = self.everything & ~self.bit["@adminvm"]
         found["@anyvm"] = found["*"] & ~self.bit.get("dom0", 0)
         for qube in self._qubes:
             keys = [f"@type:{qube.type}", *(f"@tag:{tag}" for tag in qube.tags)]
@@ -281,11 +288,12 @@ class _View:
             case _:
                 return self._by_token.get(token.key, 0)
 
-    def withdrawn(self, token: Token) -> int:
-        """The targets that a rule for this token denies."""
-        bits = self.expand(token)
-        if bits & self.bit.get("dom0", 0) and token.kind in (Kind.ANY, Kind.NAME):
-            bits |= self.bit["@adminvm"]
+    def mention(self, rule: Rule) -> int:
+        """The targets that a rule offers, or, if it denies, withdraws."""
+        bits = self.expand(rule.redirect or rule.target)
+        if rule.action is Action.DENY and rule.target.kind in (Kind.ANY, Kind.NAME):
+            # See `reference.withdrawn`: who denies the qube denies its keyword too.
+            bits |= self.bit["@adminvm"] if bits & self.bit.get("dom0", 0) else 0
         return bits
 
     def names(self, bits: int) -> tuple[str, ...]:
