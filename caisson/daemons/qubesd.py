@@ -18,8 +18,9 @@ import structlog
 from caisson import __version__
 from caisson.admin import AdminServer, Services
 from caisson.daemons import notify
-from caisson.engines import Finding, OciEngine, enter_private_namespace
+from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
+from caisson.findings import Finding
 from caisson.lifecycle import Qubes
 from caisson.model import Host, System
 from caisson.names import QubeName
@@ -44,13 +45,12 @@ async def serve(paths: Paths, user: str) -> None:
         enter_private_namespace()
         store = Store.open(paths.database)
         system = System(Host(memory=_memory_mib(), cpus=os.cpu_count() or 1))
-        for op in store.load():
-            system.apply_op(op)
+        system.load(store.load())
         engine = OciEngine(paths)
         try:
             async with asyncio.TaskGroup() as tasks:
                 await _serve(paths, account, system, store, engine, tasks)
-                raise _StopError
+                raise _StopError  # noqa: TRY301 - ends the group
         except* _StopError:
             _log.info("stopped; running qubes stay")
         finally:
@@ -69,7 +69,7 @@ async def _serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    network = Network(paths)
+    network = Network(paths.instance)
     link = BrokerLink(
         paths,
         account.pw_uid,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from caisson.findings import Finding
 from caisson.names import QubeName
 
 ID_RANGE = 65_536
@@ -77,16 +78,6 @@ class RunSpec:
     files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     argv: tuple[str, ...] = (SYSTEM_AGENT,)
     binds: tuple[Bind, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of `caisson doctor`: what was looked at, whether it will do, and the remedy."""
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str = ""
 
 
 class Instance:

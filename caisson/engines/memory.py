@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from caisson.engines.barriers import BARRIERS
-from caisson.engines.interface import ID_RANGE, Finding, Instance, RunSpec
+from caisson.engines.interface import ID_RANGE, Instance, RunSpec
 from caisson.errors import EngineError
+from caisson.findings import Finding
 
 _BASE = 0x7000_0000
 

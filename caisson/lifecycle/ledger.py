@@ -57,7 +57,7 @@ class Ledger:
         """Hand the broker what it knows of some qubes, anew."""
         known = {name: self.system.qubes.get(name) for name in names}
         changed = {
-            name: self.system.info_of(qube, self.state(qube))
+            str(name): self.system.info_of(qube, self.state(qube))
             for name, qube in known.items()
             if qube is not None
         }

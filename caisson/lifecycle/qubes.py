@@ -12,6 +12,7 @@ from caisson.engines import Engine
 from caisson.errors import CaissonError, PermissionDeniedError
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.ledger import Ledger
+from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
 from caisson.lifecycle.volumes import Volumes
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, System
@@ -50,7 +51,7 @@ class Qubes:
         self.running = Running(
             self._ledger,
             engine=engine,
-            network=network,
+            links=Links(self._ledger, network),
             volumes=self._volumes,
             door=door,
             qube_files=qube_files,
@@ -183,7 +184,7 @@ class Qubes:
         await self._ledger.commit(change)
         for qube, netvm in former.items():
             if self.system.netvm_of(qube) is not netvm:
-                await self.running.replug(qube, netvm)
+                await self.running.replug(qube)
 
     def _cleans_up(self, qube: Qube) -> bool:
         return self.system.has(qube, "auto_cleanup") and bool(

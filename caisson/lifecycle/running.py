@@ -24,12 +24,12 @@ from caisson.errors import (
 )
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.ledger import Ledger
+from caisson.lifecycle.links import Links
 from caisson.lifecycle.power import Power
 from caisson.lifecycle.spec import run_spec
 from caisson.lifecycle.volumes import Volumes
 from caisson.model import Klass, PowerState, Qube
 from caisson.names import QubeName, shown
-from caisson.network import Network
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -49,16 +49,16 @@ class Running:
         ledger: Ledger,
         *,
         engine: Engine,
-        network: Network,
+        links: Links,
         volumes: Volumes,
         door: Door,
         qube_files: Path,
         tasks: asyncio.TaskGroup,
-        retire: Callable[[Qube], Awaitable[None]],
+        retire: Callable[[Qube], Coroutine[Any, Any, None]],
     ) -> None:
         self._ledger = ledger
         self._engine = engine
-        self._network = network
+        self._links = links
         self._volumes = volumes
         self._door = door
         self._qube_files = qube_files
@@ -164,15 +164,13 @@ class Running:
         await self._ledger.tell([qube.name])
         self._ledger.publish(qube, "domain-unpaused")
 
-    async def replug(self, qube: Qube, former: Qube | None) -> None:
-        """Move the link of a running qube from its former network qube to its present one."""
+    async def replug(self, qube: Qube) -> None:
+        """Move the link of a running qube to its present network qube."""
         power = self._ledger.power(qube)
         async with power.turn:
             if power.instance is None:
                 return
-            if former is not None:
-                await self._unplug(qube, power.instance, former)
-            await self._plug(qube, power.instance)
+            await self._links.move(qube, power.instance)
 
     def agent_said(self, name: QubeName, pid: int, untrusted_report: Mapping[str, Any]) -> None:
         """Judge the first words of an agent: the right process, and every barrier up.
@@ -215,11 +213,11 @@ class Running:
                 if system.has(qube, "auto_cleanup") and system.value(qube, "auto_cleanup"):
                     await self._retire(qube)
         for qube in adopted:
-            instance = self._ledger.power(qube).instance
-            if instance is not None:
+            running = self._ledger.power(qube).instance
+            if running is not None:
                 await self._door.open_qube(qube.name)
-                await self._provide(qube, instance)
-                await self._plug(qube, instance)
+                await self._guarded(qube, "plug", self._links.bring_up(qube, running))
+        await self._links.sweep()
 
     async def _start(self, qube: Qube, power: Power) -> None:
         system = self._ledger.system
@@ -245,7 +243,7 @@ class Running:
         power.verdict = asyncio.get_running_loop().create_future()
         self._watch(qube, power, instance)
         try:
-            await self._bring_up(qube, power, instance, power.verdict)
+            await self._bring_up(qube, instance, power.verdict)
         except Exception as error:
             power.state = PowerState.DYING
             await self._engine.kill(instance)
@@ -258,7 +256,7 @@ class Running:
         self._ledger.publish(qube, "domain-start", start_guid=guid)
 
     async def _bring_up(
-        self, qube: Qube, power: Power, instance: Instance, verdict: asyncio.Future[list[str]]
+        self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]
     ) -> None:
         """From the first process to an admitted agent: limits, links and barriers."""
         seconds = int(str(self._ledger.system.value(qube, "qrexec_timeout")))
@@ -274,23 +272,13 @@ class Running:
     async def _ready(
         self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]
     ) -> None:
-        down = await _together(
-            verdict, self._engine.settle(instance), self._connect(qube, instance)
-        )
+        down = await _together(verdict, self._links.bring_up(qube, instance))
         if down:
             raise EngineError(
                 f"qube `{qube.name}` was stopped: its barrier `{shown(down[0])}` is not up",
                 hint="see what this machine lacks: `caisson doctor`",
             )
         self._door.admit(qube.name, instance.pid)
-
-    async def _connect(self, qube: Qube, instance: Instance) -> None:
-        await self._provide(qube, instance)
-        await self._plug(qube, instance)
-        for client in self._ledger.system.clients_of(qube):
-            running = self._ledger.power(client).instance
-            if running is not None and self._ledger.up(client):
-                await self._plug(client, running)
 
     def _watch(self, qube: Qube, power: Power, instance: Instance) -> None:
         self._tasks.create_task(self._until_gone(qube, power, instance))
@@ -307,11 +295,9 @@ class Running:
 
     async def _put_away(self, qube: Qube, power: Power) -> None:
         """Give back everything that a run took; a part that fails does not keep the others."""
-        instance, power.instance, power.verdict = power.instance, None, None
+        power.instance, power.verdict = None, None
         await self._guarded(qube, "close the door", self._door.close_qube(qube.name))
-        netvm = self._ledger.system.netvm_of(qube)
-        if instance is not None and netvm is not None:
-            await self._guarded(qube, "unplug", self._unplug(qube, instance, netvm))
+        await self._guarded(qube, "unplug", self._links.take_down(qube))
         await self._guarded(qube, "put the volumes away", self._volumes.end(qube))
         power.state = PowerState.HALTED
         await self._guarded(qube, "tell the broker", self._ledger.tell([qube.name]))
@@ -322,7 +308,7 @@ class Running:
             await act
         except CaissonError as error:
             _log.error(f"cannot {what}", qube=qube.name, error=str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug in one part must not keep the others
             _log.exception(f"cannot {what}", qube=qube.name)
 
     def _instance(

@@ -12,6 +12,7 @@ from caisson.errors import CaissonError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Change, Qube
 from caisson.model.volumes import HOST, PRIVATE, ROOT, VolumeState
+from caisson.names import FeatureName
 from caisson.storage import (
     Pool,
     StartPlan,
@@ -29,6 +30,9 @@ from caisson.storage import (
     plan_stop,
 )
 
+FINGERPRINT = FeatureName("host-fingerprint")
+"""The feature of a template in the pool `host` that says for which state of the machine it is."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -39,6 +43,7 @@ class Volumes:
         self._ledger = ledger
         self._pool = pool
         self._tasks = tasks
+        self._refreshing = asyncio.Lock()
 
     async def create(self, qube: Qube) -> None:
         """Give a new qube its first layers."""
@@ -89,13 +94,17 @@ class Volumes:
 
     async def _refresh(self, template: Qube) -> None:
         """Bring the `host` template up to date with the machine."""
-        state = template.volumes[ROOT]
-        if state.dirty is not None:
-            return
-        newest = state.layers[0] if state.layers else None
-        layer = await asyncio.to_thread(host_template.current, self._pool, newest)
-        if layer != newest:
-            await self._settle(template, plan_replace(state, [layer], now=_now()))
+        async with self._refreshing:
+            state = template.volumes[ROOT]
+            if state.dirty is not None:
+                return
+            known = template.features.get(FINGERPRINT) if state.layers else None
+            fresh = await asyncio.to_thread(host_template.current, self._pool, known)
+            if fresh is not None:
+                layer, fingerprint = fresh
+                await self._settle(template, plan_replace(state, [layer], now=_now()))
+                system = self._ledger.system
+                await self._ledger.commit(system.plan_feature(template, FINGERPRINT, fingerprint))
 
     async def _settle(self, qube: Qube, plan: StopPlan) -> None:
         if plan.seal is not None:

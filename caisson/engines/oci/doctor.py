@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from caisson.engines.interface import ID_RANGE, Finding
+from caisson.engines.interface import ID_RANGE
 from caisson.engines.oci import cgroups, kernel, probe, seccomp
 from caisson.engines.oci.idmap import BASE, SLOTS, Maps, base_of, make_user_namespace
 from caisson.engines.oci.kernel import Attr
 from caisson.engines.oci.mounts import Assembly, machine_layout
 from caisson.engines.oci.runtime import installed
 from caisson.errors import CaissonError
+from caisson.findings import Finding
 from caisson.paths import Paths
 
 _KERNEL = (5, 19)

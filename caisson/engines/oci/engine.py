@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from caisson.engines.barriers import BARRIERS
-from caisson.engines.interface import Finding, Instance, RunSpec
+from caisson.engines.interface import Instance, RunSpec
 from caisson.engines.oci import cgroups, seccomp
 from caisson.engines.oci.doctor import examine
 from caisson.engines.oci.idmap import Maps, Ranges, base_of
@@ -24,6 +24,7 @@ from caisson.engines.oci.probe import choose
 from caisson.engines.oci.runtime import Launcher, Runtime, finish
 from caisson.engines.oci.spec import config
 from caisson.errors import CaissonError, EngineError
+from caisson.findings import Finding
 from caisson.paths import Paths
 
 _log = structlog.get_logger(__name__)
