@@ -256,7 +256,7 @@ class Facts:
         label = self.value(qube, "label") if self.has(qube, "label") else None
         return {
             "internal": qube.features.get(FeatureName("internal")),
-            "tags": sorted(qube.tags),
+            "tags": sorted(map(str, qube.tags)),
             "type": qube.klass.value,
             "template_for_dispvms": self._told(qube, "template_for_dispvms") == "True",
             "default_dispvm": self._told(qube, "default_dispvm"),

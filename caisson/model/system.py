@@ -133,7 +133,7 @@ class System(Facts):
             )
         if declared.check is not None:
             declared.check(self, owner, value, running)
-        kwargs = {"name": declared.name, "newvalue": told(value)} | self._old(owner, declared)
+        kwargs = {"name": str(declared.name), "newvalue": told(value)} | self._old(owner, declared)
         set_it = Change(
             ops=(SetProperty(_uuid(owner), declared.name, rendered(value)),),
             before=(_event(owner, f"property-pre-set:{declared.name}", kwargs),),
@@ -427,7 +427,7 @@ class System(Facts):
                 ),
                 *(SetVolume(uuid, _sized(volume, base)) for volume in volumes),
             ),
-            events=(Event(None, "domain-add", {"vm": name}),),
+            events=(Event(None, "domain-add", {"vm": str(name)}),),
         )
 
     def _inherited(self, klass: Klass, base: Qube | None) -> dict[PropertyName, str]:
@@ -701,14 +701,14 @@ def _join(changes: Iterable[Change]) -> Change:
 def _tagged(qube: Qube, tag: Tag) -> Change:
     return Change(
         ops=(AddTag(qube.uuid, tag),),
-        events=(Event(qube.name, f"domain-tag-add:{tag}", {"tag": tag}),),
+        events=(Event(qube.name, f"domain-tag-add:{tag}", {"tag": str(tag)}),),
     )
 
 
 def _untagged(qube: Qube, tag: Tag) -> Change:
     return Change(
         ops=(RemoveTag(qube.uuid, tag),),
-        events=(Event(qube.name, f"domain-tag-delete:{tag}", {"tag": tag}),),
+        events=(Event(qube.name, f"domain-tag-delete:{tag}", {"tag": str(tag)}),),
     )
 
 

@@ -1,0 +1,143 @@
+"""Operations as rows: what each one writes, and how rows become operations again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from caisson.model.changes import (
+    AddLabel,
+    AddQube,
+    AddTag,
+    Op,
+    RemoveFeature,
+    RemoveLabel,
+    RemoveQube,
+    RemoveTag,
+    RemoveVolume,
+    ResetProperty,
+    SetFeature,
+    SetProperty,
+    SetVolume,
+)
+from caisson.model.qube import ADMIN_UUID
+from caisson.model.volumes import Revision, VolumeState
+from caisson.names import FeatureName, LabelName, PoolName, PropertyName, QubeName, Tag, VolumeName
+
+Statement = tuple[str, tuple[Any, ...]]
+_encode = msgspec.json.Encoder().encode
+
+
+class _Revision(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    layers: tuple[str, ...]
+    created: int
+
+
+class _Volume(msgspec.Struct, forbid_unknown_fields=True):
+    layers: tuple[str, ...]
+    dirty: str | None
+    revisions: tuple[_Revision, ...]
+    snap_on_start: bool
+    save_on_stop: bool
+    rw: bool
+    size: int
+    revisions_to_keep: int
+    pool: str
+
+
+_decode_volume = msgspec.json.Decoder(_Volume).decode
+
+
+def statement(op: Op) -> Statement:  # noqa: C901, PLR0911, PLR0912 - one case an operation
+    """The statement that keeps one operation."""
+    match op:
+        case AddQube(uuid, name, klass, qid):
+            return "INSERT INTO qube VALUES (?, ?, ?, ?)", (uuid.bytes, name, klass, qid)
+        case RemoveQube(uuid):
+            return "DELETE FROM qube WHERE uuid = ?", (uuid.bytes,)
+        case SetProperty(uuid, name, text):
+            if uuid is None:
+                return "INSERT OR REPLACE INTO global_property VALUES (?, ?)", (name, text)
+            return "INSERT OR REPLACE INTO property VALUES (?, ?, ?)", (uuid.bytes, name, text)
+        case ResetProperty(uuid, name):
+            if uuid is None:
+                return "DELETE FROM global_property WHERE name = ?", (name,)
+            return "DELETE FROM property WHERE qube = ? AND name = ?", (uuid.bytes, name)
+        case SetFeature(uuid, name, value):
+            return "INSERT OR REPLACE INTO feature VALUES (?, ?, ?)", (uuid.bytes, name, value)
+        case RemoveFeature(uuid, name):
+            return "DELETE FROM feature WHERE qube = ? AND name = ?", (uuid.bytes, name)
+        case AddTag(uuid, tag):
+            return "INSERT OR REPLACE INTO tag VALUES (?, ?)", (uuid.bytes, tag)
+        case RemoveTag(uuid, tag):
+            return "DELETE FROM tag WHERE qube = ? AND tag = ?", (uuid.bytes, tag)
+        case AddLabel(name, index, color):
+            return "INSERT INTO label VALUES (?, ?, ?)", (name, index, color)
+        case RemoveLabel(name):
+            return "DELETE FROM label WHERE name = ?", (name,)
+        case SetVolume(uuid, volume):
+            kept = _volume_text(volume)
+            return "INSERT OR REPLACE INTO volume VALUES (?, ?, ?)", (uuid.bytes, volume.name, kept)
+        case RemoveVolume(uuid, volume_name):
+            return "DELETE FROM volume WHERE qube = ? AND name = ?", (uuid.bytes, volume_name)
+
+
+def operations(connection: sqlite3.Connection) -> Iterator[Op]:
+    """All that is kept, as operations: labels and qubes first, then what refers to them."""
+    for name, number, color in connection.execute("SELECT * FROM label ORDER BY number"):
+        yield AddLabel(LabelName(name), number, color)
+    # `dom0` is in the table for the sake of what refers to it; every model has it anyway.
+    for uuid, name, klass, qid in connection.execute(
+        "SELECT * FROM qube WHERE uuid != ? ORDER BY qid", (ADMIN_UUID.bytes,)
+    ):
+        yield AddQube(UUID(bytes=uuid), QubeName(name), klass, qid)
+    for name, value in connection.execute("SELECT * FROM global_property"):
+        yield SetProperty(None, PropertyName(name), value)
+    for uuid, name, value in connection.execute("SELECT * FROM property"):
+        yield SetProperty(UUID(bytes=uuid), PropertyName(name), value)
+    for uuid, name, value in connection.execute("SELECT * FROM feature"):
+        yield SetFeature(UUID(bytes=uuid), FeatureName(name), value)
+    for uuid, tag in connection.execute("SELECT * FROM tag"):
+        yield AddTag(UUID(bytes=uuid), Tag(tag))
+    for uuid, name, state in connection.execute("SELECT * FROM volume"):
+        yield SetVolume(UUID(bytes=uuid), _volume(name, state))
+
+
+def _volume_text(volume: VolumeState) -> str:
+    return _encode(
+        _Volume(
+            layers=tuple(map(str, volume.layers)),
+            dirty=volume.dirty,
+            revisions=tuple(
+                _Revision(each.id, tuple(map(str, each.layers)), each.created)
+                for each in volume.revisions
+            ),
+            snap_on_start=volume.snap_on_start,
+            save_on_stop=volume.save_on_stop,
+            rw=volume.rw,
+            size=volume.size,
+            revisions_to_keep=volume.revisions_to_keep,
+            pool=str(volume.pool),
+        )
+    ).decode()
+
+
+def _volume(name: str, state: str) -> VolumeState:
+    kept = _decode_volume(state)
+    return VolumeState(
+        name=VolumeName(name),
+        layers=kept.layers,
+        dirty=kept.dirty,
+        revisions=tuple(Revision(each.id, each.layers, each.created) for each in kept.revisions),
+        snap_on_start=kept.snap_on_start,
+        save_on_stop=kept.save_on_stop,
+        rw=kept.rw,
+        size=kept.size,
+        revisions_to_keep=kept.revisions_to_keep,
+        pool=PoolName(kept.pool),
+    )
