@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -99,16 +100,17 @@ def bring_up(instance: str, qid: int, uplink: Uplink, qube: Namespace, machine: 
         if present in candidates:
             candidates = (present, *(address for address in candidates if address != present))
         try:
-            for address in candidates:
-                if _connect(instance, uplink, qube, outer, (name, address)):
-                    return
+            if not any(
+                _connect(instance, uplink, qube, outer, (name, address)) for address in candidates
+            ):
+                raise NetworkError(
+                    f"every address for the uplink `{name}` is taken in {outer.what}",
+                    hint="remove interfaces of instances that no longer run: ip link delete NAME",
+                )
         except BaseException:
-            take_down(instance, qid, uplink, machine)
+            with suppress(NetworkError):
+                take_down(instance, qid, uplink, machine)
             raise
-        raise NetworkError(
-            f"every address for the uplink `{name}` is taken in {outer.what}",
-            hint="remove interfaces of instances that no longer run: ip link delete NAME",
-        )
 
 
 def take_down(instance: str, qid: int, uplink: Uplink, machine: Path) -> None:

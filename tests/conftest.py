@@ -1,0 +1,29 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from caisson.engines import enter_private_namespace
+
+ROOT = os.geteuid() == 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Enter a mount namespace before the first thread, as the daemon does.
+
+    Whatever a test mounts is gone with the test run.
+    """
+    config.addinivalue_line("markers", "root: needs root, to start real qubes")
+    if ROOT:
+        enter_private_namespace()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root without it."""
+    skip = pytest.mark.skip(reason="needs root: real qubes are started")
+    for item in items:
+        if not ROOT and item.get_closest_marker("root"):
+            item.add_marker(skip)
