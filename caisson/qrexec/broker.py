@@ -1,0 +1,739 @@
+"""The broker itself: decides calls, connects the two sides, and writes down what happened.
+
+The way of an allowed call between running qubes is synchronous, from the caller's datagram to
+the agent's; whatever must wait (a person, a start, qubesd) goes on in a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from caisson.errors import CaissonError, DaemonError, ValueRefusedError
+from caisson.names import DOM0, QubeName, shown
+from caisson.paths import Paths
+from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
+from caisson.policy import Request as PolicyRequest
+from caisson.qrexec import prompt, wire
+from caisson.qrexec.audit import Audit
+from caisson.qrexec.calls import Call, Ended, PipeBudget, Pipes
+from caisson.qrexec.channel import Channel
+from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
+from caisson.qrexec.link import (
+    Admit,
+    AgentGone,
+    AgentHello,
+    CloseQube,
+    DaemonLink,
+    OpenQube,
+    Operation,
+    Reject,
+    Snapshot,
+    ToBroker,
+)
+from caisson.qrexec.rules import Rules
+
+LINK_PATIENCE = 5.0
+AGENT_TIMEOUT = 60.0
+START_TIMEOUT = 180.0
+AGENT_GRACE = 10.0
+MOST_PROMPTS = 9
+MOST_NOTICES = 4
+RESERVED_DESCRIPTORS = 256
+
+_log = structlog.get_logger("broker")
+
+
+class _Problem(Exception):  # noqa: N818
+    """A call cannot be served; the text is for the log, not for the caller."""
+
+
+class Broker:
+    """One broker of one instance.
+
+    Args:
+        paths: the instance.
+        daemon_uid: the user that qubesd runs as.
+    """
+
+    def __init__(self, paths: Paths, daemon_uid: int = 0) -> None:
+        self._paths = paths
+        self._audit = Audit(paths.audit)
+        self._rules = Rules(paths)
+        self._link = DaemonLink(
+            paths.link, daemon_uid, on_message=self._obey, on_lost=self._link_lost
+        )
+        self._system = SystemInfo({})
+        self._infos: dict[str, Mapping[str, Any]] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._dom0 = Endpoint(self, DOM0, paths.dom0_socket, 0o660)
+        self._budget = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
+        self._connections = 0
+        self._pipes = PipeBudget()
+        self._awaited: dict[str, set[asyncio.Future[bool]]] = {}
+        self._starting: dict[str, asyncio.Task[str]] = {}
+        self._prompts: dict[str, _PromptQueue] = {}
+        self._notices = 0
+        self._discards: set[str] = set()
+        self._silent: deque[tuple[float, Channel, Endpoint]] = deque()
+        self._paused: set[Endpoint] = set()
+        self._sweeping = False
+        self._ring: dict[Endpoint, None] = {}
+        self._turn_due = False
+        self._tasks: asyncio.TaskGroup
+        self._loop: asyncio.AbstractEventLoop
+
+    async def run(self, on_ready: Any = None) -> None:
+        """Serve for ever.
+
+        Args:
+            on_ready: called once, when the first snapshot is there.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self._link.run())
+                # qubesd makes the directories before it listens.
+                await self._link.wait_synced()
+                self._audit.ready()
+                self._rules.current()
+                self._dom0.listen()
+                if on_ready is not None:
+                    on_ready()
+        finally:
+            for endpoint in (self._dom0, *self._endpoints.values()):
+                endpoint.close()
+            self._audit.close()
+
+    # What qubesd says.
+
+    def _obey(self, message: ToBroker) -> None:
+        match message:
+            case Snapshot():
+                self._take(message)
+            case OpenQube(name):
+                self._open(name)
+            case CloseQube(name):
+                self._close(name)
+            case Admit(name, pid):
+                endpoint = self._endpoints.get(name)
+                if endpoint is not None and endpoint.admit(pid):
+                    self._settle(name, True)
+            case Reject(name, pid, reason):
+                if (endpoint := self._endpoints.get(name)) is not None:
+                    endpoint.reject(pid, reason)
+
+    def _take(self, snapshot: Snapshot) -> None:
+        if snapshot.full:
+            self._infos = {}
+            self._system = SystemInfo({})
+        for name in snapshot.removed:
+            self._infos.pop(name, None)
+        self._infos.update(snapshot.domains)
+        try:
+            self._system = self._system.with_changes(snapshot.domains, snapshot.removed)
+        except ValueRefusedError:
+            self._take_one_by_one(snapshot)
+        if snapshot.full:
+            wanted = set(snapshot.open)
+            for name in [n for n in self._endpoints if n not in wanted]:
+                self._close(name)
+            for name in snapshot.open:
+                self._open(name)
+            for endpoint in self._endpoints.values():
+                endpoint.examine_again()
+            for name in tuple(self._discards):
+                self._discard(name)
+
+    def _take_one_by_one(self, snapshot: Snapshot) -> None:
+        """A qube with malformed information does not exist for decisions; the others do."""
+        self._system = self._system.with_changes({}, [*snapshot.removed, *snapshot.domains])
+        for name, info in snapshot.domains.items():
+            try:
+                self._system = self._system.with_changes({name: info})
+            except ValueRefusedError as e:
+                self._infos.pop(name, None)
+                _log.error("a qube is left out", error=str(e))
+
+    def _open(self, name: str) -> None:
+        if name in self._endpoints or name == DOM0:
+            return
+        qube = QubeName.parse(name)
+        path = self._paths.socket_dir(qube) / "qrexec"
+        endpoint = Endpoint(self, qube, path, 0o666)
+        try:
+            endpoint.listen()
+        except OSError as e:
+            _log.error("cannot listen for a qube", qube=name, error=str(e))
+            return
+        self._endpoints[name] = endpoint
+
+    def _close(self, name: str) -> None:
+        endpoint = self._endpoints.pop(name, None)
+        if endpoint is None:
+            return
+        endpoint.close()
+        self._paused.discard(endpoint)
+        self._ring.pop(endpoint, None)
+        for call in tuple(endpoint.calls):
+            self._end(call, Ended.CALLER_GONE)
+        self._lose_calls(endpoint)
+        self._settle(name, False)
+
+    def _link_lost(self) -> None:
+        """Nothing is decided until it is back; calls in flight go on."""
+
+    # What endpoints say.
+
+    def allowance(self) -> int:
+        """A qube may hold as many connections as are free: there is always room for another."""
+        return self._budget - self._connections
+
+    def connections_changed(self, by: int) -> None:
+        """Count the open connections of all qubes."""
+        self._connections += by
+
+    def paused(self, endpoint: Endpoint) -> None:
+        """Try again soon."""
+        self._paused.add(endpoint)
+        self._sweep_later()
+
+    def silent(self, channel: Channel, endpoint: Endpoint) -> None:
+        """The connection must speak in time."""
+        self._silent.append((self._loop.time() + FIRST_MESSAGE_TIMEOUT, channel, endpoint))
+        self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(1.0, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = False
+        now = self._loop.time()
+        while self._silent and self._silent[0][0] <= now:
+            _, channel, endpoint = self._silent.popleft()
+            endpoint.expire(channel)
+        paused, self._paused = self._paused, set()
+        for endpoint in paused:
+            endpoint.resume()
+        if self._silent:
+            self._sweep_later()
+
+    def examine(self, endpoint: Endpoint, applicant: Channel, hello: wire.Hello) -> None:
+        """Have qubesd look at a process that claims to be the agent."""
+        self._link.send(AgentHello(endpoint.name, applicant.pid, applicant.uid, hello.report))
+
+    def agent_gone(self, endpoint: Endpoint) -> None:
+        """Tell qubesd; the agent may come back and bring its exit codes."""
+        self._link.send(AgentGone(endpoint.name))
+        self._loop.call_later(AGENT_GRACE, self._agent_missing, endpoint)
+
+    def _agent_missing(self, endpoint: Endpoint) -> None:
+        if endpoint.agent is None:
+            self._lose_calls(endpoint)
+
+    def _lose_calls(self, endpoint: Endpoint) -> None:
+        for call in tuple(endpoint.serving.values()):
+            self._end(call, Ended.TARGET_GONE, wire.exited(wire.Code.LOST), wire.Code.LOST)
+
+    def exited(self, endpoint: Endpoint, message: wire.Exited) -> None:
+        """The service ended: so does the call."""
+        call = endpoint.serving.get(message.id)
+        if call is not None:
+            self._end(call, Ended.EXITED, wire.exited(message.code), message.code)
+
+    def malformed(self, endpoint: Endpoint, channel: Channel, error: CaissonError) -> None:
+        """Refuse, and write it down."""
+        call = Call(endpoint.name, channel)
+        self._own(endpoint, call, channel)
+        self._refuse(call, error.message)
+
+    def request(
+        self,
+        endpoint: Endpoint,
+        channel: Channel,
+        message: wire.ClientCall | wire.AdminCall,
+    ) -> None:
+        """A new call: at once if the qube has no other that waits, else in its turn."""
+        call = Call(endpoint.name, channel)
+        if isinstance(message, wire.AdminCall):
+            name, call.plus, call.argument = message.service.partition("+")
+            call.service = name
+            call.command = message.command
+            call.user = message.user
+            call.told_source = message.source
+            call.requested = message.qube
+            call.flags = message.flags
+        else:
+            call.service, call.argument = message.service, message.argument
+            call.requested = message.target
+            call.flags = message.flags
+        self._own(endpoint, call, channel)
+        if len(endpoint.calls) > MOST_CALLS:
+            self._refuse(call, f"the qube has {MOST_CALLS} calls in flight")
+        elif endpoint.served:
+            endpoint.undecided.append(call)
+        else:
+            self._in_turn(endpoint)
+            self._begin(call)
+
+    def _own(self, endpoint: Endpoint, call: Call, channel: Channel) -> None:
+        endpoint.calls.add(call)
+
+        def left(reason: str) -> None:
+            if reason:
+                _log.warning("a session is closed", qube=endpoint.name, reason=shown(reason))
+            endpoint.forget(channel)
+            self._end(call, Ended.CALLER_GONE)
+
+        def spoke(_: bytes) -> None:
+            endpoint.end_session(channel)
+            left("it spoke after its request")
+
+        channel.handle(spoke, left, CLIENT_QUEUE)
+
+    # Turns: in each turn of the loop, each qube gets one decision.
+
+    def _in_turn(self, endpoint: Endpoint) -> None:
+        endpoint.served = True
+        self._ring[endpoint] = None
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        ring, self._ring = self._ring, {}
+        for endpoint in ring:
+            endpoint.served = False
+            while endpoint.undecided:
+                call = endpoint.undecided.popleft()
+                if not call.ended:
+                    self._in_turn(endpoint)
+                    self._begin(call)
+                    break
+            endpoint.resume()
+
+    # Deciding.
+
+    def _begin(self, call: Call) -> None:
+        if not self._audit.ready():
+            self._refuse(call, "the audit log cannot be written")
+            return
+        self._link.pump()
+        if call.ended:
+            return
+        if self._link.synced:
+            self._decide(call)
+        else:
+            self._spawn(call, self._decide_later(call))
+
+    async def _decide_later(self, call: Call) -> None:
+        """Without qubesd nobody knows what exists: wait for it, a little."""
+        try:
+            async with asyncio.timeout(LINK_PATIENCE):
+                await self._link.wait_synced()
+        except TimeoutError:
+            raise _Problem("qubesd is not running") from None
+        call.task = None
+        self._decide(call)
+
+    def _decide(self, call: Call) -> None:
+        if call.source == DOM0:
+            self._admin_call(call)
+            return
+        decision = self._judge(call)
+        match decision:
+            case Deny():
+                self._deny(call, decision)
+            case Allow():
+                self._allowed(call, decision)
+            case Ask():
+                self._spawn(call, self._ask(call, decision))
+
+    def _judge(self, call: Call) -> Decision:
+        return self._rules.decide(
+            PolicyRequest(
+                service=call.service,
+                argument=f"+{call.argument}",
+                source=call.source,
+                target=call.requested,
+            ),
+            self._system,
+        )
+
+    def _deny(self, call: Call, deny: Deny) -> None:
+        call.decision = "deny"
+        call.rule = deny.rule
+        if deny.notify:
+            self._notify(call, "deny", call.requested)
+        self._end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, deny.text)
+
+    def _allowed(self, call: Call, allow: Allow) -> None:
+        """Go on with an allowed call; its way is synchronous if the target runs."""
+        call.rule = allow.rule
+        call.user = allow.user or ""
+        if allow.relay is not None:
+            self._fail(call, "targets on other machines are not supported yet")
+            return
+        if allow.target.startswith("@dispvm:"):
+            call.decision = "allow"
+            call.target = allow.target
+            self._spawn(call, self._in_disposable(call, allow))
+            return
+        target = self._system.find(allow.target)
+        if target is None:
+            self._refuse(call, "the target does not exist")
+            return
+        call.target = target.name
+        if target.name == call.source:
+            call.decision = "deny"
+            self._end(
+                call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, "a qube cannot call itself"
+            )
+            return
+        call.decision = "allow"
+        if allow.notify:
+            self._notify(call, "allow", call.target)
+        if target.name == DOM0:
+            self._in_admin_qube(call)
+            return
+        endpoint = self._endpoints.get(target.name)
+        if endpoint is not None and endpoint.agent is not None:
+            self._connect(call, endpoint)
+        else:
+            self._spawn(call, self._in_started(call, allow))
+
+    def _in_admin_qube(self, call: Call) -> None:
+        """Services of the admin qube: none are run yet.
+
+        The Admin API over qrexec will pass the call on to qubesd here.
+        """
+        self._end(
+            call,
+            Ended.FAILED,
+            wire.problem(wire.Code.NOT_FOUND, "the admin qube has no such service"),
+            wire.Code.NOT_FOUND,
+            "no services in the admin qube",
+        )
+
+    def _admin_call(self, call: Call) -> None:
+        """A call by the admin qube is not policed; it is written down all the same."""
+        call.decision = "allow"
+        call.target = call.requested
+        endpoint = self._endpoints.get(call.target)
+        if endpoint is None:
+            self._fail(call, f"qube `{call.target}` is not running")
+        elif endpoint.agent is not None:
+            self._connect(call, endpoint)
+        else:
+            self._spawn(call, self._in_endpoint(call))
+
+    # What takes time.
+
+    def _spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        call.task = self._tasks.create_task(self._guard(call, work))
+
+    async def _guard(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        """A call that fails takes nothing else with it."""
+        try:
+            await work
+        except _Problem as e:
+            self._fail(call, str(e))
+        except DaemonError as e:
+            self._fail(call, f"qubesd: {e.message}")
+        except Exception:  # noqa: BLE001 - one call must not end the broker
+            _log.exception("a call failed; this is a bug in Caisson, report it", call=call.id)
+            self._fail(call, "internal error")
+
+    async def _ask(self, call: Call, ask: Ask) -> None:
+        """Ask a person, then judge again: the world may have changed meanwhile."""
+        call.rule = ask.rule
+        question = self._question(call, ask)
+        source = self._system.find(call.source)
+        if source is None or source.guivm is None:
+            self._refuse(call, "the calling qube has no GUI qube that could be asked")
+            return
+        if source.guivm != DOM0:
+            self._refuse(call, f"GUI qube `{source.guivm}`: only `dom0` is supported yet")
+            return
+        queue = self._prompts.setdefault(call.source, _PromptQueue())
+        if queue.waiting >= MOST_PROMPTS:
+            self._refuse(call, "too many questions of this qube wait for a person")
+            return
+        try:
+            async with queue:
+                answer = await prompt.ask(self._paths.prompt_agent, question)
+        except CaissonError as e:
+            _log.warning("nobody could be asked", source=call.source, error=str(e))
+            call.decision = "deny"
+            self._end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, e.message)
+            return
+        finally:
+            if not queue.waiting:
+                self._prompts.pop(call.source, None)
+        call.answered_by = answer.by
+        if answer.target is None:
+            self._deny(call, ask.refuse())
+            return
+        self._link.pump()
+        again = self._judge(call) if self._link.synced else None
+        chosen = again.choose(answer.target) if isinstance(again, Ask) else again
+        call.task = None
+        if chosen is None:
+            self._refuse(call, "qubesd went away")
+        elif isinstance(chosen, Deny):
+            self._deny(call, chosen)
+        elif isinstance(chosen, Allow) and (
+            isinstance(again, Ask) or chosen.target == answer.target
+        ):
+            self._allowed(call, chosen)
+        else:
+            self._refuse(call, "the policy changed while the person was asked")
+
+    def _question(self, call: Call, ask: Ask) -> prompt.Question:
+        targets = list(ask.targets)
+        involved = {call.source, *(t.removeprefix("@dispvm:") for t in targets)}
+        domains = self._system.domains
+        icons = {d.name: d.icon for d in domains.values() if d.icon}
+        icons |= {
+            f"@dispvm:{d.name}": d.icon
+            for d in domains.values()
+            if d.icon and d.template_for_dispvms
+        }
+        return prompt.Question(
+            source=call.source,
+            service=call.service,
+            argument=f"+{call.argument}",
+            targets=targets,
+            default_target=ask.default_target or "",
+            icons=icons,
+            labels={n: d.label for n in involved if (d := domains.get(n)) and d.label},
+            isolation={
+                n: str(kind) for n in involved if (kind := self._infos.get(n, {}).get("isolation"))
+            },
+        )
+
+    def _notify(self, call: Call, resolution: str, target: str) -> None:
+        if self._notices >= MOST_NOTICES:
+            return
+        self._notices += 1
+        notice = prompt.Notice(resolution, call.service, f"+{call.argument}", call.source, target)
+        self._tasks.create_task(self._tell(notice))
+
+    async def _tell(self, notice: prompt.Notice) -> None:
+        try:
+            await prompt.notify(self._paths.prompt_agent, notice)
+        finally:
+            self._notices -= 1
+
+    async def _in_started(self, call: Call, allow: Allow) -> None:
+        """Start the target first; if it runs already, wait for its agent."""
+        if call.target not in self._endpoints:
+            if not allow.autostart:
+                raise _Problem("the target does not run, and the rule says `autostart=no`")
+            await self._start(call.target, call.source)
+        await self._in_endpoint(call, allow)
+
+    async def _in_endpoint(self, call: Call, allow: Allow | None = None) -> None:
+        endpoint = await self._agent(call.target)
+        if allow is not None and not self._still(call, allow):
+            self._refuse(call, "what the decision rested on changed while the target started")
+        elif not call.ended:
+            self._connect(call, endpoint)
+
+    def _still(self, call: Call, allow: Allow) -> bool:
+        """Whether the decision is the same after a wait."""
+        self._link.pump()
+        if not self._link.synced:
+            return False
+        again = self._judge(call)
+        if isinstance(again, Ask) and call.answered_by is not None:
+            again = again.choose(allow.target)
+        return isinstance(again, Allow) and again.target == allow.target
+
+    async def _start(self, name: str, source: str) -> None:
+        """Have qubesd start a qube; callers that come together share one start."""
+        task = self._starting.get(name)
+        if task is None:
+            task = self._tasks.create_task(self._start_once(name, source))
+            self._starting[name] = task
+        if error := await asyncio.shield(task):
+            raise _Problem(error)
+
+    async def _start_once(self, name: str, source: str) -> str:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._link.request(Operation.START, name, source)
+        except DaemonError as e:
+            return f"the target does not start: {e.message}"
+        except TimeoutError:
+            return f"the target did not start within {START_TIMEOUT:.0f} s"
+        finally:
+            del self._starting[name]
+        return ""
+
+    async def _in_disposable(self, call: Call, allow: Allow) -> None:
+        """Run the call in a disposable of its own, which ends with the call."""
+        base = allow.target.removeprefix("@dispvm:")
+        found = self._system.find(base)
+        # If the caller leaves meanwhile, the answer is still awaited: somebody must discard it.
+        call.shielded = True
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                name = await self._link.request(
+                    Operation.DISPOSABLE, found.name if found else base, call.source
+                )
+        except TimeoutError:
+            raise _Problem(f"no disposable within {START_TIMEOUT:.0f} s") from None
+        finally:
+            call.shielded = False
+        if call.ended:
+            self._discard(name)
+            return
+        call.disposable = call.target = name
+        await self._in_endpoint(call, allow)
+
+    def _discard(self, name: str) -> None:
+        """Have qubesd discard a disposable, in the background; later if qubesd is away."""
+        self._discards.add(name)
+        if self._link.synced:
+            self._tasks.create_task(self._discard_once(name))
+
+    async def _discard_once(self, name: str) -> None:
+        try:
+            await self._link.request(Operation.DISCARD, name, DOM0)
+        except DaemonError as e:
+            if not self._link.synced:
+                return
+            _log.warning("a disposable was not discarded", qube=shown(name), error=str(e))
+        self._discards.discard(name)
+
+    async def _agent(self, name: str) -> Endpoint:
+        """Wait for a qube's agent."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is not None and endpoint.agent is not None:
+            return endpoint
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._awaited.setdefault(name, set()).add(future)
+        try:
+            async with asyncio.timeout(AGENT_TIMEOUT):
+                came = await future
+        except TimeoutError:
+            raise _Problem("the target's agent does not answer") from None
+        finally:
+            waiting = self._awaited.get(name, set())
+            waiting.discard(future)
+            if not waiting:
+                self._awaited.pop(name, None)
+        endpoint = self._endpoints.get(name)
+        if not came or endpoint is None or endpoint.agent is None:
+            raise _Problem("the target ended before its agent answered")
+        return endpoint
+
+    def _settle(self, name: str, came: bool) -> None:
+        for future in self._awaited.pop(name, ()):
+            if not future.done():
+                future.set_result(came)
+
+    # Connecting and ending.
+
+    def _connect(self, call: Call, endpoint: Endpoint) -> None:
+        """Hand each side its ends of the pipes, and step out of the way."""
+        try:
+            pipes = Pipes.make()
+        except OSError as e:
+            self._fail(call, f"no pipes: {e.strerror}")
+            return
+        user = call.user or str(self._infos.get(call.target, {}).get("default_user") or "")
+        message = (
+            wire.start_command(call.id, user, call.command)
+            if call.command
+            else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
+        )
+        agent, client = endpoint.agent, call.client
+        try:
+            if self._pipes.take(call):
+                pipes.enlarge()
+            if agent is None or not agent.send(message, pipes.service):
+                self._fail(call, "the target does not take the call")
+                return
+            call.serving = endpoint.serving
+            call.serving[call.id] = call
+            if client is not None:
+                client.send(wire.ACCEPTED, pipes.caller)
+        finally:
+            pipes.close()
+
+    def _refuse(self, call: Call, reason: str) -> None:
+        call.decision = "refuse"
+        self._end(call, Ended.REFUSED, wire.REFUSED, wire.Code.REFUSED, reason)
+
+    def _fail(self, call: Call, reason: str) -> None:
+        """The caller learns that it failed; not why, which may name qubes that it must not know."""
+        told = reason if call.source == DOM0 else "the target could not be reached"
+        self._end(
+            call, Ended.FAILED, wire.problem(wire.Code.PROBLEM, told), wire.Code.PROBLEM, reason
+        )
+
+    def _end(
+        self,
+        call: Call,
+        how: Ended,
+        message: bytes | None = None,
+        code: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """The one way out: write it down, tell the caller, give everything back."""
+        if call.ended:
+            return
+        call.ended = True
+        self._audit.write(call.record(how, code, reason))
+        if how in {Ended.REFUSED, Ended.FAILED} and reason:
+            _log.info("a call failed", source=call.source, call=call.id, reason=shown(reason))
+        endpoint = self._dom0 if call.source == DOM0 else self._endpoints.get(call.source)
+        if call.client is not None:
+            if message is not None:
+                call.client.send(message)
+            call.client.finish()
+            if endpoint is not None:
+                endpoint.forget(call.client)
+            call.client = None
+        if call.serving is not None:
+            call.serving.pop(call.id, None)
+            call.serving = None
+        if endpoint is not None:
+            endpoint.calls.discard(call)
+        self._pipes.give_back(call)
+        if call.disposable:
+            self._discard(call.disposable)
+        if call.task is not None and not call.shielded and call.task is not asyncio.current_task():
+            call.task.cancel()
+        call.task = None
+
+
+class _PromptQueue:
+    """The questions of one qube: one is shown, some wait."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        self.waiting += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self.waiting -= 1
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.waiting -= 1
+        self._lock.release()

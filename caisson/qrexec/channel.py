@@ -1,0 +1,197 @@
+"""A session's socket: non-blocking datagrams, descriptors out, none in, bounded queues."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from caisson.qrexec.link import peer_of
+from caisson.qrexec.wire import LONGEST
+
+# One buffer for all: a message is taken out of it before the next is read.
+_buffer = bytearray(LONGEST + 1)
+_view = memoryview(_buffer)
+_BROKEN = socket.MSG_TRUNC | socket.MSG_CTRUNC
+_READS_A_TURN = 8
+
+
+class Channel:
+    """One connection of a program in a qube.
+
+    Args:
+        sock: the connected, non-blocking socket.
+        queue: how many messages may wait until the peer reads.
+        on_message: called with each datagram.
+        on_closed: called once when the peer is gone, or broke the protocol; with the reason.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_on_closed",
+        "_on_message",
+        "_out",
+        "_queue",
+        "_sock",
+        "_writing",
+        "closing",
+        "gid",
+        "pid",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        queue: int,
+        on_message: Callable[[bytes], None],
+        on_closed: Callable[[str], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = sock
+        self._queue = queue
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._out: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._writing = False
+        self.closing = False
+        self.pid, self.uid, self.gid = peer_of(sock)
+
+    def start(self) -> None:
+        """Begin to read; what has already arrived is handled at once."""
+        if self._sock is not None:
+            self._loop.add_reader(self._sock, self._readable)
+            self._readable()
+
+    def handle(
+        self, on_message: Callable[[bytes], None], on_closed: Callable[[str], None], queue: int
+    ) -> None:
+        """Give the session to its next owner, when its first message has told its role."""
+        self._on_message, self._on_closed, self._queue = on_message, on_closed, queue
+
+    @property
+    def open(self) -> bool:
+        """Whether the socket is open."""
+        return self._sock is not None
+
+    def _readable(self) -> None:
+        for _ in range(_READS_A_TURN):
+            if self._sock is None or self.closing:
+                return
+            try:
+                # No room for ancillary data: the kernel drops descriptors, and says so.
+                count, _, flags, _ = self._sock.recvmsg_into([_view], 0, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                self._gone(e.strerror or "error")
+                return
+            if flags & _BROKEN:
+                self._gone(
+                    "it sent descriptors"
+                    if flags & socket.MSG_CTRUNC
+                    else "its message is too long"
+                )
+                return
+            if count == 0:
+                self._gone("")
+                return
+            self._on_message(bytes(_view[:count]))
+
+    def _gone(self, reason: str) -> None:
+        self.close()
+        self._on_closed(reason)
+
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> bool:
+        """Send, or queue while the peer does not read; duplicates what it queues.
+
+        Returns:
+            Whether the message is sent or queued; False: the peer is gone or its queue is full.
+        """
+        if self._sock is None:
+            return False
+        if not self._out:
+            try:
+                self._transmit(message, descriptors)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+            else:
+                return True
+        if len(self._out) >= self._queue:
+            return False
+        self._out.append((message, tuple(_duplicates(descriptors))))
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._sock, self._writable)
+        return True
+
+    def _transmit(self, message: bytes, descriptors: Sequence[int]) -> None:
+        assert self._sock is not None  # noqa: S101
+        if descriptors:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+            self._sock.sendmsg([message], [rights], socket.MSG_NOSIGNAL)
+        else:
+            self._sock.send(message, socket.MSG_NOSIGNAL)
+
+    def _writable(self) -> None:
+        while self._out:
+            message, descriptors = self._out[0]
+            try:
+                self._transmit(message, descriptors)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                self._gone(e.strerror or "error")
+                return
+            self._out.popleft()
+            _close_all(descriptors)
+        self._stop_writing()
+        if self.closing:
+            self.close()
+
+    def _stop_writing(self) -> None:
+        if self._writing and self._sock is not None:
+            self._writing = False
+            self._loop.remove_writer(self._sock)
+
+    def finish(self) -> None:
+        """Close when everything queued is sent; nothing more is read."""
+        self.closing = True
+        if self._sock is not None:
+            if self._out:
+                self._loop.remove_reader(self._sock)
+            else:
+                self.close()
+
+    def close(self) -> None:
+        """Close now."""
+        if self._sock is None:
+            return
+        self._loop.remove_reader(self._sock)
+        self._stop_writing()
+        self._sock.close()
+        self._sock = None
+        while self._out:
+            _close_all(self._out.popleft()[1])
+
+
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    made: list[int] = []
+    try:
+        made.extend(os.dup(d) for d in descriptors)
+    except OSError:
+        _close_all(made)
+        raise
+    return made
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,122 @@
+"""The policy in force: read anew as soon as a file changes, before the next decision."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import structlog
+
+from caisson.errors import PolicyError
+from caisson.paths import Paths
+from caisson.policy import (
+    BrokenPolicy,
+    Decision,
+    Files,
+    PolicySet,
+    Request,
+    SystemInfo,
+    decide,
+    parse_policy,
+)
+from caisson.store.policy_files import read_legacy_directory, read_policy_directory
+
+_log = structlog.get_logger("policy")
+
+# Two changes within one tick of the file system's clock look like one: read again after it.
+_TICK_NS = 50_000_000
+# What breaks a policy may lie where nothing is watched: an include that is missing elsewhere.
+_MEND_NS = 1_000_000_000
+_MOST_WATCHED = 10_000
+
+Fingerprint = tuple[tuple[int, ...] | None, ...]
+
+
+class Rules:
+    """The policy of an instance.
+
+    Looking is cheap (one `stat` a file), so it is done for every decision: whoever has changed
+    a policy file can rely on the very next call being judged by it.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._over, self._base = paths.policy_dirs
+        self._legacy = paths.root / "etc/qubes-rpc/policy"
+        self._watched: tuple[str, ...] = ()
+        self._seen: Fingerprint = ()
+        self._young = True
+        self._mend_at = 0
+        self._policy: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("it is not read yet"))
+        self._told = ""
+
+    def current(self) -> PolicySet | BrokenPolicy:
+        """The policy as the files say it now; a broken one denies everything."""
+        if (
+            self._young
+            or _fingerprint(self._watched) != self._seen
+            or (self._mend_at and time.time_ns() >= self._mend_at)
+        ):
+            self._load()
+        return self._policy
+
+    def decide(self, request: Request, system: SystemInfo) -> Decision:
+        """Decide one call."""
+        return decide(request, self.current(), system)
+
+    def _load(self) -> None:
+        started = time.time_ns()
+        watched: list[str] = []
+        try:
+            base = self._read(self._base, watched)
+            over = self._read(self._over, watched)
+            _watch_tree(watched, self._legacy)
+            legacy = read_legacy_directory(self._legacy)
+            _watch_files(watched, self._legacy, legacy)
+            self._policy = parse_policy(base, over, legacy)
+        except (PolicyError, OSError) as e:
+            error = e if isinstance(e, PolicyError) else PolicyError(f"it cannot be read: {e}")
+            self._policy = BrokenPolicy(error)
+            self._mend_at = started + _MEND_NS
+            self._tell(f"the policy is broken, every call is denied: {error}")
+        else:
+            self._mend_at = 0
+            self._tell(f"policy loaded: {len(self._policy.rules)} rules")
+        self._watched = tuple(watched)
+        self._seen = _fingerprint(self._watched)
+        newest = max((mark[0] for mark in self._seen if mark is not None), default=0)
+        # A change while the files were read is younger than `started`, and so read next time.
+        self._young = newest + _TICK_NS > started
+
+    def _read(self, directory: Path, watched: list[str]) -> Files:
+        _watch_tree(watched, directory)
+        files = read_policy_directory(directory)
+        _watch_files(watched, directory, files)
+        return files
+
+    def _tell(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            _log.info(what)
+
+
+def _watch_tree(watched: list[str], root: Path) -> None:
+    """Watch a directory and all below it, for new and renamed files."""
+    below = [directory for directory, _, _ in os.walk(root)]
+    watched += below[:_MOST_WATCHED] or [str(root)]
+
+
+def _watch_files(watched: list[str], root: Path, files: Files) -> None:
+    watched += [str(root / name) for name in files]
+
+
+def _fingerprint(paths: tuple[str, ...]) -> Fingerprint:
+    marks: list[tuple[int, ...] | None] = []
+    for path in paths:
+        try:
+            s = os.stat(path)  # noqa: PTH116 - in every decision's way
+        except OSError:
+            marks.append(None)
+        else:
+            marks.append((s.st_ctime_ns, s.st_mtime_ns, s.st_size, s.st_ino, s.st_dev))
+    return tuple(marks)

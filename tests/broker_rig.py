@@ -1,0 +1,285 @@
+"""A broker in a process of its own, with a qubesd and agents that the test plays.
+
+The link is the real one (`BrokerLink`); agents and clients speak the local protocol by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caisson.errors import CaissonError, QubeError
+from caisson.names import QubeName
+from caisson.paths import Paths
+from caisson.qrexec import BrokerLink, Operation
+
+REPORT = b'{"barriers":{"seccomp":{"up":true,"detail":""}},"version":"test"}'
+PATIENCE = 15.0
+
+
+def broker_account() -> pwd.struct_passwd:
+    """The broker's own user where the machine has it, else another one without privileges."""
+    try:
+        return pwd.getpwnam("qubes-broker")
+    except KeyError:
+        return pwd.getpwnam("nobody")
+
+
+def info(name: str, *, state: str = "Running", tags: tuple[str, ...] = (), **more: Any) -> dict:
+    """What `internal.GetSystemInfo` says of a qube."""
+    return {
+        "type": "AdminVM" if name == "dom0" else "AppVM",
+        "uuid": f"00000000-0000-4000-8000-{abs(hash(name)) % 10**12:012d}",
+        "tags": list(tags),
+        "internal": None,
+        "template_for_dispvms": False,
+        "default_dispvm": None,
+        "icon": "appvm-red",
+        "label": "0xcc0000",
+        "guivm": None if name == "dom0" else "dom0",
+        "relayvm": None,
+        "transport_rpc": None,
+        "power_state": state,
+    } | more
+
+
+class Peer:
+    """A SEQPACKET connection to the broker, as a program in a qube has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.connect(os.path.relpath(path))
+        self.sock.setblocking(False)
+
+    async def send(self, message: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, message)
+
+    async def receive(self, timeout: float = PATIENCE) -> tuple[bytes, list[int]]:
+        """One message and its descriptors; empty at the end."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    data, ancillary, _, _ = self.sock.recvmsg(
+                        70_000, socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC
+                    )
+                except BlockingIOError:
+                    future = loop.create_future()
+                    loop.add_reader(self.sock, lambda f=future: f.done() or f.set_result(None))
+                    try:
+                        await future
+                    finally:
+                        loop.remove_reader(self.sock)
+                except ConnectionResetError:
+                    return b"", []
+                else:
+                    descriptors = array("i")
+                    for _, _, raw in ancillary:
+                        descriptors.frombytes(raw)
+                    return data, list(descriptors)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@dataclass
+class Service:
+    """A call as it arrived at an agent."""
+
+    id: int
+    user: str
+    descriptor: str
+    source: str
+    flags: str
+    stdin: int
+    stdout: int
+    stderr: int
+    agent: Agent
+
+    async def end(self, code: int = 0) -> None:
+        """End the service."""
+        self.close()
+        await self.agent.peer.send(b"X%d\0%d" % (self.id, code))
+
+    def close(self) -> None:
+        for descriptor in (self.stdin, self.stdout, self.stderr):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.stdin = self.stdout = self.stderr = -1
+
+
+class Agent:
+    """A qube's agent, played by the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.peer = Peer(path)
+
+    async def hello(self) -> None:
+        await self.peer.send(b"H1\0" + REPORT)
+
+    async def next_call(self, timeout: float = PATIENCE) -> Service:
+        data, descriptors = await self.peer.receive(timeout)
+        assert data[:1] in (b"S", b"M"), data
+        fields = data[1:].decode().split("\0")
+        fields += [""] * (5 - len(fields))
+        return Service(int(fields[0]), *fields[1:], *descriptors, agent=self)
+
+    async def serve(self, act: Callable[[Service], int]) -> None:
+        """Answer every call for ever."""
+        while True:
+            service = await self.next_call(3600)
+            await service.end(act(service))
+
+
+@dataclass
+class Rig:
+    """One instance with a broker."""
+
+    paths: Paths
+    link: BrokerLink
+    process: subprocess.Popen[bytes]
+    log: Path
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    hellos: list[tuple[str, int]] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    genuine: set[int] = field(default_factory=lambda: {os.getpid()})
+    domains: dict[str, dict[str, Any]] = field(default_factory=dict)
+    on_request: Callable[[str, str, str], Any] | None = None
+    open_resources: list[Any] = field(default_factory=list)
+
+    def socket(self, name: str) -> Path:
+        return self.paths.dom0_socket if name == "dom0" else self.paths.socket_dir(name) / "qrexec"
+
+    async def add(self, name: str, **more: Any) -> None:
+        """A qube exists."""
+        self.domains[name] = info(name, **more)
+        await self.link.push({name: self.domains[name]})
+
+    async def run(self, name: str, **more: Any) -> Agent:
+        """A qube runs, with an agent."""
+        await self.add(name, **more)
+        await self.link.open_qube(QubeName(name))
+        return await self.agent(name)
+
+    async def agent(self, name: str) -> Agent:
+        agent = Agent(self.socket(name))
+        self.open_resources.append(agent.peer)
+        await agent.hello()
+        assert (await agent.peer.receive())[0] == b"W"
+        return agent
+
+    def client(self, name: str) -> Peer:
+        peer = Peer(self.socket(name))
+        self.open_resources.append(peer)
+        return peer
+
+    async def call(self, source: str, target: str, service: str, flags: str = "") -> Peer:
+        """Begin a call."""
+        peer = self.client(source)
+        await peer.send(f"C{target}\0{service}\0{flags}".encode())
+        return peer
+
+    def policy(self, text: str, name: str = "30-user.policy") -> None:
+        """Replace a policy file."""
+        path = self.paths.etc / "policy.d" / name
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.chmod(0o644)
+        fresh.rename(path)
+
+    def audit(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.paths.audit.read_text().splitlines()]
+
+    async def audited(self, **wanted: Any) -> dict[str, Any]:
+        """Wait for a record with these fields."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for record in self.audit() if self.paths.audit.exists() else ():
+                    if all(record.get(k) == v for k, v in wanted.items()):
+                        return record
+                await asyncio.sleep(0.01)
+
+    def start_broker(self, *, limit: int | None = None) -> None:
+        command = [sys.executable, "-m", "caisson.daemons.broker", "--root", str(self.paths.root)]
+        command += ["--user", broker_account().pw_name]
+        if limit is not None:
+            command = ["prlimit", f"--nofile={limit}:{limit}", *command]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
+
+    def kill_broker(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    async def _asked(self, op: Operation, name: QubeName, source: QubeName) -> str:
+        self.requests.append((str(op), name, source))
+        if self.on_request is None:
+            raise QubeError("nothing starts in this test")
+        result = self.on_request(str(op), name, source)
+        return str(await result) if asyncio.iscoroutine(result) else str(result)
+
+    def _hello(self, name: QubeName, pid: int, _uid: int, report: Mapping[str, Any]) -> None:
+        self.hellos.append((name, pid))
+        if pid in self.genuine:
+            self.link.admit(name, pid)
+        else:
+            self.link.reject(name, pid, "not the qube's agent")
+
+
+@asynccontextmanager
+async def broker_rig(policy: str = "", *, limit: int | None = None) -> AsyncIterator[Rig]:
+    """A prepared instance with a running broker; everything is gone afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="caisson-broker-", dir="/tmp"))
+    root.chmod(0o755)
+    paths = Paths(root)
+    account = broker_account()
+    rig = Rig(paths, None, None, root / "broker.log")  # type: ignore[arg-type]
+    rig.link = BrokerLink(
+        paths,
+        account.pw_uid,
+        account.pw_gid,
+        on_hello=rig._hello,
+        on_gone=rig.gone.append,
+        on_request=rig._asked,
+    )
+    try:
+        await rig.link.start()
+        rig.policy(policy)
+        await rig.add("dom0")
+        rig.start_broker(limit=limit)
+        async with asyncio.timeout(PATIENCE):
+            await rig.link.wait_connected()
+        # Answered only after the first snapshot was taken.
+        await rig.link.push({})
+        yield rig
+    finally:
+        for resource in rig.open_resources:
+            resource.close()
+        await rig.link.close()
+        if rig.process is not None:
+            rig.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                rig.process.wait(PATIENCE)
+            rig.process.kill()
+            rig.process.wait()
+        if os.environ.get("BROKER_LOG"):
+            print(rig.log.read_text())
+        shutil.rmtree(root)
+
+
+__all__ = ["Agent", "CaissonError", "Peer", "Rig", "Service", "broker_rig", "info"]
