@@ -17,7 +17,7 @@ import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, Services
-from caisson.daemons import notify
+from caisson.daemons import logs, notify
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
 from caisson.findings import Finding
@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args()
     paths = Paths(options.root.absolute()) if options.root else Paths.of_environment()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.configure()
     if os.geteuid() != 0:
         print("error: qubesd needs root\nhint: run it with sudo", file=sys.stderr)
         return 1

@@ -12,7 +12,6 @@ from caisson.errors import CaissonError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Change, Qube
 from caisson.model.volumes import HOST, PRIVATE, ROOT, VolumeState
-from caisson.names import FeatureName
 from caisson.storage import (
     Pool,
     StartPlan,
@@ -29,9 +28,6 @@ from caisson.storage import (
     plan_start,
     plan_stop,
 )
-
-FINGERPRINT = FeatureName("host-fingerprint")
-"""The feature of a template in the pool `host` that says for which state of the machine it is."""
 
 _log = structlog.get_logger(__name__)
 
@@ -98,13 +94,10 @@ class Volumes:
             state = template.volumes[ROOT]
             if state.dirty is not None:
                 return
-            known = template.features.get(FINGERPRINT) if state.layers else None
-            fresh = await asyncio.to_thread(host_template.current, self._pool, known)
-            if fresh is not None:
-                layer, fingerprint = fresh
+            newest = state.layers[0] if state.layers else None
+            layer = await asyncio.to_thread(host_template.current, self._pool, newest)
+            if layer != newest:
                 await self._settle(template, plan_replace(state, [layer], now=_now()))
-                system = self._ledger.system
-                await self._ledger.commit(system.plan_feature(template, FINGERPRINT, fingerprint))
 
     async def _settle(self, qube: Qube, plan: StopPlan) -> None:
         if plan.seal is not None:

@@ -29,7 +29,7 @@ from caisson.model.volumes import Revision, VolumeState
 from caisson.names import FeatureName, LabelName, PoolName, PropertyName, QubeName, Tag, VolumeName
 
 Statement = tuple[str, tuple[Any, ...]]
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class _Revision(msgspec.Struct, forbid_unknown_fields=True):

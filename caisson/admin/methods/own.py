@@ -15,7 +15,7 @@ from caisson.errors import CaissonError, ProtocolError
 from caisson.model import Event, Qube, render
 from caisson.names import PropertyName, shown
 
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=str).encode  # names are `str`s of their own types
 _EXTRAS = frozenset({".tags", ".features"})
 
 
