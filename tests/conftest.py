@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import pytest
+from grounds.engine import Ground, engine_ground
 
 from caisson.engines import enter_private_namespace
+
+if TYPE_CHECKING:
+    from network_lab import Lab
 
 ROOT = os.geteuid() == 0
 
@@ -27,3 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ROOT and item.get_closest_marker("root"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    """A laboratory of network namespaces."""
+    from network_lab import laboratory  # noqa: PLC0415 - needs root
+
+    async with laboratory() as made:
+        yield made
+
+
+@pytest.fixture
+async def ground() -> AsyncIterator[Ground]:
+    """An engine with a small template."""
+    async with engine_ground() as made:
+        yield made

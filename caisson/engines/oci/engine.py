@@ -138,6 +138,8 @@ class OciEngine:
 
     async def close(self) -> None:
         """Let go of everything; running qubes keep running."""
+        if self._closed:
+            return
         self._closed = True
         if self._refill is not None:
             self._refill.cancel()

@@ -119,7 +119,7 @@ def _hint(error: OSError) -> str | None:
         case errno.ENOMEM | errno.ENFILE | errno.EMFILE:
             return "the machine is short of memory, mounts or descriptors; stop some qubes"
         case errno.ENOENT:
-            return "a layer of the volume is missing; see `caisson doctor`"
+            return "a layer or a file that the qube needs is missing; see `caisson doctor`"
         case _:
             return None
 
@@ -363,7 +363,7 @@ class Assembly:
         with self._lock:
             if self._usr is not None and self._usr[0] == key:
                 return self._usr[1]
-            with _step("prepare the machine's `/usr`"):
+            with _step(f"lay `{qube_files}` over the machine's `/usr`"):
                 target = self._make_usr(qube_files)
             if self._usr is not None:
                 kernel.detach(str(self._usr[1]))
