@@ -21,13 +21,13 @@ from caisson.daemons import logs, notify
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
 from caisson.findings import Finding
-from caisson.lifecycle import Qubes
+from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
 from caisson.names import QubeName
 from caisson.network import Network
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
 from caisson.qrexec import BrokerLink, Operation, broker_user
-from caisson.storage import Pool, qube_files
+from caisson.storage import Pool, debian_template, qube_files
 from caisson.store import Store
 
 _log = structlog.get_logger("qubesd")
@@ -70,6 +70,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     network = Network(paths.instance)
+    pool = Pool(paths.pool)
     link = BrokerLink(
         paths,
         account.pw_uid,
@@ -83,12 +84,17 @@ async def _serve(
         store,
         engine=engine,
         network=network,
-        pool=Pool(paths.pool),
+        pool=pool,
         door=link,
         qube_files=qube_files.lay(paths.state, QUBE_SOURCE, AGENT_BINARY),
         tasks=tasks,
     )
-    services = Services(doctor=lambda: _doctor(engine, network))
+    services = Services(
+        layer_usage=pool.usage,
+        doctor=lambda: _doctor(engine, network),
+        build_template=lambda recipe: templates.build(qubes, pool, recipe),
+        recipes=tuple(debian_template.recipes()),
+    )
     server = AdminServer(qubes, paths, services=services)
     server.bind()
     await qubes.recover()

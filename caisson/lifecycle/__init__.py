@@ -5,8 +5,9 @@ Trusts its callers (the Admin API after its permission hook, the broker's link a
 to be allowed what they ask. Does not trust reports of agents beyond what the kernel vouches for.
 """  # noqa: D205
 
+from caisson.lifecycle import templates
 from caisson.lifecycle.door import DomainInfo, Door, NoDoor
 from caisson.lifecycle.events import EventBus, Subscription
 from caisson.lifecycle.qubes import Qubes
 
-__all__ = ["DomainInfo", "Door", "EventBus", "NoDoor", "Qubes", "Subscription"]
+__all__ = ["DomainInfo", "Door", "EventBus", "NoDoor", "Qubes", "Subscription", "templates"]

@@ -16,6 +16,7 @@ from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
 from caisson.lifecycle.volumes import Volumes
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, System
+from caisson.model.volumes import ROOT
 from caisson.names import LabelName, PoolName, PropertyName, QubeName, VolumeName
 from caisson.network import Network
 from caisson.storage import Pool
@@ -77,6 +78,10 @@ class Qubes:
         """What a qube is doing."""
         return self._ledger.state(qube)
 
+    def is_up(self, qube: Qube) -> bool:
+        """Whether the qube runs, or is about to."""
+        return self._ledger.up(qube)
+
     async def create(
         self,
         klass: Klass,
@@ -106,6 +111,11 @@ class Qubes:
             raise
         self._ledger.publish(qube, "domain-create-on-disk")
         return qube
+
+    async def fill_root(self, qube: Qube, layer: str) -> None:
+        """Give a halted qube the sealed layer as its whole root volume."""
+        async with self._ledger.power(qube).turn:
+            await self._volumes.fill(qube, ROOT, layer)
 
     async def create_disposable(self, template: QubeName | None, origin: QubeName) -> QubeName:
         """Make a disposable that removes itself when it ends.

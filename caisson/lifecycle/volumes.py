@@ -12,6 +12,7 @@ from caisson.errors import CaissonError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Change, Qube
 from caisson.model.volumes import HOST, PRIVATE, ROOT, VolumeState
+from caisson.names import VolumeName
 from caisson.storage import (
     Pool,
     StartPlan,
@@ -49,6 +50,10 @@ class Volumes:
             await self._settle(qube, plan_replace(private, [layer], now=_now()))
         if ROOT in qube.volumes and qube.volumes[ROOT].pool == HOST:
             await self._refresh(qube)
+
+    async def fill(self, qube: Qube, name: VolumeName, layer: str) -> None:
+        """Give a volume that is not in use new content; the old becomes a revision."""
+        await self._settle(qube, plan_replace(qube.volumes[name], [layer], now=_now()))
 
     async def begin(self, qube: Qube) -> StartPlan:
         """Make the writable layers of a start, and note them."""
