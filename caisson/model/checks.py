@@ -6,6 +6,9 @@ a restriction that holds on one route only is none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
 from caisson.errors import (
     NotHaltedError,
     NotStartedError,
@@ -13,6 +16,7 @@ from caisson.errors import (
     QubeInUseError,
     ValueRefusedError,
 )
+from caisson.model import addresses
 from caisson.model.klass import Klass
 from caisson.model.property import Owner, Running, Value, View
 from caisson.model.qube import Qube
@@ -143,6 +147,42 @@ def still_provides_network(view: View, owner: Owner, value: Value, _running: Run
                 f"qube `{owner.name}` is {_place(user, name)}",
                 hint="choose another network qube there first",
             )
+
+
+def address(view: View, owner: Owner, value: Value, _running: Running) -> None:
+    """An address belongs to one qube: two with the same could take each other's traffic."""
+    if not isinstance(value, IPv4Address | IPv6Address):
+        return
+    if (
+        value.is_multicast
+        or value.is_loopback
+        or value.is_unspecified
+        or value.is_link_local
+        or value.is_reserved
+        or value in addresses.DNS
+    ):
+        raise PropertyValueError(
+            f"address `{value}` is not one that a qube can have", hint="use a private address"
+        )
+    for qube in view.qubes.values():
+        if qube is not owner and value in _addresses_of(view, qube):
+            raise PropertyValueError(
+                f"address `{value}` belongs to qube `{qube.name}`", hint="use another address"
+            )
+
+
+def _addresses_of(view: View, qube: Qube) -> Iterator[Value]:
+    """What a qube has, and what it will have when it gets a network or loses its own choice."""
+    for name in ("ip", "ip6"):
+        if view.has(qube, name) and not view.is_default(qube, name):
+            yield view.value(qube, name)
+    dispid = view.value(qube, "dispid") if view.has(qube, "dispid") else None
+    if isinstance(dispid, int):
+        yield addresses.ipv4_of_disposable(dispid)
+        yield addresses.ipv6_of_disposable(dispid)
+    else:
+        yield addresses.ipv4_of(qube.qid)
+        yield addresses.ipv6_of(qube.qid)
 
 
 def _place(user: Owner, name: str) -> str:

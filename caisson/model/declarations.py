@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,10 @@ from caisson.model.defaults import global_property, of_template, runtime
 from caisson.model.klass import Klass
 from caisson.model.property import Property, PropertyType, constant
 from caisson.names import PropertyName
+
+_MEMORY_MAX = 1 << 24
+_CPUS_MAX = 4_096
+_SECONDS_MAX = 1_000_000
 
 Table = Mapping[PropertyName, Property]
 
@@ -54,7 +59,7 @@ _NAME = _p(
     "name",
     _STR,
     "Name of the qube, given at creation.",
-    default=defaults.name,
+    attribute=attrgetter("name"),
     write_once=True,
     cloned=False,
 )
@@ -62,7 +67,7 @@ _UUID = _p(
     "uuid",
     _STR,
     "UUID of the qube, random, given at creation; it is never used again.",
-    default=defaults.uuid,
+    attribute=attrgetter("uuid"),
     write_once=True,
     cloned=False,
 )
@@ -70,7 +75,7 @@ _QID = _p(
     "qid",
     _INT,
     "Number of the qube, the lowest free one at creation; its addresses follow from it.",
-    default=defaults.qid,
+    attribute=attrgetter("qid"),
     write_once=True,
     cloned=False,
 )
@@ -200,6 +205,7 @@ Q: Table = _table(
         "Memory that the qube starts with, in MiB.",
         default=of_template("memory", constant(400)),
         at_least=1,
+        at_most=_MEMORY_MAX,
     ),
     _p(
         "maxmem",
@@ -207,6 +213,7 @@ Q: Table = _table(
         "Memory that the qube may grow to, in MiB. 0: it keeps what it starts with.",
         default=of_template("maxmem", defaults.maxmem),
         at_least=0,
+        at_most=_MEMORY_MAX,
     ),
     _p(
         "vcpus",
@@ -214,6 +221,7 @@ Q: Table = _table(
         "How many processors the qube may use.",
         default=of_template("vcpus", constant(2)),
         at_least=1,
+        at_most=_CPUS_MAX,
     ),
     _p(
         "stubdom_mem",
@@ -221,6 +229,7 @@ Q: Table = _table(
         "Memory of the stub domain, in MiB.",
         default=constant(None),
         at_least=1,
+        at_most=_MEMORY_MAX,
     ),
     _ro(
         "stubdom_xid",
@@ -259,6 +268,7 @@ Q: Table = _table(
         "How many seconds the qube may take to start.",
         default=of_template("qrexec_timeout", global_property("default_qrexec_timeout")),
         at_least=1,
+        at_most=_SECONDS_MAX,
     ),
     _p(
         "shutdown_timeout",
@@ -266,6 +276,7 @@ Q: Table = _table(
         "How many seconds the qube may take to shut down.",
         default=of_template("shutdown_timeout", global_property("default_shutdown_timeout")),
         at_least=1,
+        at_most=_SECONDS_MAX,
     ),
     _ro(
         "updateable",
@@ -292,6 +303,7 @@ Q: Table = _table(
         "IPv4 address of the qube.",
         default=defaults.ip,
         normalise=parsing.ipv4,
+        check=checks.address,
         decode=IPv4Address,
         cloned=False,
     ),
@@ -301,6 +313,7 @@ Q: Table = _table(
         "IPv6 address of the qube, where its network has IPv6.",
         default=defaults.ip6,
         normalise=parsing.ipv6,
+        check=checks.address,
         decode=IPv6Address,
         cloned=False,
     ),
@@ -418,9 +431,9 @@ DISPOSABLE: Table = _with(
 )
 
 ADMIN: Table = _table(
-    _ro("name", _STR, "Name of the admin qube.", default=defaults.name),
-    _ro("uuid", _STR, "UUID of the admin qube: all zeros.", default=defaults.uuid),
-    _ro("qid", _INT, "Number of the admin qube: 0.", default=defaults.qid),
+    _ro("name", _STR, "Name of the admin qube.", attribute=attrgetter("name")),
+    _ro("uuid", _STR, "UUID of the admin qube: all zeros.", attribute=attrgetter("uuid")),
+    _ro("qid", _INT, "Number of the admin qube: 0.", attribute=attrgetter("qid")),
     _p("label", _LABEL, "Colour of the admin qube.", default=defaults.black),
     _KLASS,
     _ICON,
@@ -528,6 +541,7 @@ GLOBAL: Table = _table(
         "How many seconds a qube may take to start.",
         default=constant(60),
         at_least=1,
+        at_most=_SECONDS_MAX,
     ),
     _p(
         "default_shutdown_timeout",
@@ -535,6 +549,7 @@ GLOBAL: Table = _table(
         "How many seconds a qube may take to shut down.",
         default=constant(60),
         at_least=1,
+        at_most=_SECONDS_MAX,
     ),
     _p(
         "default_template",
@@ -550,6 +565,7 @@ GLOBAL: Table = _table(
         "How many seconds pass between two reports of statistics.",
         default=constant(3),
         at_least=1,
+        at_most=_SECONDS_MAX,
     ),
     _p("updatevm", _QUBE, "Qube through which the machine is updated.", default=constant(None)),
 )

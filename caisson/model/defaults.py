@@ -74,24 +74,6 @@ def runtime(name: str, otherwise: Scalar) -> Default:
 
 
 @of_qube
-def name(_view: View, qube: Qube) -> str:
-    """Its own name."""
-    return qube.name
-
-
-@of_qube
-def uuid(_view: View, qube: Qube) -> Value:
-    """Its own UUID."""
-    return qube.uuid
-
-
-@of_qube
-def qid(_view: View, qube: Qube) -> int:
-    """Its own number."""
-    return qube.qid
-
-
-@of_qube
 def klass(_view: View, qube: Qube) -> str:
     """The name of its class."""
     return qube.klass.value

@@ -6,18 +6,22 @@ Look-ups cost the size of their answer, not of the system: 10,000 qubes are fine
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from caisson.errors import (
+    CaissonError,
     InternalError,
     InvalidUUIDError,
     NoSuchPropertyError,
     QubeNotFoundError,
 )
+from caisson.model.addresses import ipv4_of, ipv4_of_disposable, ipv6_of, ipv6_of_disposable
 from caisson.model.changes import (
     AddLabel,
     AddQube,
@@ -49,10 +53,12 @@ from caisson.model.property import (
 from caisson.model.qube import ADMIN_UUID, Qube
 from caisson.names import DOM0, FeatureName, LabelName, PropertyName, QubeName, shown
 
+DISPID_MAX = 9_999
 UUID_PREFIX = "uuid:"
 _NETVM = PropertyName("netvm")
 _TEMPLATE = PropertyName("template")
 _DISPID = PropertyName("dispid")
+_ADDRESSES = frozenset({"ip", "ip6"})
 _TOLD_PROPERTIES = frozenset(
     {"label", "template", "template_for_dispvms", "default_dispvm", "guivm"}
 )
@@ -86,7 +92,8 @@ class Facts:
         self._uuids: dict[UUID, Qube] = {}
         self._qids: dict[int, Qube] = {}
         self._dispids: set[int] = set()
-        self._free_qid = 1
+        self._addresses: set[str] = set()
+        self._lowest = 1
         self._users: dict[QubeName, dict[tuple[UUID | None, PropertyName], None]] = defaultdict(
             dict
         )
@@ -209,6 +216,8 @@ class Facts:
             NoSuchPropertyError: that class of qube has none of that name.
         """
         declared = self.property(owner, name)
+        if declared.attribute is not None and owner is not None:
+            return declared.attribute(owner)
         text = self.stored(owner).get(declared.name)
         if text is not None:
             return self._decoded(declared, text)
@@ -366,7 +375,7 @@ class Facts:
             self._unstore(qube.uuid, name)
         self._users.pop(qube.name, None)
         del self._names[qube.name], self._uuids[qube.uuid], self._qids[qube.qid]
-        self._free_qid = min(self._free_qid, max(qube.qid, 1))
+        self._lowest = min(self._lowest, max(qube.qid, 1))
 
     def _store(self, uuid: UUID | None, name: PropertyName, text: str) -> None:
         owner = None if uuid is None else self._known(uuid)
@@ -377,6 +386,8 @@ class Facts:
             self._users[QubeName(text)][uuid, name] = None
         elif name == _DISPID:
             self._dispids.add(int(text))
+        elif name in _ADDRESSES:
+            self._addresses.add(text)
 
     def _unstore(self, uuid: UUID | None, name: PropertyName) -> None:
         owner = None if uuid is None else self._known(uuid)
@@ -390,6 +401,8 @@ class Facts:
                 del self._users[QubeName(text)]
         elif name == _DISPID:
             self._dispids.discard(int(text))
+        elif name in _ADDRESSES:
+            self._addresses.discard(text)
 
     def _refers(self, owner: Owner, name: PropertyName) -> bool:
         declared = self.properties(owner).get(name)
@@ -397,11 +410,36 @@ class Facts:
 
     # --- numbers -------------------------------------------------------------------------
 
-    def _lowest_free_qid(self) -> int:
-        """The lowest free number; what it skipped once is taken until a qube goes."""
-        while self._free_qid in self._qids:
-            self._free_qid += 1
-        return self._free_qid
+    def _free_qid(self) -> int:
+        """The lowest number that no qube has and whose addresses nobody was given."""
+        while self._lowest in self._qids:
+            self._lowest += 1
+        qid = self._lowest
+        while qid in self._qids or self._are_given(ipv4_of(qid), ipv6_of(qid)):
+            qid += 1
+        return qid
+
+    def _free_dispid(self, rng: random.Random) -> int:
+        """A number that is free, and its name and addresses with it.
+
+        Not 0: that would give the address of the whole network.
+        """
+        start = rng.randrange(DISPID_MAX)
+        for step in range(DISPID_MAX):
+            dispid = (start + step) % DISPID_MAX + 1
+            if not (
+                dispid in self._dispids
+                or QubeName(f"disp{dispid}") in self._names
+                or self._are_given(ipv4_of_disposable(dispid), ipv6_of_disposable(dispid))
+            ):
+                return dispid
+        raise CaissonError(
+            f"there are {DISPID_MAX} disposables, no number is left",
+            hint="shut some of them down first",
+        )
+
+    def _are_given(self, *addresses: IPv4Address | IPv6Address) -> bool:
+        return not self._addresses.isdisjoint(map(str, addresses))
 
 
 def _canonical_uuid(untrusted_reference: str) -> UUID:

@@ -142,6 +142,7 @@ class Property:
         type: as on the wire.
         help: one paragraph of plain ASCII.
         default: the value while nothing is stored; it is also what a computed property computes.
+        attribute: where the value is one of the facts that make the qube, such as its name.
         read_only: computed, cannot be set.
         write_once: given at creation.
         required: has to be stored, cannot be reset.
@@ -159,6 +160,7 @@ class Property:
     type: PropertyType
     help: str
     default: Default = no_default
+    attribute: Callable[[Qube], Scalar] | None = None
     read_only: bool = False
     write_once: bool = False
     required: bool = False

@@ -77,7 +77,6 @@ from caisson.names import (
 )
 
 QID_MAX = 10_000
-DISPID_MAX = 9_999
 _COLOR = re.compile(r"0x[0-9a-fA-F]{6}")
 _LABEL_REFERENCE = re.compile(r"(?:label-)?([0-9]{1,9})")
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
@@ -102,7 +101,6 @@ _FOLLOWED_BY: Mapping[str, tuple[str, ...]] = {
 """Computed properties that change with another one of the same qube."""
 
 _TAGGED = {"guivm": "guivm-", "audiovm": "audiovm-"}
-_TAGGED_DEFAULTS = {"default_guivm": "guivm", "default_audiovm": "audiovm"}
 
 
 class System(Facts):
@@ -231,16 +229,19 @@ class System(Facts):
         return change
 
     def _global_consequences(self, declared: Property, value: Value) -> Change:
+        followers = self.followers_of(declared.name)
+        change = _join(self._default_moved(qube, declared.name, value) for qube in followers)
+        return change + self._clock_moved(value) if declared.name == "clockvm" else change
+
+    def _default_moved(self, qube: Qube, default: PropertyName, value: Value) -> Change:
+        """What a new default means for a qube that follows it."""
         change = Change()
-        for qube in self.followers_of(declared.name):
-            for each in self.properties(qube).values():
-                if each.follows == declared.name and each.name not in qube.stored:
-                    change += Change(events=(_reset_event(qube, each.name),))
-                    change += self._followed(qube, each.name)
-            if declared.name in _TAGGED_DEFAULTS:
-                change += self._retagged(qube, _TAGGED[_TAGGED_DEFAULTS[declared.name]], value)
-        if declared.name == "clockvm":
-            change += self._clock_moved(value)
+        for each in self.properties(qube).values():
+            if each.follows == default and each.name not in qube.stored:
+                change += Change(events=(_reset_event(qube, each.name),))
+                change += self._followed(qube, each.name)
+                if each.name in _TAGGED:
+                    change += self._retagged(qube, _TAGGED[each.name], value)
         return change
 
     def _followed(self, qube: Qube, name: str) -> Change:
@@ -362,7 +363,7 @@ class System(Facts):
             volumes=INITIAL_VOLUMES[Klass.DISPOSABLE],
             dispid=dispid,
             own={PropertyName("auto_cleanup"): "True"},
-            marks=(Tag(tags.DISPOSABLE_CREATED_BY + creator.name),),
+            marks=(tags.of_origin(creator.name)[1],),
         )
 
     def _base_for(self, klass: Klass, template: str | None) -> Qube:
@@ -475,35 +476,23 @@ class System(Facts):
             whose = rendered(self.value(None, f"default_{name}")) if stored is None else stored
             if whose:
                 yield Tag(prefix + whose)
-        yield Tag(tags.CREATED_BY + creator.name)
+        yield tags.of_origin(creator.name)[0]
 
     def _is_offline(self, qube: Qube) -> bool:
         return self.has(qube, "netvm") and self.netvm_of(qube) is None
 
     def _next_qid(self) -> int:
-        qid = self._lowest_free_qid()
+        qid = self._free_qid()
         if qid > QID_MAX:
             raise CaissonError(
                 f"there are {QID_MAX} qubes, no number is left", hint="remove a qube first"
             )
         return qid
 
-    def _free_dispid(self, rng: random.Random) -> int:
-        """A number whose address and whose name are free; 0 would be a network's own address."""
-        start = rng.randrange(DISPID_MAX)
-        for step in range(DISPID_MAX):
-            dispid = (start + step) % DISPID_MAX + 1
-            if dispid not in self._dispids and QubeName(f"disp{dispid}") not in self._names:
-                return dispid
-        raise CaissonError(
-            f"there are {DISPID_MAX} disposables, no number is left",
-            hint="shut some of them down first",
-        )
-
     # --- removal -------------------------------------------------------------------------
 
     def plan_remove(self, qube: Qube, halted: bool) -> Change:
-        """Plan to remove a qube.
+        """Plan to remove a qube; those that it created lose the tags that say so.
 
         Raises:
             QubeInUseError: the machine or another qube needs it.
@@ -529,11 +518,19 @@ class System(Facts):
                 f"qube `{qube.name}` is {where}", hint="change that property first"
             )
         kwargs = {"vm": str(qube.name)}
-        return Change(
+        gone = Change(
             ops=(RemoveQube(qube.uuid),),
             before=(Event(None, "domain-pre-delete", kwargs),),
             events=(Event(None, "domain-delete", kwargs),),
         )
+        return _join((gone, *self._disowned(qube)))
+
+    def _disowned(self, qube: Qube) -> Iterator[Change]:
+        """Qubes forget who created them, lest another qube of that name inherit a say over them."""
+        for tag in tags.of_origin(qube.name):
+            for other in self._names.values():
+                if tag in other.tags and other is not qube:
+                    yield _untagged(other, tag)
 
     # --- features ------------------------------------------------------------------------
 
@@ -695,7 +692,12 @@ def _reset_event(qube: Qube, name: str) -> Event:
 
 
 def _join(changes: Iterable[Change]) -> Change:
-    return sum(changes, start=Change())
+    joined = tuple(changes)
+    return Change(
+        ops=tuple(op for change in joined for op in change.ops),
+        events=tuple(event for change in joined for event in change.events),
+        before=tuple(event for change in joined for event in change.before),
+    )
 
 
 def _tagged(qube: Qube, tag: Tag) -> Change:

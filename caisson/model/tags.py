@@ -11,6 +11,11 @@ _ORIGINS = (CREATED_BY, DISPOSABLE_CREATED_BY)
 _MANAGED = (*_ORIGINS, "guivm-", "audiovm-", "relayvm-", "backup-restore-in-progress")
 
 
+def of_origin(creator: QubeName) -> tuple[Tag, Tag]:
+    """What a qube gets from its creator, and what a disposable gets besides."""
+    return Tag(CREATED_BY + creator), Tag(DISPOSABLE_CREATED_BY + creator)
+
+
 def is_managed(tag: str) -> bool:
     """Whether the tag says something about one qube that must not spread to others."""
     return tag.startswith(_MANAGED)
