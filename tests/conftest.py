@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import pytest
 from grounds.engine import Ground, engine_ground
 
 from caisson.engines import enter_private_namespace
-
-if TYPE_CHECKING:
-    from network_lab import Lab
 
 ROOT = os.geteuid() == 0
 
@@ -33,15 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ROOT and item.get_closest_marker("root"):
             item.add_marker(skip)
-
-
-@pytest.fixture
-async def lab() -> AsyncIterator[Lab]:
-    """A laboratory of network namespaces."""
-    from network_lab import laboratory  # noqa: PLC0415 - needs root
-
-    async with laboratory() as made:
-        yield made
 
 
 @pytest.fixture
