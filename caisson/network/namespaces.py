@@ -15,7 +15,7 @@ import re
 import select
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -184,8 +184,11 @@ class Worker:
 
     async def run(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `action` on the thread and wait for it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: action(*args, **kwargs))
+        return await asyncio.wrap_future(self.submit(action, *args, **kwargs))
+
+    def submit(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have `action` called on the thread."""
+        return self._thread.submit(action, *args, **kwargs)
 
     def close(self) -> None:
         """End the thread after what it has begun."""

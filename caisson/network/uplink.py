@@ -100,13 +100,7 @@ def bring_up(instance: str, qid: int, uplink: Uplink, qube: Namespace, machine: 
         if present in candidates:
             candidates = (present, *(address for address in candidates if address != present))
         try:
-            if not any(
-                _connect(instance, uplink, qube, outer, (name, address)) for address in candidates
-            ):
-                raise NetworkError(
-                    f"every address for the uplink `{name}` is taken in {outer.what}",
-                    hint="remove interfaces of instances that no longer run: ip link delete NAME",
-                )
+            _connect_any(instance, uplink, qube, outer, [(name, address) for address in candidates])
         except BaseException:
             with suppress(NetworkError):
                 take_down(instance, qid, uplink, machine)
@@ -143,6 +137,18 @@ def sweep(instance: str, running: Collection[int], machine: Path) -> None:
             if ours.fullmatch(interface.name) and interface.name not in kept:
                 links.disconnect(outer, interface.name)
         outer.run(_forget, instance, lambda interface: interface not in kept)
+
+
+def _connect_any(
+    instance: str, uplink: Uplink, qube: Namespace, outer: Namespace, sources: list[rules.Source]
+) -> None:
+    for source in sources:
+        if _connect(instance, uplink, qube, outer, source):
+            return
+    raise NetworkError(
+        f"every address for the uplink `{sources[0][0]}` is taken in {outer.what}",
+        hint="remove interfaces of instances that no longer run: ip link delete NAME",
+    )
 
 
 def _connect(
