@@ -1,0 +1,165 @@
+"""A daemon whose qubes run in memory, with real sockets, store and volumes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from caisson.admin import AdminServer, Services
+from caisson.engines import BARRIERS, MemoryEngine
+from caisson.engines.memory import MemoryInstance
+from caisson.lifecycle import NoDoor, Qubes
+from caisson.model import Host, System
+from caisson.network import Network
+from caisson.paths import Paths
+from caisson.storage import Pool
+from caisson.store import Store
+
+REPORT = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
+SOON = 10.0
+
+
+@dataclass
+class Daemon:
+    """One daemon and how tests speak to it."""
+
+    paths: Paths
+    qubes: Qubes
+    engine: MemoryEngine
+    server: AdminServer
+
+    async def send(self, raw: bytes, *, internal: bool = False) -> bytes:
+        """Send raw bytes, half-close, and read everything that comes back."""
+        reader, writer = await self.connect(internal=internal)
+        try:
+            writer.write(raw)
+            writer.write_eof()
+            async with asyncio.timeout(SOON):
+                return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    async def ask(
+        self, method: str, dest: str = "dom0", payload: bytes = b"", source: str = "dom0"
+    ) -> bytes:
+        """Call `METHOD+ARG` with well-formed bytes; returns the raw reply."""
+        service = method if "+" in method else method + "+"
+        return await self.send(f"{service} {source} name {dest}".encode() + b"\0" + payload)
+
+    async def ok(self, method: str, dest: str = "dom0", payload: bytes = b"") -> str:
+        """Call a method that must succeed; returns the content."""
+        reply = await self.ask(method, dest, payload)
+        assert reply.startswith(b"0\0"), reply
+        return reply[2:].decode()
+
+    async def refused(self, method: str, dest: str = "dom0", payload: bytes = b"") -> str:
+        """Call a method that must be refused; returns the name of the exception."""
+        reply = await self.ask(method, dest, payload)
+        assert reply.startswith(b"2\0"), reply
+        return reply.split(b"\0")[1].decode()
+
+    async def connect(
+        self, *, internal: bool = False
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection."""
+        path = self.paths.qubesd_internal if internal else self.paths.qubesd
+        return await asyncio.open_unix_connection(path)
+
+    async def populate(self) -> None:
+        """Make a template, `work` based on it and `base` for disposables; none has a network."""
+        await self.ok(
+            "admin.vm.CreateInPool.TemplateVM", payload=b"name=tpl label=black pool:root=host"
+        )
+        await self.ok("admin.property.Set+default_template", payload=b"tpl")
+        await self.ok("admin.vm.Create.AppVM+tpl", payload=b"name=work label=blue")
+        await self.ok("admin.vm.Create.AppVM", payload=b"name=base label=red")
+        await self.ok("admin.vm.property.Set+template_for_dispvms", "base", b"True")
+
+    async def command(self, *argv: str, answer: str = "") -> tuple[int, str, str]:
+        """Run one of our commands against this daemon; returns exit code, stdout, stderr."""
+        program = Path(sys.executable).parent / argv[0]
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *argv[1:],
+            env={**os.environ, "CAISSON_ROOT": str(self.paths.root)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            out, err = await process.communicate(answer.encode())
+        return process.returncode or 0, out.decode(), err.decode()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until something that only it can bring about is there."""
+    async with asyncio.timeout(SOON):
+        while not condition():  # noqa: ASYNC110 - nothing to wait for tells it
+            await asyncio.sleep(0)
+
+
+async def _live(
+    paths: Paths,
+    services: Services,
+    request_seconds: float,
+    ready: asyncio.Future[Daemon],
+    stop: asyncio.Event,
+) -> None:
+    """The daemon from start to end, in one task as its task group wants it."""
+    engine = MemoryEngine()
+    store = Store.open(paths.database)
+    loop = asyncio.get_running_loop()
+
+    def play_agent(instance: MemoryInstance) -> None:
+        loop.call_soon(qubes.running.agent_said, instance.name, instance.pid, REPORT)
+
+    engine.on_start = play_agent
+    async with asyncio.TaskGroup() as tasks:
+        qubes = Qubes(
+            System(Host()),
+            store,
+            engine=engine,
+            network=Network(paths.instance),
+            pool=Pool(paths.pool),
+            door=NoDoor(),
+            qube_files=paths.state,
+            tasks=tasks,
+        )
+        server = AdminServer(qubes, paths, services=services, request_seconds=request_seconds)
+        server.bind()
+        serving = tasks.create_task(server.run())
+        ready.set_result(Daemon(paths, qubes, engine, server))
+        await stop.wait()
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+        for instance in engine.running.values():
+            instance.end()
+    store.close()
+
+
+@asynccontextmanager
+async def running_daemon(
+    root: Path, *, services: Services | None = None, request_seconds: float = SOON
+) -> AsyncIterator[Daemon]:
+    """A daemon for as long as the context lasts."""
+    paths = Paths(root)
+    paths.state.mkdir(parents=True)
+    ready: asyncio.Future[Daemon] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    life = asyncio.create_task(_live(paths, services or Services(), request_seconds, ready, stop))
+    await asyncio.wait({life, ready}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if life.done():
+            life.result()
+        yield ready.result()
+    finally:
+        stop.set()
+        await life
