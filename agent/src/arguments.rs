@@ -1,0 +1,161 @@
+//! Command line options in the GNU manner; reading stops at the first argument that is none.
+
+use alloc::string::String;
+use core::ffi::CStr;
+
+use crate::speak::Shown;
+use crate::text::split_once;
+
+/// An option that a program knows.
+pub struct Known {
+    /// The letter after one dash, 0 for none.
+    pub short: u8,
+    /// The word after two dashes.
+    pub long: &'static str,
+    /// Whether a value follows.
+    pub takes_value: bool,
+}
+
+impl Known {
+    /// An option without a value.
+    pub const fn flag(short: u8, long: &'static str) -> Self {
+        Self { short, long, takes_value: false }
+    }
+
+    /// An option with a value.
+    pub const fn value(short: u8, long: &'static str) -> Self {
+        Self { short, long, takes_value: true }
+    }
+}
+
+/// Reads options one by one.
+pub struct Options<'a> {
+    known: &'a [Known],
+    rest: &'a [&'static CStr],
+    letters: &'static [u8],
+}
+
+impl<'a> Options<'a> {
+    /// Read from the arguments after the program's name.
+    pub fn new(known: &'a [Known], arguments: &'a [&'static CStr]) -> Self {
+        Self { known, rest: arguments, letters: b"" }
+    }
+
+    /// The next option by its long name, with its value (empty for a flag); `None` at the end.
+    pub fn take(&mut self) -> Result<Option<(&'static str, &'static [u8])>, String> {
+        if self.letters.is_empty() {
+            let Some((first, rest)) = self.rest.split_first() else {
+                return Ok(None);
+            };
+            let first: &'static [u8] = first.to_bytes();
+            match first {
+                b"--" => {
+                    self.rest = rest;
+                    return Ok(None);
+                }
+                [b'-', b'-', word @ ..] => {
+                    self.rest = rest;
+                    return self.word(word).map(Some);
+                }
+                [b'-', letters @ ..] if !letters.is_empty() => {
+                    self.rest = rest;
+                    self.letters = letters;
+                }
+                _ => return Ok(None),
+            }
+        }
+        self.letter().map(Some)
+    }
+
+    /// What follows the options.
+    pub fn operands(self) -> &'a [&'static CStr] {
+        self.rest
+    }
+
+    fn following(&mut self, name: &str) -> Result<&'static [u8], String> {
+        let (first, rest) =
+            self.rest.split_first().ok_or_else(|| alloc::format!("option `--{name}` needs a value"))?;
+        self.rest = rest;
+        Ok(first.to_bytes())
+    }
+
+    fn word(&mut self, word: &'static [u8]) -> Result<(&'static str, &'static [u8]), String> {
+        let (name, given) = match split_once(word, b'=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (word, None),
+        };
+        let known = self
+            .known
+            .iter()
+            .find(|known| known.long.as_bytes() == name)
+            .ok_or_else(|| alloc::format!("unknown option `--{}`", Shown(name)))?;
+        match (known.takes_value, given) {
+            (true, Some(value)) => Ok((known.long, value)),
+            (true, None) => Ok((known.long, self.following(known.long)?)),
+            (false, None) => Ok((known.long, b"")),
+            (false, Some(_)) => Err(alloc::format!("option `--{}` takes no value", known.long)),
+        }
+    }
+
+    fn letter(&mut self) -> Result<(&'static str, &'static [u8]), String> {
+        let (letter, others) = self.letters.split_first().unwrap_or((&0, b""));
+        let known = self
+            .known
+            .iter()
+            .find(|known| known.short == *letter && *letter != 0)
+            .ok_or_else(|| alloc::format!("unknown option `-{}`", Shown(&[*letter])))?;
+        if !known.takes_value {
+            self.letters = others;
+            return Ok((known.long, b""));
+        }
+        self.letters = b"";
+        Ok((known.long, if others.is_empty() { self.following(known.long)? } else { others }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const KNOWN: [Known; 3] =
+        [Known::flag(b't', "filter"), Known::value(b'p', "prefix"), Known::flag(0, "long-only")];
+
+    type Found = (Vec<(&'static str, &'static [u8])>, usize);
+
+    fn read(arguments: &[&'static [u8]]) -> Result<Found, String> {
+        let arguments: Vec<&'static CStr> =
+            arguments.iter().map(|text| CStr::from_bytes_with_nul(text).unwrap()).collect();
+        let mut options = Options::new(&KNOWN, &arguments);
+        let mut found = Vec::new();
+        while let Some(option) = options.take()? {
+            found.push(option);
+        }
+        let left = options.operands().len();
+        Ok((found, left))
+    }
+
+    /// All spellings of a value and of joined letters.
+    #[test]
+    fn spellings() {
+        let both = std::vec![("filter", &b""[..]), ("prefix", &b"x"[..])];
+        for spelling in [
+            &[&b"-tpx\0"[..], b"a\0"][..],
+            &[b"-t\0", b"-p\0", b"x\0", b"a\0"],
+            &[b"--filter\0", b"--prefix=x\0", b"a\0"],
+            &[b"--filter\0", b"--prefix\0", b"x\0", b"--\0", b"-t\0"],
+        ] {
+            assert_eq!(read(spelling), Ok((both.clone(), 1)));
+        }
+        assert_eq!(read(&[b"a\0", b"-t\0"]), Ok((std::vec![], 2)));
+        assert_eq!(read(&[b"\0", b"-\0"]), Ok((std::vec![], 2)));
+    }
+
+    /// Mistakes are named.
+    #[test]
+    fn mistakes() {
+        for wrong in [&[&b"-x\0"[..]][..], &[b"--filter=1\0"], &[b"--prefix\0"], &[b"-p\0"], &[b"--fil\0"]] {
+            assert!(read(wrong).is_err());
+        }
+    }
+}

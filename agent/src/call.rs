@@ -1,0 +1,195 @@
+//! A call from its request to its exit code, for both clients.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use rustix::event::Timespec;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::connection::{Connection, Descriptors};
+use crate::environment::Environment;
+use crate::message::{self, ToClient};
+use crate::relay::{End, Local, Relay, Stream};
+use crate::speak::{Reason, Shown};
+use crate::sys::call as system;
+use crate::text::{basename, c_string};
+use crate::{code, say};
+
+/// The broker may be restarting: so long it may be away, in milliseconds.
+const PATIENCE: i64 = 5_000;
+
+/// How to make a call.
+pub struct Call<'a> {
+    /// The broker's socket.
+    pub socket: &'a [u8],
+    /// The request, encoded; `None` where it is too long for one.
+    pub request: Option<Vec<u8>>,
+    /// Replace control characters on stdout.
+    pub filter_stdout: bool,
+    /// Replace control characters on stderr.
+    pub filter_stderr: bool,
+    /// Bytes to send before our stdin.
+    pub prefix: &'a [u8],
+    /// Stdin is a socket that takes the output too.
+    pub both_ways: bool,
+    /// A program, with its arguments, that speaks with the service in our place.
+    pub program: &'a [&'static CStr],
+    /// Our own environment, for that program.
+    pub environment: &'a [&'static CStr],
+}
+
+impl Call<'_> {
+    /// Make the call; its exit code.
+    pub fn run(&self) -> i32 {
+        system::ignore_broken_pipes();
+        let Some(request) = &self.request else {
+            say!("error: the request is longer than {} bytes or contains a NUL", message::LONGEST);
+            return code::FAILURE;
+        };
+        let connection = match connect(self.socket) {
+            Ok(connection) => connection,
+            Err(error) => {
+                say!(
+                    "error: cannot reach the qrexec broker at `{}`: {error}",
+                    Shown(self.socket),
+                    error = Reason(error)
+                );
+                return code::FAILURE;
+            }
+        };
+        // A peer that closed at once may have answered before.
+        let sent = connection.send(request);
+        let mut buffer = [0; 4096];
+        let received = match connection.receive(&mut buffer, true) {
+            Ok(received) if received.length > 0 => received,
+            _ => return lost(sent.err()),
+        };
+        match ToClient::parse(&buffer[..received.length]) {
+            Ok(ToClient::Accepted) => self.relay(connection, received.descriptors),
+            Ok(ToClient::Refused) => {
+                say!("Request refused");
+                code::REFUSED
+            }
+            Ok(ToClient::Failed { code, message }) => {
+                if !message.is_empty() {
+                    say!("error: {}", Shown(message));
+                }
+                code
+            }
+            Ok(ToClient::Ended(code)) => code,
+            Err(message::Malformed) => {
+                say!("error: the broker sent a message that makes no sense");
+                code::LOST
+            }
+        }
+    }
+
+    fn relay(&self, connection: Connection, descriptors: Descriptors) -> i32 {
+        let [Some(stdin), Some(stdout), Some(stderr)] = descriptors else {
+            say!("error: the broker accepted the call without its three pipes");
+            return code::LOST;
+        };
+        let errors = Stream::new(End::Pipe(stderr), End::Standard(2), self.filter_stderr, b"");
+        let mut relay = Relay {
+            connection: Some(connection),
+            input: None,
+            output: None,
+            errors: Some(errors),
+            local: None,
+            both_ways: self.both_ways,
+        };
+        if self.program.is_empty() {
+            let output = if self.both_ways { 0 } else { 1 };
+            relay.input = Some(Stream::new(End::Standard(0), End::Pipe(stdin), false, self.prefix));
+            relay.output =
+                Some(Stream::new(End::Pipe(stdout), End::Standard(output), self.filter_stdout, b""));
+        } else {
+            match self.start_program(stdin, stdout) {
+                Ok(local) => relay.local = Some(local),
+                Err(error) => {
+                    say!("error: cannot start the local program: {error}", error = Reason(error));
+                    return code::FAILURE;
+                }
+            }
+        }
+        relay.run()
+    }
+
+    /// Start the local program with the pipes of the call as its stdin and stdout.
+    fn start_program(&self, stdin: OwnedFd, stdout: OwnedFd) -> Result<Local, Errno> {
+        if !self.prefix.is_empty() {
+            // Fits: a pipe holds more than an argument that is worth a prefix.
+            rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::NONBLOCK)?;
+            rustix::io::write(&stdin, self.prefix)?;
+            rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::empty())?;
+        }
+        let caller = rustix::process::getpid().as_raw_nonzero().get();
+        match system::fork()? {
+            None => self.become_program(&stdin, &stdout, caller),
+            Some(pid) => {
+                let known = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+                let watch = rustix::process::pidfd_open(known, PidfdFlags::empty())?;
+                Ok(Local { pid, watch })
+            }
+        }
+    }
+
+    fn become_program(&self, stdin: &OwnedFd, stdout: &OwnedFd, caller: i32) -> ! {
+        let mut added = Environment::default();
+        for (name, which) in [(&b"SAVED_FD_0"[..], 0), (b"SAVED_FD_1", 1)] {
+            if let Ok(saved) = rustix::io::dup(system::standard(which).as_fd()) {
+                added.set(name, system::keep_open(saved).to_string().as_bytes());
+            }
+        }
+        added.set(b"QREXEC_AGENT_PID", caller.to_string().as_bytes());
+        if rustix::stdio::dup2_stdin(stdout).is_err() || rustix::stdio::dup2_stdout(stdin).is_err() {
+            system::exit(code::PROBLEM);
+        }
+        system::default_broken_pipes();
+        let replaced = |entry: &&&CStr| {
+            let name = entry.to_bytes();
+            !(name.starts_with(b"SAVED_FD_") || name.starts_with(b"QREXEC_AGENT_PID="))
+        };
+        let mut environment: Vec<&CStr> = self.environment.iter().filter(replaced).copied().collect();
+        environment.extend(added.entries());
+        let path = self.program[0];
+        let name = c_string(&[basename(path.to_bytes())]);
+        let mut arguments: Vec<&CStr> = alloc::vec![&name];
+        arguments.extend(&self.program[1..]);
+        let error = system::execute(path, &arguments, &environment);
+        say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
+        system::exit(if error == Errno::NOENT { code::NOT_FOUND } else { code::PROBLEM })
+    }
+}
+
+fn lost(error: Option<Errno>) -> i32 {
+    match error {
+        Some(error) => say!("error: the qrexec broker went away: {error}", error = Reason(error)),
+        None => say!("error: the qrexec broker went away before it answered"),
+    }
+    code::LOST
+}
+
+/// Connect, with patience for a broker that is just not there.
+fn connect(socket: &[u8]) -> Result<Connection, Errno> {
+    const LONGEST_PAUSE: i64 = 50;
+    let mut pause = 1;
+    let mut deadline = None;
+    loop {
+        match Connection::open(socket) {
+            Err(error @ (Errno::NOENT | Errno::CONNREFUSED)) => {
+                let now = system::milliseconds();
+                if now >= *deadline.get_or_insert(now + PATIENCE) {
+                    return Err(error);
+                }
+                let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
+                let _ = rustix::event::poll(&mut [], Some(&timeout));
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}

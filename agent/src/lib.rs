@@ -1,0 +1,70 @@
+//! What runs inside a qube: its first process and the clients of its calls.
+//!
+//! One binary; the name it is called by chooses what it does:
+//!
+//! | name | role |
+//! |---|---|
+//! | `qrexec-agent` | first process of a qube: proves the barriers, runs services, reaps |
+//! | `qrexec-client-vm` | a call from this qube to another |
+//! | `qrexec-client` | a call from the admin qube into a qube |
+//! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
+//!
+//! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
+//! be hostile. It uses neither the standard library nor libc, so that it starts in 0.1 ms.
+#![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+pub mod agent;
+pub mod arguments;
+pub mod barriers;
+pub mod call;
+pub mod children;
+pub mod client;
+pub mod client_dom0;
+pub mod connection;
+pub mod environment;
+pub mod filter;
+pub mod message;
+pub mod process;
+pub mod relay;
+pub mod rpc_config;
+pub mod service;
+pub mod speak;
+pub mod sys;
+pub mod text;
+pub mod users;
+pub mod vmexec;
+
+use core::ffi::CStr;
+
+/// Exit codes with a meaning of their own.
+pub mod code {
+    /// The command line makes no sense.
+    pub const USAGE: i32 = 2;
+    /// Something failed on this side before the call.
+    pub const FAILURE: i32 = 1;
+    /// The call could not be set up.
+    pub const PROBLEM: i32 = 125;
+    /// Policy or the person said no.
+    pub const REFUSED: i32 = 126;
+    /// There is no such service.
+    pub const NOT_FOUND: i32 = 127;
+    /// The broker went away during the call.
+    pub const LOST: i32 = 255;
+}
+
+/// Do what the program was called for; the result is its exit code.
+pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    let name = arguments.first().map_or(&b""[..], |name| name.to_bytes());
+    let rest = arguments.get(1..).unwrap_or(&[]);
+    match text::basename(name) {
+        b"qrexec-client-vm" => client::run(rest, environment),
+        b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qubes-vmexec" | b"qubes.VMExec" | b"qubes.VMExecGUI" | b"qubes.VMRootExec" => {
+            vmexec::run(rest, environment)
+        }
+        _ => agent::run(environment),
+    }
+}

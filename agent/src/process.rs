@@ -1,0 +1,23 @@
+//! How processes end.
+
+/// The exit code that a caller sees: the low eight bits, or 128 + n after signal n.
+pub fn exit_code(wait_status: i32) -> i32 {
+    match wait_status & 0x7f {
+        0 => (wait_status >> 8) & 0xff,
+        signal => 128 + signal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Codes and signals, with or without a core file.
+    #[test]
+    fn codes() {
+        assert_eq!(exit_code(0), 0);
+        assert_eq!(exit_code(255 << 8), 255);
+        assert_eq!(exit_code(9), 137);
+        assert_eq!(exit_code(11 | 0x80), 139);
+    }
+}

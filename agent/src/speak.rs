@@ -1,0 +1,103 @@
+//! Lines for people, on standard error.
+
+use core::fmt;
+
+use rustix::io::Errno;
+
+use crate::sys::call;
+
+/// Print one line on standard error; a reader that is gone is no error.
+#[macro_export]
+macro_rules! say {
+    ($($argument:tt)*) => {
+        $crate::speak::line(format_args!($($argument)*))
+    };
+}
+
+/// A line is written at once, so that lines of several processes do not mix.
+struct Line {
+    bytes: [u8; 1024],
+    used: usize,
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.len() - 1 - self.used;
+        let taken = text.len().min(room);
+        self.bytes[self.used..self.used + taken].copy_from_slice(&text.as_bytes()[..taken]);
+        self.used += taken;
+        Ok(())
+    }
+}
+
+/// See `say!`.
+pub fn line(arguments: fmt::Arguments<'_>) {
+    let mut line = Line { bytes: [0; 1024], used: 0 };
+    let _ = fmt::write(&mut line, arguments);
+    line.bytes[line.used] = b'\n';
+    let _ = rustix::io::write(call::standard(2), &line.bytes[..=line.used]);
+}
+
+/// Bytes of unknown origin, safe to show on a terminal.
+pub struct Shown<'a>(pub &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LIMIT: usize = 200;
+        for &byte in self.0.iter().take(LIMIT) {
+            match byte {
+                b' '..=b'~' => fmt::Write::write_char(out, char::from(byte))?,
+                _ => write!(out, "\\x{byte:02x}")?,
+            }
+        }
+        if self.0.len() > LIMIT {
+            out.write_str("…")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the kernel refused, in words where the reason is a usual one.
+pub struct Reason(pub Errno);
+
+impl fmt::Display for Reason {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self.0 {
+            Errno::PERM => "operation not permitted",
+            Errno::NOENT => "no such file or directory",
+            Errno::IO => "input/output error",
+            Errno::NOEXEC => "not an executable format",
+            Errno::CHILD => "no child processes",
+            Errno::AGAIN => "resource temporarily unavailable",
+            Errno::NOMEM => "cannot allocate memory",
+            Errno::ACCESS => "permission denied",
+            Errno::NOTDIR => "not a directory",
+            Errno::ISDIR => "is a directory",
+            Errno::INVAL => "invalid argument",
+            Errno::MFILE | Errno::NFILE => "too many open files",
+            Errno::NOTTY => "not a terminal",
+            Errno::TXTBSY => "the file is being written",
+            Errno::FBIG => "file too large",
+            Errno::ROFS => "read-only file system",
+            Errno::PIPE => "broken pipe",
+            Errno::NAMETOOLONG => "file name too long",
+            Errno::NOSYS => "not offered by this kernel",
+            Errno::LOOP => "too many symbolic links",
+            Errno::CONNRESET => "connection reset",
+            Errno::CONNREFUSED => "connection refused",
+            other => return write!(out, "error {}", other.raw_os_error()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Escape sequences never reach a terminal.
+    #[test]
+    fn shown_text_is_printable() {
+        assert_eq!(alloc::format!("{}", Shown(b"a\x1b[31m\xffz")), "a\\x1b[31m\\xffz");
+        assert!(alloc::format!("{}", Shown(&[b'x'; 999])).ends_with('…'));
+    }
+}
