@@ -38,7 +38,7 @@ sources = (
     | st.sampled_from([f"@type:{t}" for t in TYPES])
 )
 targets = sources | disposables | st.sampled_from(["@default", "@dispvm", "@dispvm:@tag:t1"])
-services = st.sampled_from(["* *", "s.X *", "s.X +", "s.X +a", "s.Y *", "s.Y +b"])
+services = st.sampled_from(["* *", "s.X *", "s.X *", "s.X +", "s.X +a", "s.Y +b"])
 flags = st.sampled_from(["", " notify=yes", " notify=no"])
 starts = st.sampled_from(["", " autostart=yes", " autostart=no"])
 
@@ -48,7 +48,8 @@ def rule_lines(draw: st.DrawFn) -> str:
     """A rule that the parser accepts."""
     action = draw(st.sampled_from(["allow", "ask", "deny"]))
     target = draw(targets)
-    line = f"{draw(services)} {draw(sources)} {target} {action}{draw(flags)}"
+    source = draw(st.sampled_from(["*", "@anyvm"]) | sources)
+    line = f"{draw(services)} {source} {target} {action}{draw(flags)}"
     if action == "deny":
         return line
     line += draw(starts) + draw(st.sampled_from(["", " user=root", " user="]))
@@ -62,7 +63,8 @@ def rule_lines(draw: st.DrawFn) -> str:
 @st.composite
 def systems(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
     """A system as `internal.GetSystemInfo` tells it; dom0 always exists."""
-    names = ["dom0", *draw(st.lists(st.sampled_from(NAMES[1:]), unique=True))]
+    missing = draw(st.lists(st.sampled_from(NAMES[1:]), max_size=2))
+    names = [name for name in NAMES if name not in missing]
     return {
         name: {
             "type": {"dom0": "AdminVM", "rem": "RemoteVM"}.get(name, "AppVM"),
@@ -81,11 +83,22 @@ def systems(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
 
 requests = st.builds(
     Request,
-    service=st.sampled_from(["s.X", "s.Y", "s.Z"]),
+    service=st.sampled_from(["s.X", "s.X", "s.Y", "s.Z"]),
     argument=st.sampled_from(["+", "+a", "+b"]),
-    source=references,
+    source=st.sampled_from(NAMES) | references,
     target=redirects | st.sampled_from(["", "@default", "@tag:t1", "@nosuch", "@dispvm:"]),
-    requested_source=st.sampled_from(["", "", "", "rem", "work"]),
+    requested_source=st.sampled_from(["", "", "", "", "", "", "rem", "work"]),
+)
+
+
+policies = st.builds(
+    "\n".join,
+    st.builds(
+        lambda lines, last: [*lines, last],
+        st.lists(rule_lines(), min_size=1, max_size=12),
+        # Most calls reach a question, so that target lists are compared and not only denials.
+        st.sampled_from(["", "* * * * ask", "s.X * @anyvm @anyvm ask autostart=no"]),
+    ),
 )
 
 
@@ -99,15 +112,15 @@ def _answers(decision: Decision) -> list[dict[str, Any]]:
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.lists(rule_lines(), max_size=12),
+    policies,
     systems(),
     st.lists(requests, min_size=1, max_size=6),
 )
 def test_fast_and_reference_evaluator_decide_the_same(
-    lines: list[str], domains: dict[str, dict[str, Any]], calls: list[Request]
+    text: str, domains: dict[str, dict[str, Any]], calls: list[Request]
 ):
     """Index and bit sets are an optimisation, never a second opinion."""
-    policy = parse_policy({"30-user.policy": "\n".join(lines)})
+    policy = parse_policy({"30-user.policy": text})
     system = SystemInfo.from_dict(domains)
     for call in calls:
         expected = _answers(decide_by_reference(call, policy, system))
@@ -116,19 +129,19 @@ def test_fast_and_reference_evaluator_decide_the_same(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(rule_lines(), min_size=1, max_size=8),
+    policies,
     systems(),
     systems(),
     st.lists(requests, min_size=1, max_size=4),
 )
 def test_changed_snapshot_is_as_a_fresh_one(
-    lines: list[str],
+    text: str,
     before: dict[str, dict[str, Any]],
     behind: dict[str, dict[str, Any]],
     calls: list[Request],
 ):
     """Nothing that was derived from an older snapshot leaks into a decision on a newer one."""
-    policy = parse_policy({"30-user.policy": "\n".join(lines)})
+    policy = parse_policy({"30-user.policy": text})
     old = SystemInfo.from_dict(before)
     new = old.with_changes(behind, removed=before.keys() - behind.keys())
     fresh = SystemInfo.from_dict(behind)
@@ -138,12 +151,12 @@ def test_changed_snapshot_is_as_a_fresh_one(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(rule_lines(), max_size=8), systems(), requests)
+@given(policies, systems(), requests)
 def test_offered_targets_are_sorted_and_never_the_caller(
-    lines: list[str], domains: dict[str, dict[str, Any]], call: Request
+    text: str, domains: dict[str, dict[str, Any]], call: Request
 ):
     """A list is fit to be shown as it is, and its default is one of it."""
-    policy = parse_policy({"30-user.policy": "\n".join(lines)})
+    policy = parse_policy({"30-user.policy": text})
     decision = decide(call, policy, SystemInfo.from_dict(domains))
     if isinstance(decision, Ask):
         assert decision.targets
@@ -158,8 +171,31 @@ def _parse(files: dict[str, str | bytes]) -> PolicySet | BrokenPolicy:
         return BrokenPolicy(e)
 
 
-WORDS = "* + +a s.X work @anyvm @dispvm: allow ask deny target=work notify=yes # ,".split()
-DIRECTIVES = "!include !include-service !include-dir !compat-4.0 x a.policy $include:x".split()
+WORDS = [
+    "*",
+    "+",
+    "+a",
+    "s.X",
+    "work",
+    "@anyvm",
+    "@dispvm:",
+    "allow",
+    "ask",
+    "deny",
+    "target=work",
+    "notify=yes",
+    "#",
+    ",",
+]
+DIRECTIVES = [
+    "!include",
+    "!include-service",
+    "!include-dir",
+    "!compat-4.0",
+    "x",
+    "a.policy",
+    "$include:x",
+]
 BYTES = ["\n", "\r\n", "\t", "\0", "\x1b[", "\x85", "\u2028", "\ufeff", "é"]
 words = st.sampled_from([*WORDS, *DIRECTIVES, *BYTES])
 texts = st.lists(words, max_size=30).map(" ".join) | st.text(max_size=80) | st.binary(max_size=80)
