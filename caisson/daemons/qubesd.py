@@ -24,7 +24,7 @@ from caisson.findings import Finding
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
 from caisson.names import QubeName
-from caisson.network import Network
+from caisson.network import Network, remember_machine_root
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
 from caisson.qrexec import BrokerLink, Operation, broker_user
 from caisson.storage import Pool, debian_template, qube_files
@@ -42,6 +42,7 @@ async def serve(paths: Paths, user: str) -> None:
     """Run the daemon until SIGTERM; running qubes stay."""
     account = broker_user(user)
     with _only_one(paths):
+        remember_machine_root()
         enter_private_namespace()
         store = Store.open(paths.database)
         system = System(Host(memory=_memory_mib(), cpus=os.cpu_count() or 1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from caisson.engines import Instance
 from caisson.model import PowerState
@@ -16,12 +18,14 @@ class Power:
     Attributes:
         state: as told on the wire.
         instance: what the engine runs, from the start of its init process until it is gone.
+        claims: reports of processes that spoke before the engine said which one is the first.
         verdict: the barriers that are not up, once the agent has reported.
         gone: set while nothing of the qube runs and its volumes are put away.
     """
 
     state: PowerState = PowerState.HALTED
     instance: Instance | None = None
+    claims: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     verdict: asyncio.Future[list[str]] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     gone: asyncio.Event = field(default_factory=asyncio.Event)

@@ -32,6 +32,7 @@ from caisson.model import Klass, PowerState, Qube
 from caisson.names import QubeName, shown
 
 T = TypeVar("T")
+_MOST_CLAIMS = 4
 _log = structlog.get_logger(__name__)
 
 
@@ -180,6 +181,10 @@ class Running:
         qube = self._ledger.system.qubes.get(name)
         power = None if qube is None else self._ledger.powers.get(qube)
         instance = None if power is None else power.instance
+        if power is not None and power.state is PowerState.TRANSIENT and instance is None:
+            if len(power.claims) < _MOST_CLAIMS:
+                power.claims[pid] = untrusted_report
+            return
         if power is None or instance is None or instance.pid != pid:
             self._door.reject(name, pid, "not the first process of this qube")
             return
@@ -242,6 +247,9 @@ class Running:
         power.instance = instance
         power.verdict = asyncio.get_running_loop().create_future()
         self._watch(qube, power, instance)
+        claims, power.claims = power.claims, {}
+        for pid, report in claims.items():
+            self.agent_said(qube.name, pid, report)
         try:
             await self._bring_up(qube, instance, power.verdict)
         except Exception as error:
@@ -296,6 +304,7 @@ class Running:
     async def _put_away(self, qube: Qube, power: Power) -> None:
         """Give back everything that a run took; a part that fails does not keep the others."""
         power.instance, power.verdict = None, None
+        power.claims.clear()
         await self._guarded(qube, "close the door", self._door.close_qube(qube.name))
         await self._guarded(qube, "unplug", self._links.take_down(qube))
         await self._guarded(qube, "put the volumes away", self._volumes.end(qube))

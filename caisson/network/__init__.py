@@ -28,10 +28,10 @@ from caisson.findings import Finding
 from caisson.names import QubeName
 from caisson.network import addresses, doctor, links, nft, rules, uplink
 from caisson.network.links import End
-from caisson.network.namespaces import Namespace, Worker
+from caisson.network.namespaces import Namespace, Worker, remember_machine_root
 from caisson.network.uplink import Uplink, UplinkKind
 
-__all__ = ["Endpoint", "Network", "Uplink", "UplinkKind"]
+__all__ = ["Endpoint", "Network", "Uplink", "UplinkKind", "remember_machine_root"]
 
 _OWN = Path("/proc/self/ns/net")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")

@@ -28,13 +28,21 @@ _NS_GET_NSTYPE = 0xB703
 _UIDS = 65_536
 _OWN = Path("/proc/thread-self/ns/net")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-# `ip netns` mounts names where it runs; the daemon's own mount namespace may not have seen it.
-_NAMED = (Path("/run/netns"), Path("/proc/1/root/run/netns"))
+_NAMES = Path("run/netns")
+# `ip netns` mounts names where it runs: a daemon with a mount namespace of its own never sees
+# the later ones. A descriptor of the root that it left still leads there.
+_roots = [Path("/")]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def remember_machine_root() -> None:
+    """Keep the way to the machine's `/run/netns`; call it before leaving its mount namespace."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _roots.insert(0, Path(f"/proc/self/fd/{root}"))
 
 
 class Namespace:
@@ -117,9 +125,9 @@ class Namespace:
             NetworkError: there is none of that name.
         """
         what = f"network namespace `{name}`"
-        for directory in _NAMED:
+        for root in _roots:
             try:
-                return cls.of_path(directory / name, what)
+                return cls.of_path(root / _NAMES / name, what)
             except (OSError, NetworkError):
                 continue
         raise NetworkError(f"{what} does not exist", hint=f"make it: ip netns add {name}")
