@@ -41,15 +41,7 @@ def read_policy_directory(directory: Path) -> Files:
         PolicyError: the directory or a file in it cannot be read.
     """
     files: dict[str, str | bytes] = {}
-    try:
-        names = [path.name for path in directory.iterdir()]
-    except OSError as e:
-        raise PolicyError(
-            f"policy directory cannot be read: {e.strerror}",
-            hint="without it every call is denied; create it, or mend its permissions",
-            file=str(directory),
-        ) from None
-    for name in names:
+    for name in _names(directory):
         if name.endswith(SUFFIX) and not name.startswith("."):
             _read_into(files, directory, name)
     _read_included(files, directory)
@@ -65,10 +57,21 @@ def read_legacy_directory(directory: Path) -> Files:
     files: dict[str, str | bytes] = {}
     if not directory.is_dir():
         return files
-    for path in directory.iterdir():
-        _read_into(files, directory, path.name)
+    for name in _names(directory):
+        _read_into(files, directory, name)
     _read_included(files, directory)
     return files
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except OSError as e:
+        raise PolicyError(
+            f"policy directory cannot be read: {e.strerror}",
+            hint="without it every call is denied; create it, or mend its permissions",
+            file=str(directory),
+        ) from None
 
 
 def _read_included(files: dict[str, str | bytes], directory: Path) -> None:
@@ -89,8 +92,8 @@ def _fetch(files: dict[str, str | bytes], directory: Path, path: str) -> Iterato
     if f"{key}/" in files:
         return
     files[f"{key}/"] = b""
-    for entry in found.iterdir():
-        inner = f"{key}/{entry.name}"
+    for name in _names(found):
+        inner = f"{key}/{name}"
         wanted = inner.endswith(SUFFIX) and inner not in files
         if wanted and _read_into(files, directory, inner):
             yield inner
