@@ -6,6 +6,8 @@ use alloc::vec::Vec;
 
 use crate::text::{decimal, split_once};
 
+/// The version of this protocol.
+pub const VERSION: u32 = 1;
 /// No datagram is longer.
 pub const LONGEST: usize = 66_000;
 
@@ -158,9 +160,9 @@ pub fn admin_request(qube: &[u8], user: &[u8], command: &[u8], just_start: bool)
     build(if just_start { b'J' } else { b'D' }, &[qube, user, command])
 }
 
-/// An agent's first message: its version and what it found out about the barriers.
-pub fn hello(version: &[u8], report: &[u8]) -> Option<Vec<u8>> {
-    build(b'H', &[version, report])
+/// An agent's first message: the protocol's version and what it found out about the barriers.
+pub fn hello(report: &[u8]) -> Option<Vec<u8>> {
+    build(b'H', &[alloc::format!("{VERSION}").as_bytes(), report])
 }
 
 /// An agent's word that a service has ended.
@@ -179,7 +181,7 @@ mod tests {
         assert_eq!(request(b"work", b"a.B+c", false).unwrap(), b"Cwork\0a.B+c\0");
         assert_eq!(request(b"", b"a.B", true).unwrap(), b"C\0a.B\0e");
         assert_eq!(admin_request(b"w", b"", b"ls", false).unwrap(), b"Dw\0\0ls");
-        assert_eq!(hello(b"1", b"{}").unwrap(), b"H1\0{}");
+        assert_eq!(hello(b"{}").unwrap(), b"H1\0{}");
         assert_eq!(ended(7, 127), b"X7\x00127");
         assert_eq!(ToAgent::parse(b"W"), Ok(ToAgent::Admitted));
         assert_eq!(ToAgent::parse(b"Nno\0no"), Ok(ToAgent::Rejected(b"no\0no")));
