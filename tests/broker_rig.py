@@ -63,16 +63,21 @@ class Peer:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.connect(os.path.relpath(path))
+        try:
+            self.sock.connect(os.path.relpath(path))
+        except OSError:
+            self.sock.close()
+            raise
         self.sock.setblocking(False)
 
     async def send(self, message: bytes) -> None:
+        """Send one message."""
         await asyncio.get_running_loop().sock_sendall(self.sock, message)
 
-    async def receive(self, timeout: float = PATIENCE) -> tuple[bytes, list[int]]:
+    async def receive(self, patience: float = PATIENCE) -> tuple[bytes, list[int]]:
         """One message and its descriptors; empty at the end."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(patience):
             while True:
                 try:
                     data, ancillary, _, _ = self.sock.recvmsg(
@@ -94,6 +99,7 @@ class Peer:
                     return data, list(descriptors)
 
     def close(self) -> None:
+        """Hang up."""
         self.sock.close()
 
 
@@ -117,6 +123,7 @@ class Service:
         await self.agent.peer.send(b"X%d\0%d" % (self.id, code))
 
     def close(self) -> None:
+        """Close the service's ends."""
         for descriptor in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -130,10 +137,12 @@ class Agent:
         self.peer = Peer(path)
 
     async def hello(self) -> None:
+        """Claim to be the agent."""
         await self.peer.send(b"H1\0" + REPORT)
 
-    async def next_call(self, timeout: float = PATIENCE) -> Service:
-        data, descriptors = await self.peer.receive(timeout)
+    async def next_call(self, patience: float = PATIENCE) -> Service:
+        """The next call that the broker hands over."""
+        data, descriptors = await self.peer.receive(patience)
         assert data[:1] in (b"S", b"M"), data
         fields = data[1:].decode().split("\0")
         fields += [""] * (5 - len(fields))
@@ -163,6 +172,7 @@ class Rig:
     open_resources: list[Any] = field(default_factory=list)
 
     def socket(self, name: str) -> Path:
+        """A qube's socket."""
         return self.paths.dom0_socket if name == "dom0" else self.paths.socket_dir(name) / "qrexec"
 
     async def add(self, name: str, **more: Any) -> None:
@@ -177,6 +187,7 @@ class Rig:
         return await self.agent(name)
 
     async def agent(self, name: str) -> Agent:
+        """An admitted agent."""
         agent = Agent(self.socket(name))
         self.open_resources.append(agent.peer)
         await agent.hello()
@@ -184,6 +195,7 @@ class Rig:
         return agent
 
     def client(self, name: str) -> Peer:
+        """A connection of a program in the qube."""
         peer = Peer(self.socket(name))
         self.open_resources.append(peer)
         return peer
@@ -203,6 +215,7 @@ class Rig:
         fresh.rename(path)
 
     def audit(self) -> list[dict[str, Any]]:
+        """All audit records."""
         return [json.loads(line) for line in self.paths.audit.read_text().splitlines()]
 
     async def audited(self, **wanted: Any) -> dict[str, Any]:
@@ -215,6 +228,7 @@ class Rig:
                 await asyncio.sleep(0.01)
 
     def start_broker(self, *, limit: int | None = None) -> None:
+        """Start the broker process."""
         command = [sys.executable, "-m", "caisson.daemons.broker", "--root", str(self.paths.root)]
         command += ["--user", broker_account().pw_name]
         if limit is not None:
@@ -222,9 +236,30 @@ class Rig:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
 
-    def kill_broker(self) -> None:
+    async def kill_broker(self) -> None:
+        """End it as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        while self.link.connected:
+            await asyncio.sleep(0)
+
+    def make_link(self) -> BrokerLink:
+        """A new qubesd's half of the link."""
+        account = broker_account()
+        return BrokerLink(
+            self.paths,
+            account.pw_uid,
+            account.pw_gid,
+            on_hello=self._hello,
+            on_gone=self.gone.append,
+            on_request=self._asked,
+        )
+
+    async def ready(self) -> None:
+        """Wait for the broker; it answers only after it took the first snapshot."""
+        async with asyncio.timeout(PATIENCE):
+            await self.link.wait_connected()
+        await self.link.push({})
 
     async def _asked(self, op: Operation, name: QubeName, source: QubeName) -> str:
         self.requests.append((str(op), name, source))
@@ -241,31 +276,25 @@ class Rig:
             self.link.reject(name, pid, "not the qube's agent")
 
 
+def _fresh_root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="caisson-broker-", dir="/tmp"))
+    root.chmod(0o755)
+    return root
+
+
 @asynccontextmanager
 async def broker_rig(policy: str = "", *, limit: int | None = None) -> AsyncIterator[Rig]:
     """A prepared instance with a running broker; everything is gone afterwards."""
-    root = Path(tempfile.mkdtemp(prefix="caisson-broker-", dir="/tmp"))
-    root.chmod(0o755)
+    root = _fresh_root()
     paths = Paths(root)
-    account = broker_account()
     rig = Rig(paths, None, None, root / "broker.log")  # type: ignore[arg-type]
-    rig.link = BrokerLink(
-        paths,
-        account.pw_uid,
-        account.pw_gid,
-        on_hello=rig._hello,
-        on_gone=rig.gone.append,
-        on_request=rig._asked,
-    )
+    rig.link = rig.make_link()
     try:
         await rig.link.start()
         rig.policy(policy)
         await rig.add("dom0")
         rig.start_broker(limit=limit)
-        async with asyncio.timeout(PATIENCE):
-            await rig.link.wait_connected()
-        # Answered only after the first snapshot was taken.
-        await rig.link.push({})
+        await rig.ready()
         yield rig
     finally:
         for resource in rig.open_resources:
@@ -278,7 +307,7 @@ async def broker_rig(policy: str = "", *, limit: int | None = None) -> AsyncIter
             rig.process.kill()
             rig.process.wait()
         if os.environ.get("BROKER_LOG"):
-            print(rig.log.read_text())
+            sys.stderr.write(rig.log.read_text())
         shutil.rmtree(root)
 
 

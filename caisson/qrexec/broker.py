@@ -99,11 +99,7 @@ class Broker:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 tasks.create_task(self._link.run())
-                # qubesd makes the directories before it listens.
                 await self._link.wait_synced()
-                self._audit.ready()
-                self._rules.current()
-                self._dom0.listen()
                 if on_ready is not None:
                     on_ready()
         finally:
@@ -141,6 +137,10 @@ class Broker:
         except ValueRefusedError:
             self._take_one_by_one(snapshot)
         if snapshot.full:
+            # qubesd made the directories before it listened.
+            self._audit.ready()
+            self._rules.current()
+            self._listen(self._dom0)
             wanted = set(snapshot.open)
             for name in [n for n in self._endpoints if n not in wanted]:
                 self._close(name)
@@ -167,12 +167,16 @@ class Broker:
         qube = QubeName.parse(name)
         path = self._paths.socket_dir(qube) / "qrexec"
         endpoint = Endpoint(self, qube, path, 0o666)
+        if self._listen(endpoint):
+            self._endpoints[name] = endpoint
+
+    def _listen(self, endpoint: Endpoint) -> bool:
         try:
             endpoint.listen()
         except OSError as e:
-            _log.error("cannot listen for a qube", qube=name, error=str(e))
-            return
-        self._endpoints[name] = endpoint
+            _log.error("cannot listen for a qube", qube=endpoint.name, error=str(e))
+            return False
+        return True
 
     def _close(self, name: str) -> None:
         endpoint = self._endpoints.pop(name, None)

@@ -118,6 +118,8 @@ class Endpoint:
         Raises:
             OSError: the directory is missing or not ours.
         """
+        if self._listener is not None:
+            return
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)

@@ -152,14 +152,14 @@ ToBroker = Snapshot | OpenQube | CloseQube | Admit | Reject | Reply
 ToDaemon = Ack | Opened | AgentHello | AgentGone | Request
 
 
-def _plain(value: object) -> str:
+def plain_name(value: object) -> str:
     """A name as text: names are `str` of their own types, which the encoder does not know."""
     if isinstance(value, str):
         return str(value)
     raise TypeError(f"`{type(value).__name__}` has no place on the link")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_plain)
+_encoder = msgspec.json.Encoder(enc_hook=plain_name)
 _to_broker: msgspec.json.Decoder[ToBroker] = msgspec.json.Decoder(ToBroker)
 _to_daemon: msgspec.json.Decoder[ToDaemon] = msgspec.json.Decoder(ToDaemon)
 
@@ -324,6 +324,8 @@ class BrokerLink:
         self._connected.set()
         try:
             await self._read(reader, peer)
+        except ConnectionError:
+            _log.info("the broker is gone")
         except (OSError, ValueError, CaissonError) as e:
             # ValueError: a line longer than the bound, or not a message.
             _log.warning("the broker broke the link protocol", error=shown(str(e)))

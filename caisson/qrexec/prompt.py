@@ -19,7 +19,7 @@ import msgspec
 from caisson.errors import CaissonError, PermissionDeniedError
 from caisson.names import shown
 from caisson.qrexec.directories import qubes_group
-from caisson.qrexec.link import address, peer_of
+from caisson.qrexec.link import address, peer_of, plain_name
 
 ASK = b"policy.Ask dom0 name dom0\0"
 NOTIFY = b"policy.Notify dom0 name dom0\0"
@@ -91,7 +91,7 @@ async def ask(path: Path, question: Question, patience: float = ANSWER_TIMEOUT) 
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LONGEST_ANSWER)
         try:
             async with asyncio.timeout(patience):
-                writer.write(ASK + msgspec.json.encode(question))
+                writer.write(ASK + msgspec.json.encode(question, enc_hook=plain_name))
                 await writer.drain()
                 writer.write_eof()
                 untrusted = await reader.read(LONGEST_ANSWER)
@@ -125,7 +125,7 @@ async def notify(path: Path, notice: Notice) -> None:
             with _closing(sock) as (_, uid):
                 await _check(uid)
                 _, writer = await asyncio.open_unix_connection(sock=sock)
-                writer.write(NOTIFY + msgspec.json.encode(notice))
+                writer.write(NOTIFY + msgspec.json.encode(notice, enc_hook=plain_name))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
