@@ -26,8 +26,6 @@ use crate::{code, environment, rpc_config, say};
 
 const SOCKET: &[u8] = b"/run/qubes/qrexec";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The version of the messages between agent and broker.
-const PROTOCOL: &[u8] = b"1";
 /// Services have this long to end by themselves.
 const GRACE: i64 = 5_000;
 const LONGEST_PAUSE: i64 = 1_000;
@@ -184,7 +182,7 @@ impl Agent {
             ];
             let report =
                 self.report.take().unwrap_or_else(|| barriers::report(VERSION, self.capabilities, &own));
-            if let Some(hello) = message::hello(PROTOCOL, &report) {
+            if let Some(hello) = message::hello(&report) {
                 if connection.send(&hello).is_ok() {
                     self.link = Link::Up { connection, admitted: false };
                     return;

@@ -1,6 +1,7 @@
 //! `qrexec-client`: run a command or a service in a qube, from the admin qube.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use crate::arguments::{Known, Options};
@@ -75,11 +76,12 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     };
     let command = command.strip_prefix(b"nogui:").unwrap_or(command);
     let user = if user == b"DEFAULT" { b"" } else { user };
+    let command = if wishes.just_start { in_background(command) } else { command.to_vec() };
     let root = environment::get(environment, b"CAISSON_ROOT").unwrap_or(b"");
     let below_root = [root.strip_suffix(b"/").unwrap_or(root), SOCKET].concat();
     let code = Call {
         socket: wishes.socket.unwrap_or(&below_root),
-        request: message::admin_request(qube, user, command, wishes.just_start),
+        request: message::admin_request(qube, user, &command, wishes.just_start),
         filter_stdout: wishes.filter_stdout,
         filter_stderr: wishes.filter_stderr,
         prefix: wishes.prefix,
@@ -93,6 +95,14 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     } else {
         code
     }
+}
+
+/// A command line that returns at once; for a service the agent itself sees to it.
+fn in_background(command: &[u8]) -> Vec<u8> {
+    if command.starts_with(b"QUBESRPC ") {
+        return command.to_vec();
+    }
+    [&b"("[..], command, b"\n) </dev/null >/dev/null 2>&1 &"].concat()
 }
 
 fn wishes(options: &mut Options<'_>) -> Result<Wishes, String> {

@@ -62,9 +62,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
-        b"qubes-vmexec" | b"qubes.VMExec" | b"qubes.VMExecGUI" | b"qubes.VMRootExec" => {
-            vmexec::run(rest, environment)
-        }
+        b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }
 }

@@ -19,6 +19,11 @@ const NOT_STARTED: i32 = 126;
 
 /// Run with the arguments after the program's name; returns only on failure.
 pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    // As the interpreter of a service's file (`#!`), the file's path comes first.
+    let arguments = match arguments {
+        [script, rest @ ..] if script.to_bytes().starts_with(b"/") => rest,
+        all => all,
+    };
     let encoded = arguments.first().map_or(&b""[..], |text| text.to_bytes());
     let Some(parts) = decode(encoded) else {
         say!("error: `{}` does not spell a command", Shown(encoded));
