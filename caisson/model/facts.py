@@ -258,7 +258,9 @@ class Facts:
 
     def info(self, power_state: Callable[[Qube], PowerState]) -> dict[str, dict[str, Any]]:
         """All qubes as `internal.GetSystemInfo` tells them under `domains`."""
-        return {name: self.info_of(qube, power_state(qube)) for name, qube in self._names.items()}
+        return {
+            str(name): self.info_of(qube, power_state(qube)) for name, qube in self._names.items()
+        }
 
     def info_of(self, qube: Qube, power_state: PowerState) -> dict[str, Any]:
         """One qube as `internal.GetSystemInfo` tells it (sheet `qrexec`, section 4.2)."""
