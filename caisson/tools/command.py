@@ -53,10 +53,19 @@ def main(made: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None = N
 
 
 def _run(made: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None) -> int:
-    arguments = made.parse_args(argv)
+    arguments = _parsed(made, argv)
     code = run(arguments, Client(arguments.root))
     sys.stdout.flush()
     return code
+
+
+def _parsed(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse with options anywhere between the words, as far as argparse knows how to."""
+    try:
+        return made.parse_intermixed_args(argv)
+    except TypeError:
+        # The parser has sub-commands.
+        return made.parse_args(argv)
 
 
 def guarded(run: Callable[[], int]) -> int:

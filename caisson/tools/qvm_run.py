@@ -71,9 +71,13 @@ def _add_filters(made: argparse.ArgumentParser) -> None:
         help="replace control characters by `_` (default on a terminal)",
     )
     group.add_argument("--no-filter-escape-chars", dest="filter_escape_chars", action="store_false")
-    group.add_argument("--color-output", metavar="NUMBER", help="colour of output, such as 31")
+    group.add_argument(
+        "--color-output", metavar="NUMBER", type=_color, help="colour of output, such as 31"
+    )
     group.add_argument("--no-color-output", dest="color_output", action="store_const", const=None)
-    group.add_argument("--color-stderr", metavar="NUMBER", help="colour of error output")
+    group.add_argument(
+        "--color-stderr", metavar="NUMBER", type=_color, help="colour of error output"
+    )
     group.add_argument("--no-color-stderr", dest="color_stderr", action="store_const", const=None)
 
 
@@ -185,6 +189,11 @@ def _run_in_many(arguments: argparse.Namespace, client: Client, names: list[str]
 @contextmanager
 def _disposable(client: Client, base: str) -> Iterator[str]:
     """A disposable that is gone afterwards, whatever happens."""
+    import signal
+
+    # By default these would end us without the cleaning up below.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     destination = DOM0 if base == _OWN_DISPOSABLE else base
     name = client.text("admin.vm.CreateDisposable", destination=destination)
     try:
@@ -223,6 +232,8 @@ def _run_in(
     argv = ["qrexec-client", "-d", name]
     if not wait and not arguments.localcmd:
         argv.append("-e")
+    if arguments.pass_io:
+        argv += [flag for flag, to in (("-t", 1), ("-T", 2)) if _filtered(arguments, to)]
     argv.append(todo.in_qube())
     environment = {**os.environ, "CAISSON_ROOT": client.root}
     program = _qrexec_client()
@@ -230,10 +241,10 @@ def _run_in(
         return _between(program, argv, environment, arguments.localcmd)
     if not arguments.pass_io:
         return _silent(program, argv, environment)
-    if last and not _decorated(arguments):
+    if last and not (arguments.color_output or arguments.color_stderr):
         sys.stdout.flush()
         os.execve(program, argv, environment)  # noqa: S606 - a program, not a shell
-    return _shown_on_terminal(arguments, program, argv, environment)
+    return _coloured(arguments, program, argv, environment)
 
 
 def _make_ready(client: Client, name: str, *, autostart: bool) -> None:
@@ -317,64 +328,30 @@ def _filtered(arguments: argparse.Namespace, descriptor: int) -> bool:
     return os.isatty(descriptor)
 
 
-def _decorated(arguments: argparse.Namespace) -> bool:
-    """Whether output has to pass through here to be made harmless or coloured."""
-    return (
-        _filtered(arguments, 1)
-        or _filtered(arguments, 2)
-        or bool(arguments.color_output or arguments.color_stderr)
-    )
-
-
-def _shown_on_terminal(
+def _coloured(
     arguments: argparse.Namespace, program: str, argv: list[str], environment: dict[str, str]
 ) -> int:
-    """Run the client with its output passing through the filter."""
+    """Run the client with its output in the colours that were asked for."""
     import subprocess
-    from threading import Thread
 
-    with subprocess.Popen(
-        argv,
-        executable=program,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        streams = (
-            (process.stdout, 1, arguments.color_output),
-            (process.stderr, 2, arguments.color_stderr),
-        )
-        threads = [
-            Thread(target=_relay, args=(source.fileno(), to, _filtered(arguments, to), color))
-            for source, to, color in streams
-            if source is not None
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return _exit_code(process.wait())
+    colors = {1: arguments.color_output, 2: arguments.color_stderr}
+    for descriptor, color in colors.items():
+        if color is not None:
+            os.write(descriptor, f"\033[0;{color}m".encode())
+    try:
+        done = subprocess.run(argv, executable=program, env=environment, check=False)
+    finally:
+        for descriptor, color in colors.items():
+            if color is not None:
+                os.write(descriptor, b"\033[0m")
+    return _exit_code(done.returncode)
 
 
-def _relay(source: int, to: int, filtered: bool, color: str | None) -> None:
-    from codecs import getincrementaldecoder
-
-    color = color if color and color.replace(";", "").isdigit() else None
-    decoder = getincrementaldecoder("utf-8")("replace")
-    _write_all(to, f"\033[0;{color}m".encode() if color else b"")
-    while chunk := os.read(source, 65_536):
-        _write_all(to, harmless_output(decoder.decode(chunk)).encode() if filtered else chunk)
-    _write_all(to, b"\033[0m" if color else b"")
-
-
-def harmless_output(text: str) -> str:
-    """What a terminal may get of a qube's output: other control characters become `_`."""
-    return "".join(c if c.isprintable() or c in "\t\n\r\b\a" else "_" for c in text)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+def _color(untrusted_word: str) -> str:
+    """A colour as terminals number them."""
+    if not untrusted_word.replace(";", "").isdigit():
+        raise argparse.ArgumentTypeError("a colour is a number, such as 31")
+    return untrusted_word
 
 
 def main() -> int:

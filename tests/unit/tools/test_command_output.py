@@ -27,7 +27,6 @@ def test_escape_sequences_never_reach_a_terminal() -> None:
     """A qube's text could otherwise retitle, recolour or type into the terminal."""
     assert terminal.harmless("a\x1b]0;owned\x07b\x9b1m") == "a\\x1b]0;owned\\x07b\\x9b1m"
     assert terminal.harmless("zwölf") == "zwölf"
-    assert qvm_run.harmless_output("a\x1b[2J\u202eb\n\x9b") == "a_[2J_b\n_"
 
 
 def test_error_is_shown_with_its_hint_on_a_line_of_its_own(

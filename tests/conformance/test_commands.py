@@ -1,0 +1,277 @@
+"""The commands against a daemon: output, exit codes, errors (sheet `admin-api`, section 8)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from admin_lab import Daemon, running_daemon
+
+from caisson.admin import Services
+from caisson.findings import Finding
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+    """A daemon with a template, a qube and a base for disposables."""
+    async with running_daemon(tmp_path) as running:
+        await running.populate()
+        yield running
+
+
+async def test_list_of_qubes_is_a_table_that_scripts_can_read(daemon: Daemon) -> None:
+    """Header and rows by name, `-` for what is missing, the columns of the format."""
+    table = (
+        "NAME  STATE    CLASS       LABEL  TEMPLATE  NETVM\n"
+        "base  Halted   AppVM       red    tpl       -\n"
+        "dom0  Running  AdminVM     black  -         -\n"
+        "tpl   Halted   TemplateVM  black  -         -\n"
+        "work  Halted   AppVM       blue   tpl       -\n"
+    )
+    assert await daemon.command("qvm-ls") == (0, table, "")
+    assert (await daemon.command("qvm-ls", "--raw-list"))[1] == "base\ndom0\ntpl\nwork\n"
+    raw = await daemon.command("qvm-ls", "--raw-data", "-O", "name,class,netvm", "work", "dom0")
+    assert raw[1] == "dom0|AdminVM|-\nwork|AppVM|-\n"
+    assert (await daemon.command("qvm-ls", "-O", "NAME,VIRT-MODE,ipback", "work"))[1] == (
+        "NAME  VIRT-MODE  IPBACK\nwork  container  -\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--class", "AppVM"], ["base", "work"]),
+        (["--label", "red,blue"], ["base", "work"]),
+        (["--running"], ["dom0"]),
+        (["--halted", "--class=TemplateVM"], ["tpl"]),
+        (["--template-source", "tpl", "--exclude", "work"], ["base"]),
+        (["--prefs", "template-for-dispvms=True"], ["base"]),
+        (["--tags", "mine"], ["work"]),
+        (["--exclude-tags", "mine", "created-by-dom0"], ["dom0"]),
+        (["--features", "colour=green"], ["work"]),
+        (["w*", "tpl"], ["tpl", "work"]),
+        (["--sort", "class", "--reverse", "--class", "AppVM,TemplateVM"], ["tpl", "base", "work"]),
+    ],
+)
+async def test_filters_choose_qubes(daemon: Daemon, options: list[str], names: list[str]) -> None:
+    """Each filter by itself, and in company."""
+    await daemon.ok("admin.vm.tag.Set+mine", "work")
+    await daemon.ok("admin.vm.feature.Set+colour", "work", b"green")
+    code, out, err = await daemon.command("qvm-ls", "--raw-list", *options)
+    assert (code, sorted(out.split()), err) == (0, sorted(names), "")
+
+
+@pytest.mark.parametrize("form", ["simple", "network", "kernel", "full", "prefs", "disk"])
+async def test_every_format_has_its_header_and_all_qubes(daemon: Daemon, form: str) -> None:
+    """Also where most qubes lack the property."""
+    code, out, err = await daemon.command("qvm-ls", "-o", form)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 5
+    assert len({len(line.split()) for line in out.splitlines()}) == 1
+
+
+async def test_properties_are_listed_with_flags(daemon: Daemon) -> None:
+    """`-` set, `D` default, `U` no value."""
+    out = (await daemon.command("qvm-prefs", "work"))[1]
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert rows["label"] == ["-", "blue"]
+    assert rows["netvm"] == ["D", "None"]
+    assert rows["backup_timestamp"] == ["U"]
+    assert rows["debug"] == ["D", "False"]
+    assert list(rows) == sorted(rows)
+    flags_at = {line.index(f"  {rows[line.split()[0]][0]}") for line in out.splitlines()}
+    assert len(flags_at) == 1
+    hidden = (await daemon.command("qvm-prefs", "--hide-default", "work"))[1]
+    assert "debug" not in hidden
+    assert "label" in hidden
+
+
+async def test_property_is_shown_set_and_reset(daemon: Daemon) -> None:
+    """A value or nothing; `none` is no qube; hyphens are underscores."""
+    assert await daemon.command("qvm-prefs", "work", "netvm") == (0, "", "")
+    assert await daemon.command("qvm-prefs", "work", "default-dispvm", "base") == (0, "", "")
+    assert (await daemon.command("qvm-prefs", "work", "default_dispvm"))[1] == "base\n"
+    assert (await daemon.command("qvm-prefs", "work", "default_dispvm", "None"))[0] == 0
+    assert (await daemon.command("qvm-prefs", "work", "default_dispvm"))[1] == ""
+    assert (await daemon.command("qvm-prefs", "-D", "work", "default_dispvm"))[0] == 0
+    code, out, err = await daemon.command("qvm-prefs", "work", "memroy")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "\nhint: " in err
+    code, _, err = await daemon.command("qvm-prefs", "work", "memory", "much")
+    assert code == 1
+    assert "`much`" in err
+    assert (await daemon.command("qubes-prefs", "default_template"))[1] == "tpl\n"
+    assert (await daemon.command("qubes-prefs", "clockvm", "work"))[0] == 0
+    assert "updatevm" in (await daemon.command("qubes-prefs", "--help-properties"))[1]
+
+
+async def test_qube_is_created_with_properties(daemon: Daemon) -> None:
+    """Exit code 0, nothing on stdout."""
+    words = ("new", "-l", "green", "-t", "tpl", "--prop", "memory=500", "--property", "netvm=")
+    assert await daemon.command("qvm-create", *words) == (0, "", "")
+    assert await daemon.ok("admin.vm.property.Get+memory", "new") == "default=False type=int 500"
+    assert await daemon.ok("admin.vm.property.Get+netvm", "new") == "default=False type=vm "
+    assert (await daemon.command("qvm-create", "--help-classes"))[1].split() == [
+        "AdminVM",
+        "TemplateVM",
+        "AppVM",
+        "StandaloneVM",
+        "DispVM",
+        "RemoteVM",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["new"], 2),
+        (["-l", "red"], 2),
+        (["new", "-l", "red", "--prop", "memory"], 2),
+        (["new", "-l", "no-label"], 1),
+        (["work", "-l", "red"], 1),
+        (["-new", "-l", "red"], 2),
+        (["new", "-l", "red", "-t", "nosuch"], 1),
+        (["new", "-l", "red", "-C", "NoVM"], 1),
+        (["n w", "-l", "red"], 2),
+        (["new", "-l", "red", "--prop", "memory=much"], 2),
+        (["new", "-l", "red", "--prop", "nosuch=1"], 2),
+        (["new", "-l", "red", "-r", "/x"], 3),
+    ],
+)
+async def test_failed_creation_says_why_and_leaves_nothing(
+    daemon: Daemon, words: list[str], code: int
+) -> None:
+    """Exit 1 not created, 2 a property (or the command line) was wrong, 3 no import."""
+    before = await daemon.ok("admin.vm.List")
+    result, out, err = await daemon.command("qvm-create", *words)
+    assert (result, out) == (code, "")
+    assert "error: " in err
+    assert await daemon.ok("admin.vm.List") == before
+
+
+async def test_life_of_a_qube_by_commands(daemon: Daemon) -> None:
+    """Start, check, pause, unpause, shut down, remove."""
+    assert await daemon.command("qvm-start", "work") == (0, "", "")
+    code, _, err = await daemon.command("qvm-start", "work")
+    assert code == 1
+    assert err.startswith("error: qube `work` is already running\nhint: ")
+    assert (await daemon.command("qvm-start", "--skip-if-running", "work"))[0] == 0
+    assert (await daemon.command("qvm-check", "--running", "-q", "work"))[0] == 0
+    assert (await daemon.command("qvm-check", "--running", "-q", "work", "base"))[0] == 3
+    assert (await daemon.command("qvm-check", "--running", "-q", "base"))[0] == 1
+    assert (await daemon.command("qvm-check", "-q", "nosuch"))[0] == 1
+    assert (await daemon.command("qvm-check", "--template", "-q", "tpl"))[0] == 0
+    assert (await daemon.command("qvm-pause", "work"))[0] == 0
+    assert (await daemon.command("qvm-check", "--paused", "-q", "work"))[0] == 0
+    assert (await daemon.command("qvm-unpause", "work"))[0] == 0
+    assert (await daemon.command("qvm-remove", "-f", "work"))[0] == 1
+    assert await daemon.command("qvm-shutdown", "--wait", "work") == (0, "", "")
+    assert await daemon.command("qvm-shutdown", "--wait", "work") == (0, "", "")
+    assert await daemon.command("qvm-kill", "work") == (0, "", "")
+    assert (await daemon.command("qvm-remove", "work", answer="no\n"))[0] == 1
+    assert (await daemon.command("qvm-remove", "work"))[0] == 1
+    assert (await daemon.command("qvm-remove", "work", answer="y\n"))[0] == 0
+    assert await daemon.refused("admin.vm.List", "work") == "QubesVMNotFoundError"
+
+
+async def test_removal_tells_where_a_qube_is_needed(daemon: Daemon) -> None:
+    """The refusal alone would leave a person searching."""
+    code, _, err = await daemon.command("qvm-remove", "-f", "tpl")
+    assert code == 1
+    assert "used by the system's `default_template`" in err
+    assert "used by `template` of `work`" in err
+
+
+async def test_many_qubes_at_once(daemon: Daemon) -> None:
+    """`--all`, `--exclude`, patterns; each failure is told, the others go on."""
+    assert (await daemon.command("qvm-start", "--all", "--exclude", "tpl"))[0] == 0
+    assert (await daemon.command("qvm-shutdown", "--all", "--dry-run"))[1] == "base\nwork\n"
+    daemon.engine.obeys = False
+    code, _, err = await daemon.command("qvm-start", "nosuch")
+    assert code == 1
+    assert err.startswith("error: qube `nosuch` does not exist\nhint: ")
+    assert (await daemon.command("qvm-kill", "--all"))[0] == 0
+    assert "Running" not in (await daemon.ok("admin.vm.List")).split("\n", 1)[1]
+
+
+async def test_qube_that_does_not_shut_down_is_killed(daemon: Daemon) -> None:
+    """After a second time-out, and only with --wait."""
+    daemon.engine.obeys = False
+    await daemon.ok("admin.vm.property.Set+shutdown_timeout", "work", b"1")
+    await daemon.ok("admin.vm.Start", "work")
+    code, _, err = await daemon.command("qvm-shutdown", "--wait", "work")
+    assert code == 0
+    assert "killing it" in err
+    assert "state=Halted" in await daemon.ok("admin.vm.List", "work")
+
+
+async def test_tags(daemon: Daemon) -> None:
+    """Sorted, one a line; exit 1 where the one asked for is absent."""
+    assert (await daemon.command("qvm-tags", "work", "add", "b", "a"))[0] == 0
+    listed = (await daemon.command("qvm-tags", "work"))[1].split()
+    assert listed == sorted(listed)
+    assert {"a", "b"} <= set(listed)
+    assert await daemon.command("qvm-tags", "work", "list", "a") == (0, "a\n", "")
+    assert await daemon.command("qvm-tags", "work", "ls", "c") == (1, "", "")
+    assert (await daemon.command("qvm-tags", "work", "del", "a"))[0] == 0
+    assert (await daemon.command("qvm-tags", "work", "del", "a"))[0] == 1
+
+
+async def test_features(daemon: Daemon) -> None:
+    """A table; a single value; exit 1 and silence where it is missing."""
+    assert await daemon.command("qvm-features", "work", "x") == (1, "", "")
+    assert await daemon.command("qvm-features", "work", "x", "y z") == (0, "", "")
+    assert await daemon.command("qvm-features", "work", "x") == (0, "y z\n", "")
+    assert (await daemon.command("qvm-features", "work", "longer", ""))[0] == 0
+    assert (await daemon.command("qvm-features", "work"))[1] == "longer  \nx       y z\n"
+    assert await daemon.command("qvm-features", "work", "-D", "x") == (0, "", "")
+    assert await daemon.command("qvm-features", "work", "-D", "x") == (0, "", "")
+
+
+async def test_command_that_runs_nothing_exits_with_255(daemon: Daemon) -> None:
+    """Section 8: -1 on an error of ours, so that it differs from the command's own codes."""
+    for words in (["nosuch", "ls"], ["-n", "work", "ls"], ["dom0", "ls"]):
+        code, out, err = await daemon.command("qvm-run", *words)
+        assert (code, out) == (255, "")
+        assert err.startswith("error: ")
+    assert (await daemon.command("qvm-run", "work"))[0] == 2
+
+
+async def test_disposable_is_gone_when_its_command_could_not_run(daemon: Daemon) -> None:
+    """There is no broker here: the command fails, and nothing stays behind."""
+    before = await daemon.ok("admin.vm.List")
+    code, _, _ = await daemon.command("qvm-run", "-p", "--dispvm=base", "true")
+    assert code != 0
+    async with asyncio.timeout(10):
+        while await daemon.ok("admin.vm.List") != before:
+            pass
+
+
+async def test_doctor_tells_findings_and_remedies(tmp_path: Path) -> None:
+    """Data on stdout, remedies on stderr; exit 1 where something is missing."""
+
+    async def doctor() -> list[Finding]:
+        return [
+            Finding("user namespaces", ok=True, detail="65,536 ids"),
+            Finding("crun", ok=False, detail="not found", remedy="install the package `crun`"),
+        ]
+
+    async with running_daemon(tmp_path, services=Services(doctor=doctor)) as daemon:
+        assert await daemon.command("caisson", "doctor") == (
+            1,
+            "ok       user namespaces  65,536 ids\nMISSING  crun             not found\n",
+            "hint: crun: install the package `crun`\n",
+        )
+        found = json.loads((await daemon.command("caisson", "doctor", "--json"))[1])
+        assert [finding["ok"] for finding in found] == [True, False]
+
+
+async def test_output_has_no_raw_escape_sequences(daemon: Daemon) -> None:
+    """A name typed by a person goes to the terminal in the error; it may hold anything."""
+    _, _, err = await daemon.command("qvm-ls", "a\x1b]0;b\x07")
+    assert "\x1b" not in err
+    assert "\\x1b" in err
