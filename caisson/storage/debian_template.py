@@ -48,7 +48,8 @@ _TAKEN_APT_OPTIONS: Final = (
 )
 _KEPT_LINES: Final = 30
 _LONGEST_LINE: Final = 300
-_OF_NO_INTEREST: Final = "I: running --", "I: skipping", "I: chroot architecture", "I: finding"
+_OF_NO_INTEREST: Final = "I: running --", "I: skipping", "I: chroot", "I: finding", "I: main()"
+_TELLING: Final = "E: ", "Err:"
 _CANCEL_WAIT: Final = 10
 
 _SETUP_HOOK: Final = (
@@ -81,7 +82,10 @@ _ADVICE: Final = (
         re.compile(r"id-mapped mounts"),
         "put the pool on ext4, xfs, btrfs or another file system that has them",
     ),
-    (re.compile(r"[Uu]nable to locate package|no installation candidate"), "check the recipe"),
+    (
+        re.compile(r"[Uu]nable to locate package|no installation candidate|Release file"),
+        "the mirror does not have what the recipe names: check suite and packages",
+    ),
 )
 
 Progress = Callable[[str], None]
@@ -261,10 +265,11 @@ async def _run(command: list[str], environment: dict[str, str], progress: Progre
         env=environment,
     )
     output = process.stdout
+    told: list[str] = []
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     try:
         while output is not None and (line := await _line(output)) is not None:
-            last.append(line)
+            (told if line.startswith(_TELLING) else last).append(line)
             if line.startswith("I: ") and not line.startswith(_OF_NO_INTEREST):
                 progress(line.removeprefix("I: ").removesuffix("..."))
         status = await process.wait()
@@ -272,7 +277,7 @@ async def _run(command: list[str], environment: dict[str, str], progress: Progre
         await _end(process)
         raise
     if status:
-        raise _failure(list(last), status)
+        raise _failure([*told[:_KEPT_LINES], *last], status)
 
 
 async def _line(output: asyncio.StreamReader) -> str | None:
@@ -299,8 +304,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _failure(lines: list[str], status: int) -> StorageError:
     text = "\n".join(lines)
     hint = next((advice for pattern, advice in _ADVICE if pattern.search(text)), None)
-    telling = [line for line in lines if line.startswith(("E: ", "Err:", "W: "))] or lines
-    reason = telling[0] if telling else f"status {status}"
+    reason = next((line for line in lines if line.startswith("E: ")), None)
+    reason = reason or (lines[0] if lines else f"status {status}")
     return StorageError(f"the template cannot be built: {reason}", hint=hint)
 
 
@@ -319,7 +324,7 @@ def _apt_options() -> str:
 
 def _pocket(suite: str) -> str | None:
     """What follows the release in a suite: nothing, `-updates`, `-security`; None if foreign."""
-    release, dash, pocket = suite.removesuffix("/updates").partition("-")
+    release, dash, pocket = suite.replace("/updates", "-security").partition("-")
     if release not in _RELEASES or pocket not in {"", "updates", "security"}:
         return None
     return f"{dash}{pocket}"
