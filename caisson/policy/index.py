@@ -10,6 +10,7 @@ as much as one over a single qube.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain, compress
@@ -21,6 +22,7 @@ from caisson.policy.system import Domain, SystemInfo
 from caisson.policy.tokens import Kind, Role, Token, parse_token
 
 _MOST_REMEMBERED = 65_536
+_NONE = sys.maxsize
 _BITS = bytes.maketrans(b"01", b"\x00\x01")
 
 
@@ -43,6 +45,7 @@ class Index:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
         self._tables: dict[tuple[str, str], dict[str, _Row]] = {}
+        self._denies = [rule.action is Action.DENY for rule in self.rules]
         self._view = _View(SystemInfo({}))
         for number, rule in enumerate(self.rules):
             table = self._tables.setdefault((rule.service, rule.argument), {})
@@ -134,11 +137,12 @@ class Index:
     def _combine(self, rows: list[_Row], view: _View) -> int:
         """The targets whose first rule, of those that speak of them, does not deny them."""
         allowed, undecided, admin = 0, view.everything, view.bit["@adminvm"]
-        for number in sorted(chain.from_iterable(row.offers.values() for row in rows)):
-            bits = view.mentioned.get(number)
+        mentioned, denies = view.mentioned, self._denies
+        for number in sorted(chain.from_iterable([row.offers.values() for row in rows])):
+            bits = mentioned.get(number)
             if bits is None:
-                bits = view.mentioned[number] = view.mention(self.rules[number])
-            if self.rules[number].action is not Action.DENY:
+                bits = mentioned[number] = view.mention(self.rules[number])
+            if not denies[number]:
                 allowed |= bits & undecided
             undecided &= ~bits
             if not undecided or (undecided == admin and allowed & view.bit.get("dom0", 0)):
@@ -146,14 +150,15 @@ class Index:
         return allowed
 
 
-def _first_match(rows: list[_Row], keys: Iterable[str]) -> int | None:
-    best: int | None = None
+def _first_match(rows: list[_Row], keys: tuple[str, ...]) -> int | None:
+    best = _NONE
     for row in rows:
         first = row.first
         for key in keys:
-            if key in first and (best is None or first[key] < best):
+            # Most look-ups miss, and a miss is cheapest this way.
+            if key in first and first[key] < best:
                 best = first[key]
-    return best
+    return best if best < _NONE else None
 
 
 def _default_of_redirect(rule: Rule, listed: tuple[str, ...]) -> str | None:
