@@ -341,6 +341,7 @@ def main() -> int:
             parser.error(f"no row `{row}`; the rows are: {', '.join(ROWS)}")
     results: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="caisson-bench.", dir="/var/tmp") as work:
+        Path(work).chmod(0o755)  # the broker's user passes through it
         instance = Instance(Path(work) / "root")
         try:
             print(f"{'row':12} {'n':>5} {'p50':>9} {'p99':>9} {'value':>9}  unit  target")

@@ -52,8 +52,13 @@ async def serve(paths: Paths, user: str) -> None:
             async with asyncio.TaskGroup() as tasks:
                 await _serve(paths, account, system, store, engine, tasks)
                 raise _StopError  # noqa: TRY301 - ends the group
-        except* _StopError:
-            _log.info("stopped; running qubes stay")
+        except BaseExceptionGroup as ended:
+            if not ended.split(_StopError)[1]:
+                _log.info("stopped; running qubes stay")
+            else:
+                raise next(
+                    (e for e in ended.exceptions if isinstance(e, CaissonError)), ended
+                ) from None
         finally:
             await engine.close()
             store.close()
