@@ -32,10 +32,15 @@ def run_spec(
     return RunSpec(
         id=f"{qube.uuid.hex[:8]}-{secrets.token_hex(3)}",
         name=qube.name,
-        root=Tree(target="/", lower=plan.root.lower, upper=plan.root.upper),
+        root=Tree(target="/", lower=plan.root.lower, upper=plan.root.upper, kept=plan.root.kept),
         private=None
         if plan.private is None
-        else Tree(target="/rw", lower=plan.private.lower, upper=plan.private.upper),
+        else Tree(
+            target="/rw",
+            lower=plan.private.lower,
+            upper=plan.private.upper,
+            kept=plan.private.kept,
+        ),
         host_usr=plan.host_usr,
         qube_files=qube_files,
         socket_dir=socket_dir,

@@ -167,7 +167,6 @@ class OciEngine:
             self._records.write(record)
             slot = self._ranges.take(record_path)
             record = msgspec.structs.replace(record, slot=slot)
-            self._records.write(record)
             launcher.group.limit(memory_max=spec.memory_max, cpus=spec.cpus, pids_max=spec.pids_max)
             self._assembly.fill(launcher.workspace, spec, slot)
             content = config(

@@ -211,10 +211,10 @@ class Assembly:
             with _step(f"map the ids of the pool `{self._pool}`"):
                 pool = self._clone(workspace, self._pool, "pool", ids)
             lower = [f"/proc/self/fd/{pool}/{_layer(layer)}/d" for layer in spec.root.lower]
-            if not spec.host_usr:
-                with _step(f"map the ids of `{spec.qube_files}`"):
-                    files = self._clone(workspace, spec.qube_files, "qube", ids)
-                lower.insert(0, f"/proc/self/fd/{files}")
+            with _step(f"map the ids of `{spec.qube_files}`"):
+                files = self._clone(workspace, spec.qube_files, "qube", ids)
+            # Below all others: what a template changes in one of our files stays changed.
+            lower.append(f"/proc/self/fd/{files}")
         lower.insert(0, str(self._etc(workspace, spec, base)))
         workspace.root.mkdir(mode=0o755)
         self._overlay(workspace, spec.root, lower, workspace.root, pool=pool, base=base)
