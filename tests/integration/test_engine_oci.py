@@ -60,12 +60,13 @@ async def test_writes_belong_to_ids_from_zero_on_disk(ground: Ground):
     assert (ground.tree(private) / "usrlocal/tool").stat().st_uid == 0
 
 
-async def test_a_directory_template_runs_our_files_over_its_own(ground: Ground):
-    """Without the machine's `/usr`, the files for qubes lie above the template's layers."""
+async def test_a_directory_template_has_our_files_below_its_own(ground: Ground):
+    """Every qube sees our files; what a template changes in one of them stays changed."""
     layer = BASE_LAYER[ground.paths]
     rpc = ground.qube_files / "etc/qubes-rpc"
     rpc.mkdir(parents=True)
     (rpc / "qubes.Test").write_text("ours")
+    (rpc / "qubes.Same").write_text("ours")
     (ground.tree(layer) / "etc/qubes-rpc").mkdir()
     (ground.tree(layer) / "etc/qubes-rpc/qubes.Test").write_text("theirs")
     static = ground.qube_files / "usr/lib/qubes/static"
@@ -75,17 +76,18 @@ async def test_a_directory_template_runs_our_files_over_its_own(ground: Ground):
         #include <stdio.h>
         #include <sys/stat.h>
         int main(void) {
-            char text[16] = ""; struct stat s;
-            FILE *f = fopen("/etc/qubes-rpc/qubes.Test", "r");
-            fgets(text, sizeof text, f);
-            stat("/etc", &s);
-            fprintf(stderr, "%s %d %d", text, s.st_uid, fopen("/etc/new", "w") != 0);
+            char test[16] = "", same[16] = ""; struct stat s;
+            fgets(test, sizeof test, fopen("/etc/qubes-rpc/qubes.Test", "r"));
+            fgets(same, sizeof same, fopen("/etc/qubes-rpc/qubes.Same", "r"));
+            stat("/etc/qubes-rpc/qubes.Same", &s);
+            int new = fopen("/etc/qubes-rpc/new", "w") != 0;
+            fprintf(stderr, "%s %s %d %d", test, same, s.st_uid, new);
         }
         """
     )
     await asyncio.to_thread(subprocess.run, ["gcc", "-static", "-o", static, program], check=True)
     lines = await ground.run("", host_usr=False, argv=("/usr/lib/qubes/static",))
-    assert lines == ["ours 0 1"]
+    assert lines == ["theirs ours 0 1"]
 
 
 async def test_terminate_lets_a_qube_shut_down(ground: Ground):

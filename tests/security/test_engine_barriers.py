@@ -599,19 +599,14 @@ async def test_a_link_in_the_private_volume_is_not_followed(ground: Ground, poin
     assert await ground.left() == []
 
 
-async def test_a_link_above_our_files_is_hidden_by_them(ground: Ground):
-    """A directory template whose `/usr/lib` leads elsewhere: ours lies over it."""
+async def test_a_link_above_our_files_ends_the_start(ground: Ground):
+    """A directory template whose `/usr/lib` leads elsewhere: nothing is mounted there."""
     layer = ground.base_layer()
     (ground.tree(layer) / "usr/lib").symlink_to("/etc")
-    with pytest.raises(EngineError):
-        await ground.start(
-            root=Tree("/", (layer,), ground.layer(writable=True)),
-            host_usr=False,
-            argv=("/usr/lib/qubes/absent",),
-        )
+    with pytest.raises(EngineError, match="`/usr/lib` in the qube is not a directory"):
+        await ground.start(root=Tree("/", (layer,), ground.layer(writable=True)), host_usr=False)
     assert await ground.left() == []
-    for directory in (ground.tree(layer) / "etc").rglob("*"):
-        assert "qubes" not in directory.name
+    assert not [path for path in (ground.tree(layer) / "etc").rglob("*") if "qubes" in path.name]
 
 
 async def test_fake_kernel_files_in_a_template_are_covered(ground: Ground):

@@ -263,6 +263,7 @@ class OciEngine:
                 kept.add(record.group)
             else:
                 self._clean(record)
+        self._ranges.sweep(self._paths.engine)
         for name in groups.names() - kept:
             with contextlib.suppress(OSError):
                 finish(groups.group(name))

@@ -67,6 +67,16 @@ class Ranges:
         with contextlib.suppress(FileExistsError):
             link.symlink_to(record)
 
+    def sweep(self, records: Path) -> None:
+        """Give back what is held for records of that directory that are gone."""
+        if not self._register.is_dir():
+            return
+        for link in self._register.iterdir():
+            with self._lock, contextlib.suppress(OSError):
+                record = link.readlink()
+                if record.parent == records and not record.exists():
+                    link.unlink()
+
     def release(self, slot: int, record: Path) -> None:
         """Give a slot back, if it is still held for that record."""
         link = self._register / str(slot)
