@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -80,13 +81,15 @@ class AdminServer:
         if not self._listeners:
             self.bind()
         try:
-            async with asyncio.TaskGroup() as group:
-                hangups = Hangups()
-                group.create_task(hangups.run())
-                for listener, internal in self._listeners:
-                    group.create_task(self._accept(group, listener, hangups, internal=internal))
+            with Hangups() as hangups:
+                await self._run(hangups)
         finally:
             self.close()
+
+    async def _run(self, hangups: Hangups) -> None:
+        async with asyncio.TaskGroup() as group:
+            for listener, internal in self._listeners:
+                group.create_task(self._accept(group, listener, hangups, internal=internal))
 
     def close(self) -> None:
         """Give the sockets up."""
@@ -224,15 +227,13 @@ class Hangups:
         self._epoll = select.epoll()
         self._waiting: dict[int, Callable[[], object]] = {}
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._epoll.fileno(), self._report)
-        try:
-            await loop.create_future()
-        finally:
-            loop.remove_reader(self._epoll.fileno())
-            self._epoll.close()
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._report)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        self._epoll.close()
 
     @contextmanager
     def cancelling(self, connection: socket.socket) -> Iterator[None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from caisson.findings import Finding
 from caisson.errors import NotImplementedHereError
+from caisson.findings import Finding
 from caisson.names import shown
 
 

@@ -495,6 +495,22 @@ async def test_listener_that_leaves_is_forgotten_without_waiting_for_an_event(
     await until(lambda: not listeners)
 
 
+async def test_daemon_stops_although_somebody_listens(tmp_path: Path) -> None:
+    """An open stream is cut off without a word of complaint, and a request under way too."""
+    with capture_logs() as logs:
+        async with running_daemon(tmp_path) as daemon:
+            listener, writer = await daemon.connect()
+            writer.write(b"admin.Events+ dom0 name dom0\0")
+            writer.write_eof()
+            await _event(listener)
+            silent, other = await daemon.connect()
+        assert await listener.read() == b""
+        assert await silent.read() == b""
+        writer.close()
+        other.close()
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
+
+
 # --- section 10: concurrency ---------------------------------------------------------------
 
 
