@@ -107,7 +107,7 @@ def main() -> int:
     """Entry point."""
     words = _prompt_words(sys.argv[1:])
     if words is not None:
-        from caisson.tools import prompt
+        from caisson.tools.prompt import main as prompt
 
-        return command.guarded(lambda: prompt.main(words))
+        return command.guarded(lambda: prompt(words))
     return command.main(parser(), run)
