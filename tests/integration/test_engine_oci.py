@@ -463,6 +463,71 @@ def test_groups_of_cgroup_v2_hold_freeze_and_release(unified: cgroups.Layout):
     assert not (unified.unified / parent).exists()
 
 
+def test_a_delegated_group_keeps_its_processes_in_a_leaf(unified: cgroups.Layout):
+    """Below a service manager: the daemon moves aside, qubes get groups next to it."""
+    service = unified.unified / f"service-{secrets.token_hex(3)}"
+    service.mkdir()
+    groups = cgroups.UnifiedGroups(unified, "qubes", needed=(), own=f"/{service.name}")
+    with subprocess.Popen(["sleep", "100"]) as process:
+        (service / "cgroup.procs").write_text(str(process.pid))
+        group = groups.make("one")
+        assert (service / "daemon/cgroup.procs").read_text().split() == [str(process.pid)]
+        assert groups.parent() == f"/{service.name}/qubes"
+        process.kill()
+    group.remove()
+    groups.remove_parent()
+    (service / "daemon").rmdir()
+    service.rmdir()
+
+
+PURE_V2 = """
+import asyncio, sys
+sys.path[:0] = {path!r}
+from caisson.engines.oci import cgroups, kernel
+from caisson.engines.oci.runtime import installed
+kernel.unshare_mounts()
+kernel.mount("none", "/", None, kernel.Mount.REC | kernel.Mount.PRIVATE)
+kernel.detach("/sys/fs/cgroup")
+kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
+from caisson.engines import enter_private_namespace
+from grounds.engine import engine_ground
+
+async def main():
+    for runtime in installed():
+        async with engine_ground(runtime=runtime) as ground:
+            found = cgroups.layout()
+            assert found.kind is cgroups.Kind.V2
+            groups = cgroups.UnifiedGroups(found, {parent!r}, needed=(), own="/")
+            ground.engine._groups = groups
+            lines = await ground.run("say(os.getpid())")
+            instance = await ground.start()
+            assert instance.pid in ground.engine._group(instance).processes()
+            await ground.engine.pause(instance)
+            await ground.engine.kill(instance)
+            await ground.left()
+            assert groups.names() == set()
+            groups.remove_parent()
+            print(runtime.name, lines)
+
+enter_private_namespace()
+asyncio.run(main())
+"""
+
+
+async def test_qubes_run_on_pure_cgroup_v2():
+    """A machine with v2 alone, played in a mount namespace: started, frozen, ended, no traces."""
+    tests = Path(__file__).parents[1]
+    code = PURE_V2.format(
+        path=[str(tests), str(tests.parent)], parent=f"qubes-v2-{secrets.token_hex(3)}"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [f"{runtime.name} ['1']" for runtime in installed()], (
+        done.stderr
+    )
+
+
 def test_a_missing_controller_is_named(unified: cgroups.Layout):
     """A limit that cannot be set is an error, not a qube without limits."""
     available = (unified.unified / "cgroup.controllers").read_text().split()

@@ -14,11 +14,13 @@ import shutil
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
+import msgspec
 import pytest
 from grounds.engine import MIB, Ground, until
 
-from caisson.engines import ID_RANGE, Bind, Tree
+from caisson.engines import BARRIERS, ID_RANGE, Bind, Tree, missing
 from caisson.engines.oci.spec import CAPABILITY_MASK, MASKED
 from caisson.errors import EngineError
 
@@ -88,6 +90,36 @@ async def ended(ground: Ground, script: str, **changes: object) -> tuple[list[st
     """Run a script; return what it said, and what is left of its qube."""
     lines = await ground.run(script, **changes)
     return lines, await ground.left()
+
+
+AGENT = Path(__file__).parents[2] / "agent/target/release/qrexec-agent"
+
+
+@pytest.mark.skipif(not AGENT.exists(), reason="the agent is not built: `script/setup`")
+@pytest.mark.parametrize("forwarding", [False, True])
+async def test_the_agent_sees_every_barrier_up(ground: Ground, forwarding: bool):
+    """The real agent's own look at a real qube, judged as the daemon judges it."""
+    await asyncio.to_thread(shutil.copy, AGENT, ground.qube_files / "usr/lib/qubes/qrexec-agent")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as broker:
+        broker.bind(str(ground.sockets / "qrexec"))
+        (ground.sockets / "qrexec").chmod(0o666)
+        broker.listen()
+        broker.settimeout(20)
+        instance = await ground.start(argv=("/usr/lib/qubes/qrexec-agent",), forwarding=forwarding)
+        connection, _ = await asyncio.to_thread(broker.accept)
+        with connection:
+            hello = await asyncio.to_thread(connection.recv, 66_000)
+    assert hello[:1] == b"H"
+    report = msgspec.json.decode(hello.rpartition(b"\0")[2])
+    assert missing(report, ground.engine.barriers(instance)) == []
+    assert set(report["barriers"]) == BARRIERS
+
+
+def test_a_barrier_that_the_agent_finds_down_is_named():
+    """One wall down: its name and the agent's words are what the person is told."""
+    report = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
+    report["barriers"]["seccomp"] = {"up": False, "detail": "no filter"}
+    assert missing(report) == ["seccomp (no filter)"]
 
 
 # What is the host's

@@ -281,14 +281,20 @@ class LegacyGroups:
 class _UnifiedGroup:
     name: str
     directory: Path
+    needed: tuple[str, ...]
 
     def limit(self, *, memory_max: int, cpus: float, pids_max: int) -> None:
-        _write(self.directory / "memory.max", str(memory_max))
+        quota = max(1_000, round(cpus * _PERIOD_US))
+        values = {
+            "memory": ("memory.max", str(memory_max)),
+            "cpu": ("cpu.max", f"{quota} {_PERIOD_US}"),
+            "pids": ("pids.max", str(pids_max)),
+        }
+        for controller in self.needed:
+            name, value = values[controller]
+            _write(self.directory / name, value)
         with contextlib.suppress(FileNotFoundError):
             _write(self.directory / "memory.swap.max", "0")
-        quota = max(1_000, round(cpus * _PERIOD_US))
-        _write(self.directory / "cpu.max", f"{quota} {_PERIOD_US}")
-        _write(self.directory / "pids.max", str(pids_max))
 
     def enter(self, pid: int) -> None:
         _write(self.directory / "cgroup.procs", str(pid))
@@ -338,13 +344,13 @@ class UnifiedGroups:
     def make(self, name: str) -> Group:
         """Make a group."""
         self._prepare()
-        group = _UnifiedGroup(name, self._root / name)
+        group = _UnifiedGroup(name, self._root / name, self._needed)
         group.directory.mkdir(mode=0o755, exist_ok=True)
         return group
 
     def group(self, name: str) -> Group:
         """A group that exists already."""
-        return _UnifiedGroup(name, self._root / name)
+        return _UnifiedGroup(name, self._root / name, self._needed)
 
     def names(self) -> set[str]:
         """The groups that exist."""

@@ -6,6 +6,7 @@ Files on disk belong to ids 0 to 65,535; each running qube sees them through a r
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import subprocess
@@ -34,7 +35,7 @@ def slot_of(base: int) -> int:
 class Ranges:
     """The ranges in use, shared by every instance of Caisson on the machine.
 
-    One link a slot, made atomically, naming the run-time record of the qube that holds it;
+    One link a slot, naming the run-time record of the qube that holds it;
     a link whose record is gone is free again.
     """
 
@@ -44,8 +45,7 @@ class Ranges:
 
     def take(self, record: Path) -> int:
         """Take the lowest free slot for the qube whose record exists at `record`."""
-        self._register.mkdir(mode=0o711, parents=True, exist_ok=True)
-        with self._lock:
+        with self._alone():
             for slot in range(SLOTS):
                 link = self._register / str(slot)
                 with contextlib.suppress(FileExistsError):
@@ -53,26 +53,22 @@ class Ranges:
                     return slot
                 if not link.exists():
                     link.unlink(missing_ok=True)
-                    with contextlib.suppress(FileExistsError):
-                        link.symlink_to(record)
-                        return slot
+                    link.symlink_to(record)
+                    return slot
         raise EngineError(
             f"all {SLOTS} ranges of user ids are in use", hint="shut down a qube and try again"
         )
 
     def hold(self, slot: int, record: Path) -> None:
         """Make sure that an adopted qube's slot is taken."""
-        self._register.mkdir(mode=0o711, parents=True, exist_ok=True)
         link = self._register / str(slot)
-        with contextlib.suppress(FileExistsError):
+        with self._alone(), contextlib.suppress(FileExistsError):
             link.symlink_to(record)
 
     def sweep(self, records: Path) -> None:
         """Give back what is held for records of that directory that are gone."""
-        if not self._register.is_dir():
-            return
-        for link in self._register.iterdir():
-            with self._lock, contextlib.suppress(OSError):
+        with self._alone():
+            for link in self._register.iterdir():
                 record = link.readlink()
                 if record.parent == records and not record.exists():
                     link.unlink()
@@ -80,9 +76,21 @@ class Ranges:
     def release(self, slot: int, record: Path) -> None:
         """Give a slot back, if it is still held for that record."""
         link = self._register / str(slot)
-        with self._lock, contextlib.suppress(OSError):
+        with self._alone(), contextlib.suppress(FileNotFoundError):
             if link.readlink() == record:
                 link.unlink()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads, and other instances' daemons, out of the register."""
+        self._register.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with self._lock:
+            directory = os.open(self._register, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(directory)
 
 
 def make_user_namespace(base: int) -> int:
