@@ -23,16 +23,19 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import structlog
+
 from caisson.errors import NetworkError
 from caisson.findings import Finding
 from caisson.names import QubeName
-from caisson.network import addresses, doctor, links, nft, rules, uplink
+from caisson.network import addresses, conntrack, doctor, links, nft, rules, uplink
 from caisson.network.links import End
 from caisson.network.namespaces import Namespace, Worker, remember_machine_root
 from caisson.network.uplink import Uplink, UplinkKind
 
 __all__ = ["Endpoint", "Network", "Uplink", "UplinkKind", "remember_machine_root"]
 
+_log = structlog.get_logger()
 _OWN = Path("/proc/self/ns/net")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -152,7 +155,10 @@ class Network:
     ) -> None:
         with provider.open() as namespace:
             targets = None if of is None else of.resolvers()
-            namespace.run(nft.run, rules.provider([c.source for c in clients], targets))
+            present = {client.source for client in clients}
+            gone = namespace.run(_known) - present
+            namespace.run(nft.run, rules.provider(sorted(present), targets))
+            _forget_connections(namespace, [address for _, address in gone])
             namespace.run(_forward)
             if of is not None:
                 uplink.bring_up(self._instance, provider.qid, of, namespace, self._machine)
@@ -180,10 +186,27 @@ class Network:
             with suppress(nft.NftError):
                 outer.run(nft.run, rules.remove_client(client.source))
             links.disconnect(outer, client.source[0])
+            _forget_connections(outer, [client.address])
 
     def _forget(self, client: Endpoint, provider: Endpoint) -> None:
         with suppress(NetworkError), provider.open() as outer:
             outer.run(nft.run, rules.remove_client(client.source))
+            _forget_connections(outer, [client.address])
+
+
+def _known() -> frozenset[rules.Source]:
+    try:
+        return rules.sources(nft.run(rules.list_clients()))
+    except nft.NftError:
+        return frozenset()  # a network qube that has just started has no table yet
+
+
+def _forget_connections(provider: Namespace, of: Collection[IPv4Address]) -> None:
+    """Drop the connections of clients that are let in no more; their rules are gone already."""
+    try:
+        provider.run(conntrack.forget, of)
+    except NetworkError as error:
+        _log.warning("connections of an ended qube are kept", error=str(error))
 
 
 def _forward() -> None:

@@ -126,7 +126,7 @@ class Channel:
         )
         waiting = set(range(len(requests)))
         while waiting:
-            for kind, flags, sequence, body in _messages(self._socket.recv(_BUFFER)):
+            for kind, flags, sequence, body in messages(self._socket.recv(_BUFFER)):
                 place = sequence - first
                 if place not in waiting:
                     continue  # an answer to an earlier batch that was given up
@@ -283,7 +283,7 @@ def interface_of(answer: Answer) -> Interface | None:
 def parse_interface(body: bytes) -> Interface:
     """An RTM_NEWLINK message."""
     _family, _type, index, flags, _change = struct.unpack_from("=BxHiII", body)
-    found = dict(_attributes(body[16:]))
+    found = dict(attributes(body[16:]))
     return Interface(
         index=index,
         name=found[3].rstrip(b"\0").decode(),
@@ -297,7 +297,7 @@ def number_of(answer: Answer) -> int | None:
     """The number that `get_number` found; None when there is none yet."""
     if answer.code or not answer.payloads:
         return None
-    number = _integer(dict(_attributes(answer.payloads[0][4:])).get(1))
+    number = _integer(dict(attributes(answer.payloads[0][4:])).get(1))
     return None if number is None or number < 0 else number
 
 
@@ -306,8 +306,8 @@ def addresses_of(answer: Answer, index: int | None = None) -> frozenset[str]:
     found = set()
     for body in answer.payloads:
         family, _prefix, _flags, _scope, of_index = struct.unpack_from("=BBBBi", body)
-        attributes = dict(_attributes(body[8:]))
-        address = attributes.get(2) or attributes.get(1)
+        known = dict(attributes(body[8:]))
+        address = known.get(2) or known.get(1)
         if address is not None and index in (None, of_index):
             found.add(socket.inet_ntop(family, address))
     return frozenset(found)
@@ -317,7 +317,8 @@ def _integer(value: bytes | None) -> int | None:
     return None if value is None else int(struct.unpack("=i", value)[0])
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Kind, flags, sequence number and body of each netlink message in a datagram."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
@@ -327,7 +328,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and value of each netlink attribute."""
     offset = 0
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
@@ -341,5 +343,5 @@ def _note_end(answer: Answer, kind: int, flags: int, body: bytes) -> None:
     if len(body) >= 4:  # noqa: PLR2004  # the error number
         answer.code = -struct.unpack_from("=i", body)[0]
     if kind == _ERROR and answer.code and flags & _F_ACK_TLVS:
-        message = dict(_attributes(body[4 + _HEADER.size :])).get(_ATTRIBUTE_MESSAGE, b"")
+        message = dict(attributes(body[4 + _HEADER.size :])).get(_ATTRIBUTE_MESSAGE, b"")
         answer.detail = message.rstrip(b"\0").decode(errors="replace")

@@ -168,8 +168,6 @@ def machine(instance: str, uplink: Source) -> list[Command]:
             _base("filter", "forward", _FILTER, "accept"),
             [
                 [_in(ours), _out(ours), _DROP],
-                [_in(ours), _IPV4, _ACCEPT],
-                [_in(ours), _DROP],
                 [_out(ours), _ANSWERS, _ACCEPT],
                 [_out(ours), _DROP],
             ],
