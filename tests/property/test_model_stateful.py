@@ -144,6 +144,21 @@ class Life(RuleBasedStateMachine):
             if offline and klass is Klass.DISPOSABLE:
                 assert self.system.netvm_of(made) is None
 
+    @rule(klass=st.sampled_from([Klass.APP, Klass.APP, Klass.STANDALONE]), name=names, origin=names)
+    def create_plainly(self, klass: Klass, name: str, origin: str) -> None:
+        """What succeeds unless the name is taken or no default template is set."""
+        creator = self.pick(origin).name
+        self.attempt(lambda: self.system.plan_create(klass, name, "red", None, creator))
+
+    @rule(name=names, netvm=st.sampled_from(["sys-net", "sys-fw"]))
+    def connect(self, name: str, netvm: str) -> None:
+        """Make a network qube, and a client of it."""
+        for owner, prop, value in ((netvm, "provides_network", "True"), (name, "netvm", netvm)):
+            qube = self.pick(owner)
+            self.attempt(
+                lambda q=qube, p=prop, v=value: self.system.plan_set(q, p, v, self.is_running)
+            )
+
     @rule(name=names, template=st.sampled_from([None, *NAMES]))
     def create_disposable(self, name: str, template: str | None) -> None:
         """By any qube, from any template."""
