@@ -58,6 +58,13 @@ def info(name: str, *, state: str = "Running", tags: tuple[str, ...] = (), **mor
     } | more
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does; bounded."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - the condition lies in another process
+            await asyncio.sleep(0.002)
+
+
 class Peer:
     """A SEQPACKET connection to the broker, as a program in a qube has it."""
 
@@ -240,8 +247,7 @@ class Rig:
         """End it as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        while self.link.connected:
-            await asyncio.sleep(0)
+        await until(lambda: not self.link.connected)
 
     def make_link(self) -> BrokerLink:
         """A new qubesd's half of the link."""
@@ -311,4 +317,4 @@ async def broker_rig(policy: str = "", *, limit: int | None = None) -> AsyncIter
         shutil.rmtree(root)
 
 
-__all__ = ["Agent", "CaissonError", "Peer", "Rig", "Service", "broker_rig", "info"]
+__all__ = ["Agent", "CaissonError", "Peer", "Rig", "Service", "broker_rig", "info", "until"]

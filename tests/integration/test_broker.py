@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_rig import PATIENCE, Peer, Rig, broker_account, broker_rig
+from broker_rig import PATIENCE, Peer, Rig, broker_account, broker_rig, until
 
 from caisson.names import QubeName
 
@@ -28,6 +28,24 @@ def close(*descriptors: int) -> None:
     """Close what a test received."""
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def python(code: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    """Another process, which talks over its stdout."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE
+    )
+
+
+def mount_small(directory: Path) -> None:
+    """A file system that is soon full, owned by the broker."""
+    options = f"size=128k,mode=0755,uid={broker_account().pw_uid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
+
+
+def unmount(directory: Path) -> None:
+    """Undo `mount_small`."""
+    subprocess.run(["umount", "-l", directory], check=True)
 
 
 async def outcome(client: Peer) -> bytes:
@@ -124,7 +142,7 @@ async def test_denied_call_is_refused_and_audited():
 
 
 @pytest.mark.parametrize("target", ["work", "uuid"])
-async def test_qube_cannot_call_itself(target):
+async def test_qube_cannot_call_itself(target: str):
     """By name or by uuid: a loop through the broker is refused."""
     async with broker_rig("* * * * allow\n") as rig:
         await rig.run("work")
@@ -212,11 +230,9 @@ async def test_halted_target_is_started_once_for_all_callers():
 
         rig.on_request = start
         clients = [await rig.call("work", "vault", f"my.S{n}") for n in range(5)]
-        while not rig.requests:
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(rig.requests))
         gate.set()
-        while not rig.socket("vault").exists():
-            await asyncio.sleep(0.01)
+        await until(lambda: rig.socket("vault").exists())
         agent = await rig.agent("vault")
         for _ in clients:
             await (await agent.next_call()).end(0)
@@ -270,13 +286,11 @@ async def test_disposable_serves_one_call_and_is_discarded():
     """`@dispvm` gives a qube of its own, which ends with the call."""
     async with disposables("* * work @dispvm allow\n") as rig:
         client = await rig.call("work", "@dispvm", "my.Service")
-        while not rig.socket("disp1").exists():
-            await asyncio.sleep(0.01)
+        await until(lambda: rig.socket("disp1").exists())
         agent = await rig.agent("disp1")
         await (await agent.next_call()).end(3)
         assert await outcome(client) == b"X3"
-        while len(rig.requests) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(rig.requests) >= 2)
         assert rig.requests == [("disposable", "dvm", "work"), ("discard", "disp1", "dom0")]
         assert (await rig.audited(service="my.Service"))["target"] == "disp1"
 
@@ -285,11 +299,9 @@ async def test_disposable_is_discarded_when_the_caller_goes():
     """Nobody waits for the answer: the qube is not kept, however far it had come."""
     async with disposables("* * work @dispvm allow\n") as rig:
         client = await rig.call("work", "@dispvm", "my.Service")
-        while not rig.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: bool(rig.requests))
         client.close()
-        while ("discard", "disp1", "dom0") not in rig.requests:
-            await asyncio.sleep(0.01)
+        await until(lambda: ("discard", "disp1", "dom0") in rig.requests)
         await rig.audited(service="my.Service", ended="caller-gone")
 
 
@@ -297,13 +309,11 @@ async def test_disposable_is_discarded_when_the_broker_dies():
     """Nobody is left who would know when its call ends: qubesd discards it."""
     async with disposables("* * work @dispvm allow\n") as rig:
         await rig.call("work", "@dispvm", "my.Service")
-        while not rig.socket("disp1").exists():
-            await asyncio.sleep(0.01)
+        await until(lambda: rig.socket("disp1").exists())
         agent = await rig.agent("disp1")
         (await agent.next_call()).close()
         await rig.kill_broker()
-        while ("discard", "disp1", "dom0") not in rig.requests:
-            await asyncio.sleep(0.01)
+        await until(lambda: ("discard", "disp1", "dom0") in rig.requests)
         rig.start_broker()
         await rig.ready()
 
@@ -471,7 +481,7 @@ async def test_person_chooses_the_target():
         b"a" * 100_000,
     ],
 )
-async def test_everything_that_is_not_an_offered_target_is_a_refusal(answer):
+async def test_everything_that_is_not_an_offered_target_is_a_refusal(answer: bytes):
     """Only `allow:` and one of the targets that were offered lets the call pass."""
     async with broker_rig(ASK) as rig:
         await rig.run("work")
@@ -503,9 +513,7 @@ async def test_prompt_agent_of_a_stranger_is_not_asked():
             "while c.recv(65536): pass\n"
             "c.sendall(b'allow:vault')\n"
         )
-        stranger = subprocess.Popen(
-            [sys.executable, "-c", code, str(rig.paths.prompt_agent)], stdout=subprocess.PIPE
-        )
+        stranger = python(code, rig.paths.prompt_agent)
         try:
             assert stranger.stdout is not None
             await asyncio.to_thread(stranger.stdout.readline)
@@ -528,11 +536,9 @@ async def test_one_question_a_qube_is_shown_and_few_wait():
             assert len(refused) == 3
             assert len(questions) == 1
             await rig.call("play", "vault", "my.Service")
-            while len(questions) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(questions) >= 2)
             clients[0].close()
-            while len(questions) < 3:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(questions) >= 3)
 
 
 async def test_caller_that_goes_takes_its_question_back():
@@ -647,10 +653,7 @@ async def test_audit_that_cannot_be_written_stops_calls_until_it_can():
         agent = await rig.run("vault")
         await rig.kill_broker()
         directory = rig.paths.audit.parent
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size=128k,mode=0777,uid={broker_account().pw_uid}",
-             "tmpfs", directory], check=True,
-        )  # fmt: skip
+        mount_small(directory)
         try:
             rig.start_broker()
             await rig.ready()
@@ -671,7 +674,7 @@ async def test_audit_that_cannot_be_written_stops_calls_until_it_can():
             rig.process.terminate()
             rig.process.wait()
         finally:
-            subprocess.run(["umount", "-l", directory], check=True)
+            unmount(directory)
 
 
 # The process.
@@ -697,7 +700,7 @@ async def test_broker_holds_no_privilege():
         assert core.split()[4:6] == ["0", "0"]
 
 
-def test_broker_names_a_missing_user(tmp_path):
+def test_broker_names_a_missing_user(tmp_path: Path):
     """One clear error with a hint, and an exit code."""
     result = subprocess.run(
         [sys.executable, "-m", "caisson.daemons.broker", "--root", tmp_path, "--user", "nosuch"],

@@ -1,0 +1,189 @@
+"""`caisson prompt` in a real terminal, asked through the real protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from broker_rig import until
+
+from caisson.paths import Paths
+from caisson.qrexec import prompt
+from caisson.qrexec.prompt import Question
+
+pytestmark = pytest.mark.root
+
+QUESTION = Question(
+    source="work",
+    service="my.Service",
+    argument="+arg",
+    targets=["other", "vault"],
+    labels={"work": "0xcc0000"},
+    isolation={"work": "container"},
+)
+PATIENCE = 15.0
+RUN = "import sys; from caisson.tools import umbrella; sys.exit(umbrella.main())"
+
+
+class Terminal:
+    """A prompt agent in a terminal of its own."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, "--root", str(root), "prompt", *options],
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = b""
+
+    async def shows(self, text: bytes) -> None:
+        """Wait until this was printed."""
+        async with asyncio.timeout(PATIENCE):
+            while text not in self.seen:
+                self.seen += await asyncio.to_thread(os.read, self.master, 4096)
+
+    def type(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self.master, keys)
+
+    def close(self) -> None:
+        """End it."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+        os.close(self.master)
+
+
+@asynccontextmanager
+async def terminal(*options: str) -> AsyncIterator[tuple[Terminal, Path]]:
+    """A prompt agent, and where it listens."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        paths = Paths(Path(directory))
+        paths.prompt_agent.parent.mkdir(parents=True)
+        agent = Terminal(paths.root, *options)
+        try:
+            yield agent, paths.prompt_agent
+        finally:
+            agent.close()
+
+
+async def answered(path: Path, question: Question = QUESTION) -> str | None:
+    """What the agent answers; it may still be starting."""
+    await until(path.exists)
+    return (await prompt.ask(path, question)).target
+
+
+async def listening(agent: Terminal) -> None:
+    """Wait out the time in which keys do not count."""
+    await agent.shows(b"Escape to deny: ")
+    await asyncio.sleep(1.1)
+
+
+async def test_question_shows_who_wants_what_and_a_number_allows():
+    """Source with isolation class, service, argument, numbered targets; nothing preselected."""
+    async with terminal() as (agent, path):
+        asking = asyncio.create_task(answered(path))
+        await listening(agent)
+        agent.type(b"2\r")
+        assert await asking == "vault"
+        for text in (b"work", b"container", b"my.Service", b"+arg", b"1  ", b"other", b"vault"):
+            assert text in agent.seen
+
+
+@pytest.mark.parametrize("keys", [b"\x1b", b"\x04", b"\x1b[A1\r"])
+async def test_escape_and_end_of_input_deny(keys: bytes):
+    """Also a key that begins with the escape character, and what follows it."""
+    async with terminal() as (agent, path):
+        asking = asyncio.create_task(answered(path))
+        await listening(agent)
+        agent.type(keys)
+        assert await asking is None
+
+
+async def test_enter_alone_does_nothing():
+    """An absent-minded Enter neither allows nor denies; a wrong number is asked again."""
+    async with terminal() as (agent, path):
+        asking = asyncio.create_task(answered(path))
+        await listening(agent)
+        agent.type(b"\r\r7\r")
+        await agent.shows(b"There is no target `7`")
+        assert not asking.done()
+        agent.type(b"9\x7f1\r")
+        assert await asking == "other"
+
+
+async def test_keys_from_before_the_question_do_not_answer_it():
+    """QSB-104: what was typed for something else, or repeats, is dropped."""
+    async with terminal() as (agent, path):
+        agent.type(b"1\r1\r")
+        asking = asyncio.create_task(answered(path))
+        await agent.shows(b"Escape to deny: ")
+        until = time.monotonic() + 0.8
+        while time.monotonic() < until:
+            agent.type(b"1\r")
+            await asyncio.sleep(0.05)
+        assert not asking.done()
+        await asyncio.sleep(0.4)
+        agent.type(b"2\r")
+        assert await asking == "vault"
+
+
+async def test_scripted_answer_goes_through_the_same_protocol():
+    """`--answer` allows what is offered, and denies the rest."""
+    async with terminal("--answer", "vault") as (_, path):
+        assert await answered(path) == "vault"
+        assert await answered(path, Question("a", "s", "+", ["other"])) is None
+
+
+async def test_deny_denies_and_once_ends():
+    """`--deny --once`: one refusal, then the program is gone, and its socket with it."""
+    async with terminal("--deny", "--once") as (agent, path):
+        assert await answered(path) is None
+        assert await asyncio.to_thread(agent.process.wait, PATIENCE) == 0
+        assert not path.exists()
+
+
+async def test_escape_sequences_in_a_question_are_not_shown_raw():
+    """Even a broker that was taken over cannot write to the person's terminal."""
+    evil = Question("wo\x1b[2Jrk", "my.\x07\x9b1mS", "+\x1b]0;x\x07", ["va\nult", "[bold]x"])
+    async with terminal("--deny") as (agent, path):
+        assert await answered(path, evil) is None
+        await agent.shows(b"denied")
+        assert b"\x1b[2J" not in agent.seen
+        assert b"\x1b]0" not in agent.seen
+        assert b"\x07" not in agent.seen
+        assert b"va\\nult" in agent.seen
+        assert b"[bold]x" in agent.seen
+
+
+async def test_question_that_is_taken_back_is_said_so():
+    """The caller went: the next question can be shown."""
+    async with terminal() as (agent, path):
+        asking = asyncio.create_task(answered(path))
+        await agent.shows(b"Escape to deny: ")
+        asking.cancel()
+        await agent.shows(b"taken back")
+        asking = asyncio.create_task(answered(path))
+        await listening(agent)
+        agent.type(b"1\r")
+        assert await asking == "other"
+
+
+async def test_second_agent_is_refused():
+    """Two programs cannot both ask the person."""
+    async with terminal("--deny") as (_, path):
+        assert await answered(path) is None
+        second = Terminal(path.parents[3])
+        await second.shows(b"another prompt agent is running")
+        assert await asyncio.to_thread(second.process.wait, PATIENCE) == 1
+        os.close(second.master)

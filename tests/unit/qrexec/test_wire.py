@@ -1,0 +1,65 @@
+"""The datagrams of the local protocol."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caisson.errors import CaissonError
+from caisson.qrexec import wire
+
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,30}", fullmatch=True).filter(
+    lambda name: name not in {"none", "default"}
+)
+SERVICES = st.from_regex(r"[A-Za-z0-9._-]{1,255}", fullmatch=True)
+ARGUMENTS = st.from_regex(r"[A-Za-z0-9._+-]{0,200}", fullmatch=True)
+TARGETS = st.from_regex(r"[A-Za-z0-9_.@:-]{0,63}", fullmatch=True)
+
+
+@given(TARGETS, SERVICES, ARGUMENTS, st.sampled_from(["", "e"]))
+def test_call_is_read_as_it_was_written(target: str, service: str, argument: str, flags: str):
+    """Every field survives, byte by byte."""
+    message = f"C{target}\0{service}+{argument}\0{flags}".encode()
+    assert wire.parse_client(message) == wire.ClientCall(target, service, argument, flags)  # type: ignore[arg-type]
+
+
+@given(NAMES, NAMES, SERVICES, ARGUMENTS)
+def test_admin_call_is_read_as_it_was_written(qube: str, source: str, service: str, argument: str):
+    """A service for the admin qube's client, with and without waiting for its end."""
+    message = f"{qube}\0root\0QUBESRPC {service}+{argument} {source}".encode()
+    for kind, flags in ((b"D", ""), (b"J", "e")):
+        call = wire.parse_admin(kind + message)
+        assert (call.qube, call.user, call.source) == (qube, "root", source)
+        assert (call.service, call.flags) == (f"{service}+{argument}", flags)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_a_refusal(datagram: bytes):
+    """No other exception ever leaves the parsers."""
+    for parse in (wire.parse_client, wire.parse_admin, wire.parse_agent):
+        with contextlib.suppress(CaissonError):
+            parse(datagram)
+
+
+@given(st.integers(0, 10**17), st.integers(0, 255))
+def test_exit_code_is_read_as_it_was_written(number: int, code: int):
+    """An agent's word that a service ended."""
+    assert wire.parse_agent(b"X%d\0%d" % (number, code)) == wire.Exited(number, code)
+
+
+@pytest.mark.parametrize("message", [b"X1\x00256", b"X1\0-1", b"X1", b"X\0", b"X1\x001\x001", b"Y"])
+def test_wrong_exit_message_is_refused(message: bytes):
+    """Codes are 0 to 255, and nothing follows."""
+    with pytest.raises(CaissonError):
+        wire.parse_agent(message)
+
+
+def test_command_of_the_admin_qube_keeps_its_text():
+    """A shell command may hold any text but a NUL."""
+    call = wire.parse_admin("Dwork\0\0printf 'é\n'".encode())
+    assert (call.command, call.user, call.service) == ("printf 'é\n'", "", "")
+    with pytest.raises(CaissonError):
+        wire.parse_admin(b"Dwork\0\0a\0b")
