@@ -85,6 +85,7 @@ async def _serve(
         on_gone=lambda name: _log.info("an agent's session ended", qube=name),
         on_request=lambda op, name, source: _broker_asked(qubes, op, name, source),
     )
+    files = qube_files.lay(paths.state, QUBE_SOURCE, AGENT_BINARY)
     qubes = Qubes(
         system,
         store,
@@ -92,7 +93,7 @@ async def _serve(
         network=network,
         pool=pool,
         door=link,
-        qube_files=qube_files.lay(paths.state, QUBE_SOURCE, AGENT_BINARY),
+        qube_files=files,
         tasks=tasks,
     )
     services = Services(
@@ -104,6 +105,7 @@ async def _serve(
     server = AdminServer(qubes, paths, services=services)
     server.bind()
     await qubes.recover()
+    await asyncio.to_thread(qube_files.remove_unused, paths.state, files)
     await link.replace(system.info(qubes.state_of))
     await link.start()
     tasks.create_task(server.run())

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from caisson.errors import StorageError
 from caisson.storage.pool import storage_errors
@@ -23,9 +26,11 @@ AGENT: Final = "usr/lib/qubes/qrexec-agent"
 AGENT_NAMES: Final = ("usr/lib/qubes/qubes-vmexec", "usr/bin/qrexec-client-vm")
 """Where the agent's binary lies, and its other names."""
 
+_log = structlog.get_logger(__name__)
 _DIRECTORY = "qube-files"
 _EXECUTABLE = ("usr/bin/", "usr/lib/qubes/", "usr/sbin/", "etc/qubes-rpc/")
 _HASH_LENGTH = 16
+_MOUNTED = re.compile(rf"/{_DIRECTORY}/([0-9a-f]{{{_HASH_LENGTH}}})[/ ]")
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,41 @@ def lay(state_dir: Path, qube_source: Path, agent_binary: Path) -> Path:
     return target
 
 
-def remove_unused(state_dir: Path, used: Iterable[Path]) -> None:
-    """Remove what no qube uses any more, and what a crash left half made.
+def remove_unused(state_dir: Path, current: Path) -> None:
+    """Remove what no running qube sees any more, and what a crash left half made.
 
     Args:
         state_dir: the state directory of the instance.
-        used: the current directory and those of running qubes.
+        current: what `lay` returned.
     """
-    keep = {path.name for path in used}
     home = state_dir / _DIRECTORY
-    with storage_errors("remove old files of qubes"):
-        if not home.is_dir():
-            return
-        for entry in list(home.iterdir()):
-            if entry.name not in keep:
+    try:
+        old = [entry for entry in home.iterdir() if entry.name != current.name]
+        used = _mounted_names() if old else set()
+        for entry in old:
+            if entry.name not in used:
                 shutil.rmtree(entry)
+    except OSError as error:
+        _log.warning("old files of qubes stay", directory=str(home), error=str(error))
+
+
+def _mounted_names() -> set[str]:
+    """The hashes of all directories of ours that some mount namespace shows.
+
+    Removing one of those would take the agent's files away from a running qube.
+    """
+    used: set[str] = set()
+    seen: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            namespace = (process / "ns/mnt").stat().st_ino
+            if namespace not in seen:
+                seen.add(namespace)
+                text = (process / "mountinfo").read_text(errors="replace")
+                used.update(_MOUNTED.findall(text))
+        except OSError:
+            continue  # it has ended
+    return used
 
 
 def _source_files(root: Path) -> Iterator[_File]:

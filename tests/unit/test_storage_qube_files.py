@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,16 @@ def test_a_change_is_laid_beside_and_the_old_one_goes_when_unused(
     new = lay(state, source, agent)
     (state / "qube-files/.new-left-by-a-crash").mkdir()
     assert new != old
-    remove_unused(state, [new, old])
-    assert sorted((state / "qube-files").iterdir()) == sorted([new, old])
-    remove_unused(state, [new])
+    script = 'mount --bind "$1/usr/lib/qubes" /mnt && echo ready && read -r line'
+    command = ["unshare", "--mount", "sh", "-euc", script, "sh", str(old)]
+    qube = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with qube:
+        assert qube.stdout is not None
+        assert qube.stdout.readline() == "ready\n"
+        remove_unused(state, new)
+        assert sorted((state / "qube-files").iterdir()) == sorted([new, old])
+        qube.communicate("done\n")
+    remove_unused(state, new)
     assert list((state / "qube-files").iterdir()) == [new]
 
 
