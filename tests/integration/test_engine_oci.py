@@ -463,6 +463,33 @@ def test_groups_of_cgroup_v2_hold_freeze_and_release(unified: cgroups.Layout):
     assert not (unified.unified / parent).exists()
 
 
+def test_a_delegated_group_is_used_when_the_daemon_is_in_a_leaf(unified: cgroups.Layout):
+    """Only then could a service manager start the next daemon, too."""
+    service = unified.unified / f"service-{secrets.token_hex(3)}"
+    (service / "daemon").mkdir(parents=True)
+    try:
+        assert own_groups_parent(unified, service / "daemon") == "/qubes"
+        os.setxattr(service, "trusted.delegate", b"1")
+        assert own_groups_parent(unified, service / "daemon") == f"/{service.name}/qubes"
+        assert own_groups_parent(unified, service) == "/qubes"
+    finally:
+        (service / "daemon").rmdir()
+        service.rmdir()
+
+
+def own_groups_parent(unified: cgroups.Layout, group: Path) -> str:
+    """Where a daemon in that group would put its qubes."""
+    code = (
+        f"import os, pathlib; g = pathlib.Path({str(group)!r}) / 'cgroup.procs';"
+        "g.write_text(str(os.getpid()));"
+        "from caisson.engines.oci import cgroups as c;"
+        f"l = c.Layout(c.Kind.V2, pathlib.Path({str(unified.unified)!r}), {{}});"
+        "print(c.UnifiedGroups(l, 'qubes', needed=()).parent())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().strip()
+
+
 def test_a_delegated_group_keeps_its_processes_in_a_leaf(unified: cgroups.Layout):
     """Below a service manager: the daemon moves aside, qubes get groups next to it."""
     service = unified.unified / f"service-{secrets.token_hex(3)}"

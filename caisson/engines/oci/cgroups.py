@@ -13,12 +13,13 @@ import errno
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from caisson.errors import EngineError
 
 _PERIOD_US = 100_000
+_LEAF = "daemon"
 NEEDED = ("memory", "cpu", "pids")
 _USED = (*NEEDED, "cpuacct", "freezer")
 _LEGACY = frozenset(
@@ -324,17 +325,17 @@ class _UnifiedGroup:
 class UnifiedGroups:
     """Groups in the one hierarchy of v2.
 
-    Below the daemon's own group where the service manager delegated that one to it,
-    else directly below the root.
+    Next to the daemon's own group where the service manager put it into a leaf of a delegated
+    one (`Delegate=yes`, `DelegateSubgroup=daemon`, systemd 254), else directly below the root.
+    A delegated group that holds the daemon itself is of no use: once qubes have groups with
+    controllers in it, the service manager could not start the next daemon there.
     """
 
     def __init__(
         self, found: Layout, parent: str, needed: tuple[str, ...] = NEEDED, own: str | None = None
     ) -> None:
         assert found.unified is not None  # noqa: S101 - true by construction
-        above = found.unified / (own or _own_group()).lstrip("/")
-        if own is None and not _delegated(above):
-            above = found.unified
+        above = _delegated_group(found.unified) if own is None else found.unified / own.lstrip("/")
         self._above = above
         self._needed = needed
         self._mount = found.unified
@@ -377,7 +378,7 @@ class UnifiedGroups:
         wanted = " ".join(f"+{controller}" for controller in self._needed)
         if (self._above / "cgroup.type").exists():
             # Any group but the root: with controllers for its children it may hold no processes.
-            daemon = self._above / "daemon"
+            daemon = self._above / _LEAF
             daemon.mkdir(exist_ok=True)
             for pid in (self._above / "cgroup.procs").read_text().split():
                 with contextlib.suppress(ProcessLookupError):
@@ -398,21 +399,18 @@ def groups(found: Layout, instance: str) -> Groups:
     return LegacyGroups(found, parent)
 
 
-def _own_group() -> str:
+def _delegated_group(unified: Path) -> Path:
+    """The group that the service manager gave us for qubes, or the root."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            own = line.removeprefix("0::")
-            # The daemon may have moved itself before, see `_prepare`.
-            return own.removesuffix("/daemon")
-    return "/"
-
-
-def _delegated(directory: Path) -> bool:
-    for attribute in ("trusted.delegate", "user.delegate"):
-        with contextlib.suppress(OSError):
-            if os.getxattr(directory, attribute) == b"1":
-                return True
-    return False
+        own = PurePosixPath(line.removeprefix("0::"))
+        if not line.startswith("0::") or own.name != _LEAF:
+            continue
+        above = unified / own.parent.relative_to("/")
+        for attribute in ("trusted.delegate", "user.delegate"):
+            with contextlib.suppress(OSError):
+                if os.getxattr(above, attribute) == b"1":
+                    return above
+    return unified
 
 
 def _subdirectories(directory: Path) -> set[str]:
