@@ -14,7 +14,7 @@ import pytest
 from network_lab import PATIENCE, RESOLVER, SERVER, Box, Lab, laboratory
 
 from caisson.errors import InternalError, NetworkError
-from caisson.network import Network, Uplink
+from caisson.network import Network, Uplink, nft
 from caisson.network.addresses import OUTER_ADDRESS, inner_addresses, outer_interface
 from caisson.network.namespaces import Namespace
 
@@ -146,6 +146,54 @@ async def test_plugging_replaces_a_link_that_leads_elsewhere(lab: Lab):
     await chain.network.plug(chain.app.endpoint, chain.net.endpoint)
     assert "vif3" not in await chain.firewall.interfaces()
     assert (await exchange(chain.app, lab.outside, SERVER, 8000)).startswith(b"you are")
+
+
+async def test_plugging_with_another_address_replaces_the_link(lab: Lab):
+    """The property `ip` was changed while the qube runs."""
+    chain = await lab.chain()
+    await chain.network.unplug(chain.app.endpoint, chain.firewall.endpoint)
+    await chain.network.plug(chain.app.endpoint, chain.firewall.endpoint)
+    moved = replace(chain.app.endpoint, address=IPv4Address("10.137.0.33"))
+    await chain.network.plug(moved, chain.firewall.endpoint)
+    assert "10.137.0.33/32" in chain.app.sh("ip -4 -o addr show dev eth0")
+    assert (await exchange(chain.app, lab.outside, SERVER, 8000)).startswith(b"you are")
+
+
+async def test_two_links_with_the_same_numbers_are_told_apart(lab: Lab):
+    """The kernel numbers interfaces by namespace: equal numbers prove nothing."""
+    network = lab.network()
+    first, second = lab.box("sys-net", 1), lab.box("sys-net-2", 2)
+    app, other = lab.box("app", 3), lab.box("other", 3)
+    for provider, client in ((first, app), (second, other)):
+        await network.prepare(provider.endpoint)
+        await network.plug(client.endpoint, provider.endpoint)
+    await network.plug(other.endpoint, first.endpoint)
+    assert await app.interfaces() == {"lo"}
+    assert await second.interfaces() == {"lo"}
+    assert "10.137.0.1" in other.sh("ip route")
+
+
+async def test_the_kernel_checks_sources_too(lab: Lab):
+    """A second wall behind the rules, on the ends that clients are plugged to."""
+    chain = await lab.chain()
+    assert chain.firewall.sh("cat /proc/sys/net/ipv4/conf/vif3/rp_filter") == "1\n"
+    name = outer_interface(lab.instance, 1)
+    assert lab.outside.sh(f"cat /proc/sys/net/ipv4/conf/{name}/rp_filter") == "1\n"
+
+
+async def test_the_program_nft_does_where_the_library_is_missing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+):
+    """The same rules, from a child process in the right namespace."""
+    with_library = await (await lab.chain()).firewall.ruleset()
+    monkeypatch.setattr(nft, "_library", lambda: None)
+    network = lab.network()
+    firewall = lab.box("sys-firewall", 2)
+    neighbour, app = lab.box("neighbour", 4), lab.box("app", 3)
+    await network.prepare(firewall.endpoint, [app.endpoint])
+    await network.plug(neighbour.endpoint, firewall.endpoint)
+    monkeypatch.undo()
+    assert await firewall.ruleset() == with_library
 
 
 async def test_a_network_qube_that_restarts_gets_its_clients_back(lab: Lab):

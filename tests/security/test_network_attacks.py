@@ -38,6 +38,8 @@ from caisson.network.addresses import outer_interface
 
 APP, NEIGHBOUR, FIREWALL, NET = "10.137.0.3", "10.137.0.4", "10.137.0.2", "10.137.0.1"
 
+NO_SOURCE_CHECK = "for i in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$i; done"
+
 
 @pytest.fixture
 async def lab() -> AsyncIterator[Lab]:
@@ -48,8 +50,14 @@ async def lab() -> AsyncIterator[Lab]:
 
 @pytest.fixture
 async def chain(lab: Lab) -> Chain:
-    """App and neighbour → firewall → net → outside."""
-    return await lab.chain()
+    """App and neighbour → firewall → net → outside.
+
+    The kernel's own check of sources is off: the rules must do without it.
+    """
+    chain = await lab.chain()
+    chain.firewall.sh(NO_SOURCE_CHECK)
+    chain.net.sh(NO_SOURCE_CHECK)
+    return chain
 
 
 @dataclass
@@ -157,8 +165,9 @@ async def test_an_address_that_becomes_a_clients_is_not_believed_from_the_uplink
     outside = await lab.outside.wire(outer_interface(lab.instance, 1))
     questions = []
     for target in (NEIGHBOUR, str(SERVER)):
-        client.sendto(b"question", (target, 8000))
-        questions.append((await asyncio.to_thread(frames_until, outside, b"question"))[-1])
+        asked = f"question to {target}".encode()
+        client.sendto(asked, (target, 8000))
+        questions.append((await asyncio.to_thread(frames_until, outside, asked))[-1])
     await network.plug(neighbour.endpoint, net.endpoint)
     for question, payload in zip(questions, (ATTACK, CONTROL), strict=True):
         source, target = (".".join(map(str, question[at : at + 4])) for at in (30, 26))
@@ -203,6 +212,35 @@ async def test_a_client_reaches_no_port_of_a_network_qube(chain: Chain, address:
     attacker.wire.send(frame(APP, SERVER, CONTROL, ports=(4444, 7777)))
     assert await asyncio.to_thread(outside.recv, 100) == CONTROL
     assert [waiting(service) for service in services] == [[], []]
+
+
+async def test_what_is_no_lookup_does_not_leave_by_the_resolvers_stand_ins(chain: Chain):
+    """Their addresses mean the resolver only; upstream they may be anybody's."""
+    attacker = await Attacker.at(chain.app, "eth0")
+    outside = await chain.lab.outside.wire(outer_interface(chain.lab.instance, 1))
+    attack = [frame(APP, stand_in, ports=(4444, 80)) for stand_in in ("10.139.1.1", "10.139.1.2")]
+    assert not await passed(attacker, attack, frame(APP, SERVER, CONTROL), outside)
+
+
+async def test_a_qube_does_not_inherit_the_connections_of_another(chain: Chain):
+    """The next disposable with the same address gets no answer to the one before."""
+    client = await chain.app.listener(5000)
+    outside = await chain.lab.outside.listener(8000, str(SERVER))
+    client.sendto(b"question of the first", (str(SERVER), 8000))
+    _, first = await asyncio.to_thread(outside.recvfrom, 100)
+    await chain.network.unplug(chain.app.endpoint, chain.firewall.endpoint)
+    second = chain.lab.box("second", 3)
+    await chain.network.plug(second.endpoint, chain.firewall.endpoint)
+    heir = await second.listener(5000)
+    victim = await second.wire("eth0")
+    heir.sendto(b"question of the second", ("10.200.0.1", 8000))
+    other = await chain.neighbour.listener(5001)
+    other.sendto(b"question", (str(SERVER), 8000))
+    _, peer = await asyncio.to_thread(outside.recvfrom, 100)
+    outside.sendto(ATTACK, first)
+    outside.sendto(CONTROL, peer)
+    assert await asyncio.to_thread(other.recv, 100) == CONTROL
+    assert not any(ATTACK in one for one in waiting(victim))
 
 
 async def test_a_client_cannot_connect_to_its_network_qube(chain: Chain):
@@ -284,7 +322,7 @@ async def test_without_its_rules_a_network_qube_would_pass_ipv6(chain: Chain):
 
 
 async def test_without_its_rules_a_network_qube_would_pass_a_forged_source(chain: Chain):
-    """The tests above can fail: with rules and the route check gone, the same frame passes."""
+    """The tests above can fail: with the rules gone, the same frame passes."""
     chain.firewall.sh(
         "nft flush ruleset;for i in all vif3; do echo 0 >/proc/sys/net/ipv4/conf/$i/rp_filter; done"
     )
@@ -352,21 +390,24 @@ async def test_a_network_qube_has_rules_before_it_has_a_link(lab: Lab):
 
 
 async def test_a_removed_client_is_cut_off_before_its_link_is(chain: Chain):
-    """Taking the element out is enough: also running connections end."""
+    """Taking the element out is enough: also running connections end, in both directions."""
     client = await chain.app.listener(5000)
-    other = await chain.neighbour.listener(5000)
-    outside = await chain.lab.outside.listener(8000)
-    client.sendto(b"before", (str(SERVER), 8000))
-    _, peer = await asyncio.to_thread(outside.recvfrom, 100)
+    other = await chain.neighbour.listener(5001)
+    outside = await chain.lab.outside.listener(8000, str(SERVER))
+    peers = []
+    for one in (client, other):
+        one.sendto(b"before", (str(SERVER), 8000))
+        peers.append((await asyncio.to_thread(outside.recvfrom, 100))[1])
+    outside.sendto(b"answer", peers[0])
+    assert await asyncio.to_thread(client.recv, 100) == b"answer"
     await chain.network.forget(chain.app.endpoint, chain.firewall.endpoint)
     client.sendto(ATTACK, (str(SERVER), 8000))
     other.sendto(CONTROL, (str(SERVER), 8000))
     assert await asyncio.to_thread(outside.recv, 100) == CONTROL
-    spy = await chain.app.wire("eth0")
-    outside.sendto(ATTACK, peer)
-    other.sendto(CONTROL, (str(SERVER), 8000))
-    assert await asyncio.to_thread(outside.recv, 100) == CONTROL
-    assert not any(ATTACK in one for one in waiting(spy))
+    outside.sendto(ATTACK, peers[0])
+    outside.sendto(CONTROL, peers[1])
+    assert await asyncio.to_thread(other.recv, 100) == CONTROL
+    assert waiting(client) == []
 
 
 class TestMachine:
@@ -386,6 +427,7 @@ class TestMachine:
         )
         net = lab.box("sys-net", 1)
         await lab.network().prepare(net.endpoint, [], Uplink())
+        lab.outside.sh(NO_SOURCE_CHECK)
         return net
 
     def own(self, net: Box) -> str:
@@ -406,6 +448,31 @@ class TestMachine:
         attacker.wire.send(frame(own, SERVER, CONTROL, to_mac=mac, ports=(4444, 7777)))
         assert await asyncio.to_thread(outside.recv, 100) == CONTROL
         assert waiting(service) == []
+
+    async def test_a_redirection_by_another_table_leads_to_no_service(self, lab: Lab, net: Box):
+        """A transparent proxy of the machine is a service of the machine."""
+        lab.outside.sh(
+            "nft add table ip of_another;"
+            "nft add chain ip of_another pre '{ type nat hook prerouting priority -100; }';"
+            "nft add rule ip of_another pre udp dport 80 redirect to :9999"
+        )
+        service = await lab.outside.listener(9999)
+        outside = await lab.boxes[1].listener(7777)
+        attacker = await Attacker.at(net, "eth0")
+        mac = b"\xfe" + b"\xff" * 4 + b"\xfe"
+        own = self.own(net)
+        attacker.wire.send(frame(own, SERVER, to_mac=mac, ports=(4444, 80)))
+        attacker.wire.send(frame(own, SERVER, CONTROL, to_mac=mac, ports=(4444, 7777)))
+        assert await asyncio.to_thread(outside.recv, 100) == CONTROL
+        assert waiting(service) == []
+
+    async def test_programs_of_the_machine_do_not_speak_to_a_net_qube(self, lab: Lab, net: Box):
+        """Not even by mistake: the way back into a qube is for answers."""
+        victim = await net.wire("eth0")
+        sock = await lab.outside.listener(5000)
+        with pytest.raises(PermissionError):
+            sock.sendto(ATTACK, (self.own(net), 9999))
+        assert not any(ATTACK in one for one in waiting(victim))
 
     async def test_a_service_that_the_machine_redirects_is_out_of_reach(self, lab: Lab, net: Box):
         """A published port of another container engine is a service of the machine."""
