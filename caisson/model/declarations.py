@@ -16,7 +16,8 @@ from caisson.model import checks, defaults, parsing
 from caisson.model.defaults import global_property, of_template, runtime
 from caisson.model.klass import Klass
 from caisson.model.property import Property, PropertyType, constant
-from caisson.names import PropertyName
+from caisson.model.volumes import KERNEL, KERNELS, LAYERS, PRIVATE, ROOT, VOLATILE
+from caisson.names import PropertyName, VolumeName
 
 _MEMORY_MAX = 1 << 24
 _CPUS_MAX = 4_096
@@ -469,8 +470,8 @@ PROPERTIES: Mapping[Klass, Table] = MappingProxyType(
 """What each class of qube has."""
 
 
-def _pool(name: str, text: str, **rest: Any) -> Property:
-    return _p(name, _STR, text, normalise=parsing.pool, **rest)
+def _pool(name: str, volume: VolumeName, text: str, **rest: Any) -> Property:
+    return _p(name, _STR, text, normalise=parsing.pool_for(volume), **rest)
 
 
 GLOBAL: Table = _table(
@@ -520,21 +521,26 @@ GLOBAL: Table = _table(
         default=constant(None),
         check=checks.default_netvm,
     ),
-    _pool("default_pool", "Pool for new volumes.", default=constant("varlibqubes")),
+    _pool("default_pool", PRIVATE, "Pool for new volumes.", default=constant(LAYERS)),
     _pool(
         "default_pool_private",
+        PRIVATE,
         "Pool for new private volumes.",
         default=global_property("default_pool"),
     ),
     _pool(
-        "default_pool_root", "Pool for new root volumes.", default=global_property("default_pool")
+        "default_pool_root",
+        ROOT,
+        "Pool for new root volumes.",
+        default=global_property("default_pool"),
     ),
     _pool(
         "default_pool_volatile",
+        VOLATILE,
         "Pool for new volatile volumes.",
         default=global_property("default_pool"),
     ),
-    _pool("default_pool_kernel", "Pool for kernels.", default=constant("linux-kernel")),
+    _pool("default_pool_kernel", KERNEL, "Pool for kernels.", default=constant(KERNELS)),
     _p(
         "default_qrexec_timeout",
         _INT,

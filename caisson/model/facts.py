@@ -18,6 +18,7 @@ from caisson.errors import (
     CaissonError,
     InternalError,
     InvalidUUIDError,
+    LabelNotFoundError,
     NoSuchPropertyError,
     QubeNotFoundError,
 )
@@ -40,7 +41,7 @@ from caisson.model.changes import (
 )
 from caisson.model.declarations import GLOBAL, PROPERTIES
 from caisson.model.klass import Klass, PowerState
-from caisson.model.labels import BUILT_IN, Label
+from caisson.model.labels import BUILT_IN, REFERENCE, Label
 from caisson.model.property import (
     Host,
     Missing,
@@ -253,6 +254,26 @@ class Facts:
         """The value of a feature at the first qube that has it, be it empty; else None."""
         feature = FeatureName(name)
         return next((qube.features[feature] for qube in chain if feature in qube.features), None)
+
+    # --- labels --------------------------------------------------------------------------
+
+    def label(self, untrusted_reference: str) -> Label:
+        """The label with that name, number, or `label-NUMBER`.
+
+        Raises:
+            LabelNotFoundError: there is none.
+        """
+        label = self._labels.get(LabelName(untrusted_reference))
+        numbered = REFERENCE.fullmatch(untrusted_reference)
+        if label is None and numbered:
+            index = int(numbered[1])
+            label = next((each for each in self._labels.values() if each.index == index), None)
+        if label is None:
+            raise LabelNotFoundError(
+                f"no label `{shown(untrusted_reference)}`",
+                hint="use one of: " + ", ".join(self._labels),
+            )
+        return label
 
     # --- what the broker is told ---------------------------------------------------------
 

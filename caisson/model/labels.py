@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from caisson.names import LabelName
@@ -30,3 +31,6 @@ BUILT_IN = tuple(
     )
 )
 """The labels that every system has and that nobody can remove."""
+
+REFERENCE = re.compile(r"(?:label-)?([0-9]{1,9})")
+"""A label by its number."""

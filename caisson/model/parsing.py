@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from caisson.errors import PropertyValueError, ValueRefusedError
-from caisson.model.volumes import POOLS
-from caisson.names import PoolName, UserName, shown
+from caisson.model.volumes import fitting
+from caisson.names import UserName, VolumeName, shown
 
 _TRUE = frozenset({"1", "yes", "true", "on"})
 _FALSE = frozenset({"0", "no", "false", "off"})
@@ -152,10 +153,15 @@ def denied_interfaces(value: str) -> str:
     return "".join(sorted(set(codes)))
 
 
-def pool(value: str) -> str:
-    """The name of a pool that exists."""
-    if value not in POOLS:
-        raise PropertyValueError(
-            f"no pool `{shown(value)}`", hint="use one of: " + ", ".join(sorted(POOLS))
-        )
-    return PoolName.parse(value)
+def pool_for(volume: VolumeName) -> Callable[[str], str]:
+    """The name of a pool that exists and can hold the volume."""
+
+    def pool(value: str) -> str:
+        if value not in fitting(volume):
+            raise PropertyValueError(
+                f"no pool `{shown(value)}` for volumes `{volume}`",
+                hint="use one of: " + ", ".join(fitting(volume)),
+            )
+        return value
+
+    return pool

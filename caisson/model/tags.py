@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from caisson.errors import PermissionDeniedError
 from caisson.names import DOM0, QubeName, Tag
 
 CREATED_BY = "created-by-"
 DISPOSABLE_CREATED_BY = "disp-created-by-"
+SCREENS = {"guivm": "guivm-", "audiovm": "audiovm-"}
+"""Properties that a tag of the qube repeats, for policies to build on."""
+
 _ORIGINS = (CREATED_BY, DISPOSABLE_CREATED_BY)
 _MANAGED = (*_ORIGINS, "guivm-", "audiovm-", "relayvm-", "backup-restore-in-progress")
 
@@ -19,6 +24,15 @@ def of_origin(creator: QubeName) -> tuple[Tag, Tag]:
 def is_managed(tag: str) -> bool:
     """Whether the tag says something about one qube that must not spread to others."""
     return tag.startswith(_MANAGED)
+
+
+def free_ones(untrusted_words: Iterable[str]) -> set[Tag]:
+    """Those words that are tags which anyone may give."""
+    return {
+        Tag(word)
+        for word in untrusted_words
+        if len(word) <= Tag.longest and Tag.pattern.fullmatch(word) and not is_managed(word)
+    }
 
 
 def check(tag: Tag, origin: QubeName) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from caisson.errors import CaissonError
 from caisson.model.klass import Klass
-from caisson.names import PoolName, VolumeName
+from caisson.names import PoolName, VolumeName, shown
 
 GIB = 1 << 30
 ROOT = VolumeName("root")
@@ -82,3 +83,40 @@ INITIAL_VOLUMES: dict[Klass, tuple[VolumeState, ...]] = {
     Klass.REMOTE: (),
 }
 """What a new qube of each class has."""
+
+
+def fitting(name: VolumeName) -> tuple[PoolName, ...]:
+    """The pools that can hold a volume of that name."""
+    if name == KERNEL:
+        return (KERNELS,)
+    return (LAYERS, HOST) if name == ROOT else (LAYERS,)
+
+
+def placed(volume: VolumeState, pool: PoolName) -> VolumeState:
+    """An initial volume, moved to the pool that was asked for.
+
+    Raises:
+        CaissonError: there is no such pool, or it cannot hold the volume.
+    """
+    if pool not in POOLS:
+        raise CaissonError(f"no pool `{shown(pool)}`", hint="use one of: " + ", ".join(POOLS))
+    if pool != volume.pool and volume.snap_on_start:
+        raise CaissonError(
+            f"volume `{volume.name}` is a snapshot, it lives in the pool of its source",
+            hint="leave out its pool",
+        )
+    if pool not in fitting(volume.name):
+        raise CaissonError(
+            f"pool `{pool}` cannot hold the volume `{volume.name}`",
+            hint="use one of: " + ", ".join(fitting(volume.name)),
+        )
+    # The machine's own directories are shown, never written, and have no former states.
+    kept = 0 if pool == HOST else volume.revisions_to_keep
+    return replace(volume, pool=pool, revisions_to_keep=kept)
+
+
+def sized(volume: VolumeState, source: VolumeState | None) -> VolumeState:
+    """An initial volume; a snapshot is as large as its source."""
+    if not volume.snap_on_start or source is None:
+        return volume
+    return replace(volume, size=source.size)
