@@ -41,6 +41,8 @@ through all of them until the layer is committed, and through one only from then
 """
 
 _APART: Final = Path(__file__).with_name("apart.py")
+_LINGER: Final = 1.0
+"""Seconds in which trash gathers, so that a burst of disposables costs one child, not many."""
 _log = structlog.get_logger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -91,6 +93,7 @@ class Pool:
         self._lock = threading.Lock()
         self._eraser: threading.Thread | None = None
         self._more_trash = False
+        self._hurry = threading.Event()
         with storage_errors(f"make the pool `{path}`"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
@@ -245,9 +248,11 @@ class Pool:
         return new.id
 
     def close(self) -> None:
-        """Wait until nothing is being erased any more."""
+        """Wait until nothing is left to erase."""
+        self._hurry.set()
         while (eraser := self._eraser) is not None:
             eraser.join()
+        self._hurry.clear()
 
     def _begin(self, *, writable: bool) -> Building:
         while True:
@@ -296,6 +301,8 @@ class Pool:
                 if not self._more_trash:
                     self._eraser = None
                     return
+            self._hurry.wait(_LINGER)
+            with self._lock:
                 self._more_trash = False
             try:
                 with os.scandir(self._trash) as entries:
