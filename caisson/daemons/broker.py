@@ -9,12 +9,12 @@ import gc
 import os
 import pwd
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import structlog
 
+from caisson.daemons.notify import Notifier
 from caisson.errors import CaissonError
 from caisson.paths import Paths
 from caisson.qrexec.broker import Broker
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _start(paths: Paths, account: pwd.struct_passwd) -> None:
     starter = os.geteuid()
-    ready = _Ready()
+    notifier = Notifier()
     try:
         # Socket addresses are short: paths below here are given relative to it.
         os.chdir(paths.run)
@@ -56,34 +56,15 @@ def _start(paths: Paths, account: pwd.struct_passwd) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(paths, starter, ready))
+        asyncio.run(_serve(paths, starter, notifier))
 
 
-async def _serve(paths: Paths, daemon_uid: int, ready: _Ready) -> None:
+async def _serve(paths: Paths, daemon_uid: int, notifier: Notifier) -> None:
     loop = asyncio.get_running_loop()
-    serving = loop.create_task(Broker(paths, daemon_uid).run(ready.tell))
+    serving = loop.create_task(Broker(paths, daemon_uid).run(notifier.ready))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
     await serving
-
-
-class _Ready:
-    """sd_notify: the socket is opened while its path can still be reached."""
-
-    def __init__(self) -> None:
-        self._socket: socket.socket | None = None
-        path = os.environ.pop("NOTIFY_SOCKET", "")
-        if path:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            with contextlib.suppress(OSError):
-                self._socket.connect("\0" + path[1:] if path.startswith("@") else path)
-
-    def tell(self) -> None:
-        """Say that calls are served."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.send(b"READY=1")
-            self._socket.close()
 
 
 def _log_to_stderr() -> None:

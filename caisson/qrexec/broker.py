@@ -19,7 +19,7 @@ from caisson.names import DOM0, QubeName, shown
 from caisson.paths import Paths
 from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
 from caisson.policy import Request as PolicyRequest
-from caisson.qrexec import prompt, wire
+from caisson.qrexec import prompt, sparing, wire
 from caisson.qrexec.audit import Audit
 from caisson.qrexec.calls import Call, Ended, PipeBudget, Pipes
 from caisson.qrexec.channel import Channel
@@ -65,9 +65,7 @@ class Broker:
         self._paths = paths
         self._audit = Audit(paths.audit)
         self._rules = Rules(paths)
-        self._link = DaemonLink(
-            paths.link, daemon_uid, on_message=self._obey, on_lost=self._link_lost
-        )
+        self._link = DaemonLink(paths.link, daemon_uid, on_message=self._obey)
         self._system = SystemInfo({})
         self._infos: dict[str, Mapping[str, Any]] = {}
         self._endpoints: dict[str, Endpoint] = {}
@@ -190,9 +188,6 @@ class Broker:
         self._lose_calls(endpoint)
         self._settle(name, False)
 
-    def _link_lost(self) -> None:
-        """Nothing is decided until it is back; calls in flight go on."""
-
     # What endpoints say.
 
     def allowance(self) -> int:
@@ -293,7 +288,7 @@ class Broker:
 
         def left(reason: str) -> None:
             if reason:
-                _log.warning("a session is closed", qube=endpoint.name, reason=shown(reason))
+                sparing.warning("a session is closed", qube=endpoint.name, reason=reason)
             endpoint.forget(channel)
             self._end(call, Ended.CALLER_GONE)
 
@@ -445,6 +440,9 @@ class Broker:
     def _spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         call.task = self._tasks.create_task(self._guard(call, work))
 
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(_safely(work))
+
     async def _guard(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         """A call that fails takes nothing else with it."""
         try:
@@ -530,7 +528,7 @@ class Broker:
             return
         self._notices += 1
         notice = prompt.Notice(resolution, call.service, f"+{call.argument}", call.source, target)
-        self._tasks.create_task(self._tell(notice))
+        self._background(self._tell(notice))
 
     async def _tell(self, notice: prompt.Notice) -> None:
         try:
@@ -580,6 +578,9 @@ class Broker:
             return f"the target does not start: {e.message}"
         except TimeoutError:
             return f"the target did not start within {START_TIMEOUT:.0f} s"
+        except Exception:  # noqa: BLE001 - the broker goes on
+            _log.exception("a start failed; this is a bug in Caisson, report it", qube=name)
+            return "internal error"
         finally:
             del self._starting[name]
         return ""
@@ -609,7 +610,7 @@ class Broker:
         """Have qubesd discard a disposable, in the background; later if qubesd is away."""
         self._discards.add(name)
         if self._link.synced:
-            self._tasks.create_task(self._discard_once(name))
+            self._background(self._discard_once(name))
 
     async def _discard_once(self, name: str) -> None:
         try:
@@ -701,7 +702,7 @@ class Broker:
         call.ended = True
         self._audit.write(call.record(how, code, reason))
         if how in {Ended.REFUSED, Ended.FAILED} and reason:
-            _log.info("a call failed", source=call.source, call=call.id, reason=shown(reason))
+            sparing.info("a call failed", qube=call.source, call=call.id, reason=reason)
         endpoint = self._dom0 if call.source == DOM0 else self._endpoints.get(call.source)
         if call.client is not None:
             if message is not None:
@@ -721,6 +722,14 @@ class Broker:
         if call.task is not None and not call.shielded and call.task is not asyncio.current_task():
             call.task.cancel()
         call.task = None
+
+
+async def _safely(work: Coroutine[Any, Any, None]) -> None:
+    """What runs beside the calls takes nothing else with it when it fails."""
+    try:
+        await work
+    except Exception:  # noqa: BLE001 - the broker goes on
+        _log.exception("this is a bug in Caisson, report it")
 
 
 class _PromptQueue:

@@ -31,6 +31,7 @@ class Channel:
     """
 
     __slots__ = (
+        "_fd",
         "_loop",
         "_on_closed",
         "_on_message",
@@ -53,6 +54,8 @@ class Channel:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = sock
+        # By number: for a socket the event loop builds a text that it then throws away.
+        self._fd = sock.fileno()
         self._queue = queue
         self._on_message = on_message
         self._on_closed = on_closed
@@ -64,7 +67,7 @@ class Channel:
     def start(self) -> None:
         """Begin to read; what has already arrived is handled at once."""
         if self._sock is not None:
-            self._loop.add_reader(self._sock, self._readable)
+            self._loop.add_reader(self._fd, self._readable)
             self._readable()
 
     def handle(
@@ -128,7 +131,7 @@ class Channel:
         self._out.append((message, tuple(_duplicates(descriptors))))
         if not self._writing:
             self._writing = True
-            self._loop.add_writer(self._sock, self._writable)
+            self._loop.add_writer(self._fd, self._writable)
         return True
 
     def _transmit(self, message: bytes, descriptors: Sequence[int]) -> None:
@@ -158,14 +161,14 @@ class Channel:
     def _stop_writing(self) -> None:
         if self._writing and self._sock is not None:
             self._writing = False
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_writer(self._fd)
 
     def finish(self) -> None:
         """Close when everything queued is sent; nothing more is read."""
         self.closing = True
         if self._sock is not None:
             if self._out:
-                self._loop.remove_reader(self._sock)
+                self._loop.remove_reader(self._fd)
             else:
                 self.close()
 
@@ -173,7 +176,7 @@ class Channel:
         """Close now."""
         if self._sock is None:
             return
-        self._loop.remove_reader(self._sock)
+        self._loop.remove_reader(self._fd)
         self._stop_writing()
         self._sock.close()
         self._sock = None

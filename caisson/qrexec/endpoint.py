@@ -12,10 +12,9 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
 from caisson.errors import CaissonError
-from caisson.names import QubeName, shown
+from caisson.names import QubeName
+from caisson.qrexec import sparing
 from caisson.qrexec.calls import Call
 from caisson.qrexec.channel import Channel
 from caisson.qrexec.link import address
@@ -41,8 +40,6 @@ MOST_APPLICANTS = 16
 FIRST_MESSAGE_TIMEOUT = 10.0
 AGENT_QUEUE = 256
 CLIENT_QUEUE = 4
-
-_log = structlog.get_logger("broker")
 
 
 class Owner(Protocol):
@@ -169,7 +166,8 @@ class Endpoint:
         )
 
     def _acceptable(self) -> None:
-        for _ in range(ACCEPTS_A_TURN):
+        # A flood comes in one by one.
+        for _ in range(1 if self.undecided else ACCEPTS_A_TURN):
             if self._listener is None:
                 return
             if self._full():
@@ -182,7 +180,7 @@ class Endpoint:
                 return
             except OSError as e:
                 # Out of descriptors: wait until some are free.
-                _log.warning("cannot accept", qube=self.name, error=e.strerror)
+                sparing.warning("cannot accept", qube=self.name, error=e.strerror)
                 self._pause()
                 self._owner.paused(self)
                 return
@@ -222,7 +220,7 @@ class Endpoint:
     def expire(self, channel: Channel) -> None:
         """Close the session if it has not spoken yet."""
         if channel in self._silent:
-            _log.info("a silent connection is closed", qube=self.name, pid=channel.pid)
+            sparing.info("a silent connection is closed", qube=self.name, pid=channel.pid)
             self.end_session(channel)
 
     def _left(self, channel: Channel, reason: str) -> None:
@@ -231,7 +229,7 @@ class Endpoint:
         self.forget(channel)
 
     def _complain(self, channel: Channel, reason: str) -> None:
-        _log.warning("a session is closed", qube=self.name, pid=channel.pid, reason=shown(reason))
+        sparing.warning("a session is closed", qube=self.name, pid=channel.pid, reason=reason)
 
     def _first(self, channel: Channel, untrusted: bytes) -> None:
         """The first message tells the role."""
@@ -307,7 +305,7 @@ class Endpoint:
             self._owner.agent_gone(self)
 
     def _refuse_applicant(self, channel: Channel, reason: str) -> None:
-        _log.warning("not the agent", qube=self.name, pid=channel.pid, reason=shown(reason))
+        sparing.warning("not the agent", qube=self.name, pid=channel.pid, reason=reason)
         channel.send(not_admitted(reason))
         channel.finish()
         self.forget(channel)

@@ -297,7 +297,11 @@ class BrokerLink:
         self._open.pop(name, None)
         if self._peer is not None:
             self._peer.send(CloseQube(name))
-        remove_qube(self._paths, name)
+        try:
+            remove_qube(self._paths, name)
+        except OSError as e:
+            # The broker owns the directory: what it may have put there is its own matter.
+            _log.warning("a socket directory stays", qube=name, error=str(e))
 
     def admit(self, name: QubeName, pid: int) -> None:
         """The process is the qube's agent, and its barriers are up: let calls reach it."""
@@ -464,7 +468,6 @@ class DaemonLink:
         path: qubesd's socket.
         uid: qubesd's user.
         on_message: called, in order, with everything that qubesd sends.
-        on_lost: called when the link is lost.
     """
 
     def __init__(
@@ -473,12 +476,10 @@ class DaemonLink:
         uid: int,
         *,
         on_message: Callable[[ToBroker], None],
-        on_lost: Callable[[], None],
     ) -> None:
         self._path = path
         self._uid = uid
         self._on_message = on_message
-        self._on_lost = on_lost
         self._sock: socket.socket | None = None
         self._in = bytearray()
         self._out = bytearray()
@@ -641,4 +642,3 @@ class DaemonLink:
             if not future.done():
                 future.set_exception(DaemonError("qubesd went away"))
         self._lost.set()
-        self._on_lost()

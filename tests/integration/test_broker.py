@@ -534,6 +534,7 @@ async def test_one_question_a_qube_is_shown_and_few_wait():
             clients = [await rig.call("work", "vault", "my.Service") for _ in range(12)]
             refused = [c for c in clients[9:] if await outcome(c) == b"R"]
             assert len(refused) == 3
+            await until(lambda: len(questions) >= 1)
             assert len(questions) == 1
             await rig.call("play", "vault", "my.Service")
             await until(lambda: len(questions) >= 2)
