@@ -315,6 +315,8 @@ def _fields(record: object) -> dict[str, object]:
 DAEMON = """
 import asyncio, sys
 sys.path[:0] = {path!r}
+from caisson.engines.oci import runtime as r
+r.KNOWN = {known!r}
 from pathlib import Path
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.paths import Paths
@@ -337,7 +339,9 @@ asyncio.run(main())
 """
 
 
-def daemon(ground: Ground, *, endless: bool) -> subprocess.Popen[str]:
+def daemon(
+    ground: Ground, *, endless: bool, known: tuple[str, ...] = ("crun", "runc")
+) -> subprocess.Popen[str]:
     """A process of its own that starts qubes."""
     tests = Path(__file__).parents[1]
     code = DAEMON.format(
@@ -346,6 +350,7 @@ def daemon(ground: Ground, *, endless: bool) -> subprocess.Popen[str]:
         base=BASE_LAYER[ground.paths],
         first=1000 + secrets.randbelow(1 << 24),
         endless=endless,
+        known=known,
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
@@ -373,9 +378,12 @@ async def test_qubes_survive_kill_9_of_the_daemon(ground: Ground):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.004, 0.008, 0.012, 0.016])
-async def test_kill_9_in_the_middle_of_a_start_loses_no_track(ground: Ground, delay: float):
+@pytest.mark.parametrize("runtime", [found.name for found in installed()])
+async def test_kill_9_in_the_middle_of_a_start_loses_no_track(
+    ground: Ground, runtime: str, delay: float
+):
     """At whatever point of a start the daemon dies: what runs is adopted, the rest is cleaned."""
-    process = daemon(ground, endless=True)
+    process = daemon(ground, endless=True, known=(runtime,))
     await asyncio.to_thread(process.stdout.readline)
     await asyncio.sleep(delay)  # the moment of death is the parameter; nothing is waited for
     process.kill()

@@ -117,6 +117,10 @@ class Group(Protocol):
         """Move a process into the group; its later children are born there."""
         ...
 
+    def below(self, name: str) -> Group:
+        """Make a group inside this one, within its limits."""
+        ...
+
     def freeze(self) -> None:
         """Stop every process in the group from running."""
         ...
@@ -126,7 +130,7 @@ class Group(Protocol):
         ...
 
     def processes(self) -> list[int]:
-        """The processes in the group, as the host sees them."""
+        """The processes in the group and in those below, as the host sees them."""
         ...
 
     def remove(self) -> None:
@@ -166,8 +170,22 @@ def _write(path: Path, value: str) -> None:
         os.close(descriptor)
 
 
+def _processes(path: Path) -> set[int]:
+    """The processes in a group and in those directly below."""
+    found: set[int] = set()
+    for directory in (path, *(path / name for name in _subdirectories(path))):
+        with contextlib.suppress(FileNotFoundError):
+            found.update(int(pid) for pid in (directory / "cgroup.procs").read_text().split())
+    return found
+
+
 def _remove(path: Path) -> None:
-    """Remove a group; its last process may still be on its way out for a moment."""
+    """Remove a group with those directly below it.
+
+    Its last process may still be on its way out for a moment.
+    """
+    for name in _subdirectories(path):
+        _remove(path / name)
     deadline = time.monotonic() + 5
     while True:
         try:
@@ -203,6 +221,12 @@ class _LegacyGroup:
         for directory in dict.fromkeys(self.directories.values()):
             _write(directory / "cgroup.procs", str(pid))
 
+    def below(self, name: str) -> Group:
+        directories = {key: path / name for key, path in self.directories.items()}
+        for directory in directories.values():
+            directory.mkdir(mode=0o755, exist_ok=True)
+        return _LegacyGroup(f"{self.name}/{name}", directories)
+
     def freeze(self) -> None:
         state = self._freezer() / "freezer.state"
         _write(state, "FROZEN")
@@ -217,11 +241,7 @@ class _LegacyGroup:
             _write(self._freezer() / "freezer.state", "THAWED")
 
     def processes(self) -> list[int]:
-        found: set[int] = set()
-        for directory in self.directories.values():
-            with contextlib.suppress(FileNotFoundError):
-                found.update(int(pid) for pid in (directory / "cgroup.procs").read_text().split())
-        return sorted(found)
+        return sorted(set().union(*map(_processes, self.directories.values())))
 
     def remove(self) -> None:
         for directory in (*self.directories.values(), *self.elsewhere):
@@ -300,6 +320,11 @@ class _UnifiedGroup:
     def enter(self, pid: int) -> None:
         _write(self.directory / "cgroup.procs", str(pid))
 
+    def below(self, name: str) -> Group:
+        group = _UnifiedGroup(f"{self.name}/{name}", self.directory / name, ())
+        group.directory.mkdir(mode=0o755, exist_ok=True)
+        return group
+
     def freeze(self) -> None:
         _write(self.directory / "cgroup.freeze", "1")
         deadline = time.monotonic() + 5
@@ -313,10 +338,7 @@ class _UnifiedGroup:
             _write(self.directory / "cgroup.freeze", "0")
 
     def processes(self) -> list[int]:
-        try:
-            return [int(pid) for pid in (self.directory / "cgroup.procs").read_text().split()]
-        except FileNotFoundError:
-            return []
+        return sorted(_processes(self.directory))
 
     def remove(self) -> None:
         _remove(self.directory)

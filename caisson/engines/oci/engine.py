@@ -174,7 +174,7 @@ class OciEngine:
                 uid_base=base_of(slot),
                 sources=launcher.workspace.sources,
                 devices=self._assembly.fresh_devices(),
-                cgroup=f"{self._all_groups().parent()}/{launcher.name}",
+                cgroup=launcher.runtime.cgroup(f"{self._all_groups().parent()}/{launcher.name}"),
                 filter_code=seccomp.compiled() if launcher.runtime.takes_machine_code else None,
             )
             (launcher.workspace.path / "config.json").write_bytes(msgspec.json.encode(content))

@@ -94,7 +94,9 @@ class Records:
         new.rename(path)
 
     def read(self) -> list[Record]:
-        """Every record; a damaged one is removed."""
+        """Every record; a damaged one is removed. Call it while no qube is being started."""
+        for path in self._directory.glob("*.new"):
+            path.unlink(missing_ok=True)
         found = []
         for path in sorted(self._directory.glob("*.json")):
             try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 import threading
 from collections.abc import Iterator
@@ -168,7 +169,6 @@ class Assembly:
         self._maps = maps
         self._base = SCRATCH / (instance or "default")
         self._lock = threading.Lock()
-        self._count = 0
         self._devices: Path | None = None
         self._agents: dict[Path, Path] = {}
         self._usr: tuple[tuple[object, ...], Path] | None = None
@@ -197,6 +197,7 @@ class Assembly:
             if path:
                 with contextlib.suppress(OSError):
                     kernel.detach(str(path))
+                    path.rmdir()
         self._devices, self._usr = None, None
         self._agents.clear()
 
@@ -404,8 +405,7 @@ class Assembly:
         return target
 
     def _place(self, name: str) -> Path:
-        self._count += 1
-        place = self._base / f"{name}.{self._count}"
+        place = self._base / f"{name}-{secrets.token_hex(4)}"
         place.mkdir(mode=0o755, parents=True)
         return place
 

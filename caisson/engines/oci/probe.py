@@ -83,7 +83,7 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
             uid_base=base_of(_SLOT),
             sources={"/usr": Path("/usr")},
             devices=assembly.fresh_devices(),
-            cgroup=f"{groups.parent()}/{name}",
+            cgroup=runtime.cgroup(f"{groups.parent()}/{name}"),
             filter_code=seccomp.compiled() if runtime.takes_machine_code else None,
         )
         (workspace.path / "config.json").write_bytes(msgspec.json.encode(content))

@@ -40,6 +40,10 @@ class Runtime:
         """Whether it insists on moving the qube into its control group itself."""
         return self.name != "crun"
 
+    def cgroup(self, group: str) -> str:
+        """The path of the group that the runtime's configuration names."""
+        return f"{group}/qube" if self.places_processes else group
+
     @property
     def takes_machine_code(self) -> bool:
         """Whether it may be given the system call filter ready-made; if not, it ignores that."""
@@ -104,9 +108,13 @@ class Launcher:
         return self._process.poll() is None
 
     def enter_group(self) -> None:
-        """Move the launcher into its control group, where everything that it starts is born."""
-        if not self.runtime.places_processes:
-            self.group.enter(self._process.pid)
+        """Move the launcher into its control group, where everything that it starts is born.
+
+        A runtime that wants an empty group for the qube gets one below, and waits beside it, so
+        that it, too, is found and ended when the daemon dies in the middle of a start.
+        """
+        group = self.group.below("launcher") if self.runtime.places_processes else self.group
+        group.enter(self._process.pid)
 
     def go(self) -> int:
         """Start the qube; return its first process.
