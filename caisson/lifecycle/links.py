@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+import structlog
+
 from caisson.engines import Instance
 from caisson.errors import NetworkError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Qube
 from caisson.network import Endpoint, Network, Uplink, UplinkKind
 
+_log = structlog.get_logger(__name__)
 UPLINK = "net.uplink"
 """The feature that says how the last qube of a chain reaches the world."""
 
@@ -28,22 +31,11 @@ class Links:
 
     async def bring_up(self, qube: Qube, instance: Instance) -> None:
         """Give a qube that has started its link, and its clients theirs."""
-        if self._ledger.system.value(qube, "provides_network"):
-            clients = [
-                (client, running)
-                for client in self._ledger.system.clients_of(qube)
-                if (running := self._ledger.power(client).instance) is not None
-            ]
-            uplink = self._uplink(qube)
-            await self._network.prepare(
-                self._endpoint(qube, instance),
-                [self._endpoint(client, running) for client, running in clients],
-                uplink,
-            )
-            if uplink is not None:
-                self._uplinks[qube] = uplink
-            for client, running in clients:
+        for client, running in await self._prepare(qube, instance):
+            try:
                 await self._plug(client, running)
+            except NetworkError as error:  # it may be ending; that is no fault of its network qube
+                _log.error("cannot plug", qube=client.name, netvm=qube.name, error=str(error))
         await self._plug(qube, instance)
 
     async def take_down(self, qube: Qube) -> None:
@@ -57,11 +49,35 @@ class Links:
         """Move the link of a running qube to its present network qube."""
         if qube in self._plugged:
             await self._network.unplug(*self._plugged.pop(qube))
+        if qube in self._uplinks:
+            await self._network.drop_uplink(qube.qid, self._uplinks.pop(qube))
+        # The end of a chain may have become a link of one, or the other way round.
+        await self._prepare(qube, instance)
         await self._plug(qube, instance)
 
     async def sweep(self) -> None:
         """At the start of the daemon: remove the uplinks of qubes that ended meanwhile."""
         await self._network.sweep([qube.qid for qube in self._uplinks])
+
+    async def _prepare(self, qube: Qube, instance: Instance) -> list[tuple[Qube, Instance]]:
+        """Write the rules of a network qube and make its uplink; return its running clients."""
+        system = self._ledger.system
+        if not system.value(qube, "provides_network"):
+            return []
+        clients = [
+            (client, running)
+            for client in system.clients_of(qube)
+            if (running := self._ledger.power(client).instance) is not None
+        ]
+        uplink = self._uplink(qube)
+        await self._network.prepare(
+            self._endpoint(qube, instance),
+            [self._endpoint(client, running) for client, running in clients],
+            uplink,
+        )
+        if uplink is not None:
+            self._uplinks[qube] = uplink
+        return clients
 
     async def _plug(self, qube: Qube, instance: Instance) -> None:
         netvm = self._ledger.system.netvm_of(qube)

@@ -35,7 +35,7 @@ from caisson.network.uplink import Uplink, UplinkKind
 
 __all__ = ["Endpoint", "Network", "Uplink", "UplinkKind", "remember_machine_root"]
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 _OWN = Path("/proc/self/ns/net")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 

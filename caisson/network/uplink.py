@@ -30,7 +30,7 @@ from caisson.network.links import End, TakenError
 from caisson.network.namespaces import Namespace, valid_name
 
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 class UplinkKind(StrEnum):
