@@ -12,8 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-import structlog
-
+from caisson.daemons import logs
 from caisson.daemons.notify import Notifier
 from caisson.errors import CaissonError
 from caisson.paths import Paths
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     paths = Paths(options.root.absolute()) if options.root else Paths.of_environment()
-    _log_to_stderr()
+    logs.configure()
     try:
         account = broker_user(options.user)
         _start(paths, account)
@@ -65,32 +64,6 @@ async def _serve(paths: Paths, daemon_uid: int, notifier: Notifier) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
     await serving
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _harmless,
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(
-                key_order=["timestamp", "level", "event"], drop_missing=True
-            ),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _harmless(
-    _logger: object, _method: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Nothing in a log line can move a cursor or begin another line."""
-    for key, value in event.items():
-        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
-            event[key] = value.encode("unicode_escape").decode("ascii")
-    return event
 
 
 if __name__ == "__main__":
