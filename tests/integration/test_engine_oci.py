@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -228,6 +229,59 @@ async def test_a_start_that_fails_names_the_step_and_leaves_nothing(
         await ground.start(**changes)
     assert type(caught.value).__name__ in {"EngineError", "InternalError"}
     assert await ground.left() == []
+
+
+def limit_with_free(spare: int) -> int:
+    """The limit of descriptors that leaves so many to be opened."""
+    used = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
+    return next(n for n in range(4096) if n - len([fd for fd in used if fd < n]) == spare)
+
+
+async def test_a_shortage_of_descriptors_at_any_step_leaves_nothing(ground: Ground):
+    """EMFILE at every point of a start: an error of ours or a qube, and never a remnant."""
+    await ground.engine.kill(await ground.start())
+    await ground.left()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    outcomes = []
+    for spare in range(30):
+        spec = ground.spec()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit_with_free(spare), hard))
+        try:
+            instance = await ground.engine.start(spec)
+        except EngineError as error:
+            outcomes.append(error.message)
+        else:
+            outcomes.append("started")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await ground.engine.kill(instance)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcomes[0] != "started"
+    assert outcomes[-1] == "started"
+    assert await ground.left() == []
+
+
+def descriptors() -> list[str]:
+    """What this process holds open, but for the user namespaces that an engine keeps on purpose."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(link.readlink()))
+    return [target for target in found if not target.startswith("user:")]
+
+
+async def test_no_descriptor_is_lost_over_many_starts(ground: Ground):
+    """As many open descriptors after ten qubes as after one, whether they started or failed."""
+    counts = []
+    for _ in range(10):
+        await ground.engine.kill(await ground.start())
+        with pytest.raises(EngineError):
+            await ground.start(argv=("/usr/lib/qubes/absent",))
+        with pytest.raises(EngineError):
+            await ground.start(root=Tree("/", ("zzzzzzzz",), None))
+        await ground.left()
+        counts.append(len(descriptors()))
+    assert counts[-1] == counts[1]
 
 
 async def test_a_runtime_that_fails_is_reported_and_leaves_nothing():

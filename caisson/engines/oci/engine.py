@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import threading
@@ -62,6 +61,7 @@ class OciEngine:
         self._refill: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Future[None]] = set()
         self._running: dict[str, OciInstance] = {}
+        self._unfinished: set[str] = set()
         self._closed = False
 
     async def start(self, spec: RunSpec) -> Instance:
@@ -227,7 +227,7 @@ class OciEngine:
                 if launcher is not None:
                     launcher.end()
                     os.close(launcher.errors)
-                finish(group)
+                self._finish(name)
                 raise
         except BaseException as error:
             self._assembly.discard(workspace)
@@ -265,16 +265,12 @@ class OciEngine:
                 self._clean(record)
         self._ranges.sweep(self._paths.engine)
         for name in groups.names() - kept:
-            with contextlib.suppress(OSError):
-                finish(groups.group(name))
+            self._finish(name)
         return alive
 
     def _clean(self, record: Record) -> None:
         """Remove what a qube that has ended left: its group, its range of ids, its record."""
-        try:
-            finish(self._all_groups().group(record.group))
-        except OSError as error:
-            _log.warning("a control group stays behind", qube=record.name, error=str(error))
+        self._finish(record.group)
         if record.slot >= 0:
             self._ranges.release(record.slot, self._records.path(record.id))
         self._records.forget(record.id)
@@ -282,9 +278,18 @@ class OciEngine:
     def _drop(self, launcher: Launcher) -> None:
         launcher.end()
         os.close(launcher.errors)
-        with contextlib.suppress(OSError):
-            finish(launcher.group)
+        self._finish(launcher.name)
         self._assembly.discard(launcher.workspace)
+
+    def _finish(self, group: str) -> None:
+        """End what runs in a group and remove it; what fails now is tried again with the next."""
+        for name in {group} | self._unfinished:
+            try:
+                finish(self._all_groups().group(name))
+                self._unfinished.discard(name)
+            except OSError as error:
+                self._unfinished.add(name)
+                _log.warning("a control group stays for now", group=name, error=str(error))
 
     def _drop_spares(self) -> None:
         with self._lock:
