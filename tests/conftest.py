@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from grounds.engine import Ground, engine_ground
+from grounds.whole import Whole, whole_instance
 
 from caisson.engines import enter_private_namespace
 
@@ -36,3 +37,12 @@ async def ground() -> AsyncIterator[Ground]:
     """An engine with a small template."""
     async with engine_ground() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def whole() -> Iterator[Whole]:
+    """An instance with both daemons and the `host` template, for all tests that spoil nothing."""
+    with whole_instance() as made:
+        yield made
+        made.down()
+        assert made.remains() == []
