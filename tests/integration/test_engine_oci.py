@@ -10,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +230,67 @@ async def test_a_start_that_fails_names_the_step_and_leaves_nothing(
         await ground.start(**changes)
     assert type(caught.value).__name__ in {"EngineError", "InternalError"}
     assert await ground.left() == []
+
+
+@pytest.fixture
+def small_pool(ground: Ground) -> Iterator[None]:
+    """The pool on a disk of 8 MiB."""
+    image = ground.paths.root / "disk"
+    with image.open("wb") as file:
+        file.truncate(8 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    mounted = subprocess.run(
+        ["mount", "-o", "loop", image, ground.paths.pool],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no loop device here: {mounted.stderr.strip()}")
+    yield
+    kernel.detach(str(ground.paths.pool))
+
+
+async def test_a_full_disk_is_a_clear_error_and_leaves_nothing(ground: Ground, small_pool: None):
+    """No room for the home directory: the error says so, and the start is undone."""
+    BASE_LAYER[ground.paths] = ground.base_layer()
+    spec = ground.spec()
+    with contextlib.suppress(OSError), (ground.paths.pool / "filling").open("wb") as file:
+        while True:
+            file.write(bytes(MIB))
+    number = 0
+    with contextlib.suppress(OSError):
+        while True:  # every last inode
+            (ground.paths.pool / f"inode-{number}").touch()
+            number += 1
+    with pytest.raises(EngineError, match="No space left") as caught:
+        await ground.engine.start(spec)
+    assert "make room" in (caught.value.hint or "")
+    assert await ground.left() == []
+
+
+def test_an_ordinary_user_is_told_to_use_root():
+    """The daemon needs root; started without it says just that."""
+    code = (
+        "from caisson.engines import enter_private_namespace as e\n"
+        "from caisson.errors import EngineError\n"
+        "try: e()\n"
+        "except EngineError as error: print(error.hint)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        cwd="/",
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "Permission denied" in done.stderr:
+        pytest.skip("the checkout cannot be read by an ordinary user")
+    assert done.stdout == "run the daemon as root\n", done.stderr
 
 
 def limit_with_free(spare: int) -> int:

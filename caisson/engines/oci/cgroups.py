@@ -12,6 +12,7 @@ import enum
 import errno
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -162,6 +163,16 @@ class Groups(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Pass over a group that is removed meanwhile, before or after its file was opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ENODEV}:
+            raise
+
+
 def _write(path: Path, value: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -174,7 +185,7 @@ def _processes(path: Path) -> set[int]:
     """The processes in a group and in those directly below."""
     found: set[int] = set()
     for directory in (path, *(path / name for name in _subdirectories(path))):
-        with contextlib.suppress(FileNotFoundError):
+        with _unless_gone():
             found.update(int(pid) for pid in (directory / "cgroup.procs").read_text().split())
     return found
 
@@ -237,7 +248,7 @@ class _LegacyGroup:
             time.sleep(0.001)
 
     def thaw(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with _unless_gone():
             _write(self._freezer() / "freezer.state", "THAWED")
 
     def processes(self) -> list[int]:
@@ -334,7 +345,7 @@ class _UnifiedGroup:
             time.sleep(0.001)
 
     def thaw(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with _unless_gone():
             _write(self.directory / "cgroup.freeze", "0")
 
     def processes(self) -> list[int]:

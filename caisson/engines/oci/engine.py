@@ -115,7 +115,10 @@ class OciEngine:
         if own is None:
             raise EngineError(f"`{instance.name}` has ended")
         group = self._group(own)
-        await asyncio.get_running_loop().run_in_executor(self._threads, group.freeze)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, group.freeze)
+        except OSError as error:
+            raise EngineError(f"`{own.name}` cannot be paused: {error.strerror}") from error
 
     async def unpause(self, instance: Instance) -> None:
         """Undo `pause`; see `Engine.unpause`."""

@@ -106,23 +106,26 @@ def _step(what: str) -> Iterator[None]:
         raise EngineError(f"cannot {what}: {error.strerror}", hint=_hint(error)) from error
 
 
+_ROOT_HINT = "run the daemon as root, on a kernel that allows mounts; see `caisson doctor`"
+_ROOM_HINT = "make room on the disk of the state directory"
+_SHORT_HINT = "the machine is short of memory, mounts or descriptors; stop some qubes"
+_HINTS = {
+    errno.EPERM: _ROOT_HINT,
+    errno.EACCES: _ROOT_HINT,
+    errno.ENOSPC: _ROOM_HINT,
+    errno.EDQUOT: _ROOM_HINT,
+    errno.EROFS: "the disk of the state directory is read-only: see `dmesg` for the reason",
+    errno.EINVAL: "the file system of the state directory may not support id-mapped mounts or be "
+    "an overlay itself; see `caisson doctor`",
+    errno.ENOMEM: _SHORT_HINT,
+    errno.ENFILE: _SHORT_HINT,
+    errno.EMFILE: _SHORT_HINT,
+    errno.ENOENT: "a layer or a file that the qube needs is missing; see `caisson doctor`",
+}
+
+
 def _hint(error: OSError) -> str | None:
-    match error.errno:
-        case errno.EPERM | errno.EACCES:
-            return "run the daemon as root, on a kernel that allows mounts; see `caisson doctor`"
-        case errno.ENOSPC | errno.EDQUOT:
-            return "make room on the disk of the state directory"
-        case errno.EINVAL:
-            return (
-                "the file system of the state directory may not support id-mapped mounts or be "
-                "an overlay itself; see `caisson doctor`"
-            )
-        case errno.ENOMEM | errno.ENFILE | errno.EMFILE:
-            return "the machine is short of memory, mounts or descriptors; stop some qubes"
-        case errno.ENOENT:
-            return "a layer or a file that the qube needs is missing; see `caisson doctor`"
-        case _:
-            return None
+    return _HINTS.get(error.errno or 0)
 
 
 @dataclass
@@ -290,6 +293,17 @@ class Assembly:
             )
         with _step(f"mount the volume at `{tree.target}`"), kernel.files_belong_to(base):
             kernel.mount("overlay", str(target), "overlay", flags, data)
+            if tree.upper is not None:
+                self._check_writable(target)
+
+    def _check_writable(self, target: Path) -> None:
+        """An overlay that cannot prepare its scratch directory becomes read-only in silence."""
+        if not os.statvfs(target).f_flag & os.ST_RDONLY:
+            return
+        pool = os.statvfs(self._pool)
+        full = not pool.f_bavail or not pool.f_favail
+        number = errno.ENOSPC if full else errno.EROFS
+        raise OSError(number, os.strerror(number))
 
     def _private(self, workspace: Workspace, tree: Tree, pool: int, base: int) -> None:
         target = workspace.place("rw")
