@@ -84,6 +84,8 @@ class Network:
         self._instance = instance
         self._machine = machine
         self._worker = Worker()
+        # For what waits on the kernel for tens of milliseconds, so that no start waits for it.
+        self._removals = Worker()
 
     async def prepare(
         self, provider: Endpoint, clients: Iterable[Endpoint] = (), uplink: Uplink | None = None
@@ -98,7 +100,8 @@ class Network:
         Raises:
             NetworkError: it cannot be done; the qube then has no uplink.
         """
-        await self._worker.run(self._prepare, provider, tuple(clients), uplink)
+        gone = await self._worker.run(self._prepare, provider, tuple(clients), uplink)
+        await self._removals.run(_forget_connections, provider, gone)
 
     async def plug(self, client: Endpoint, provider: Endpoint) -> None:
         """Link a running qube to its running, prepared network qube.
@@ -114,14 +117,17 @@ class Network:
         Raises:
             NetworkError: the link cannot be removed.
         """
-        await self._worker.run(self._unplug, client, provider)
+        await self.forget(client, provider)
+        await self._removals.run(_disconnect, client, provider)
 
     async def forget(self, client: Endpoint, provider: Endpoint) -> None:
         """Take a qube that has ended out of the rules; its link dies with its namespace.
 
         Does nothing where the network qube is gone.
         """
-        await self._worker.run(self._forget, client, provider)
+        await self._worker.run(_shut_out, client, provider)
+        await self._removals.run(_forget_connections, provider, [client.address])
+        await self._worker.run(nft.release)
 
     async def drop_uplink(self, qid: int, of: Uplink) -> None:
         """Remove the uplink of a qube, running or not; does nothing where there is none.
@@ -147,21 +153,24 @@ class Network:
         return await self._worker.run(lambda: tuple(doctor.findings(self._machine)))
 
     def close(self) -> None:
-        """End the thread; links and rules stay."""
+        """End the threads; links and rules stay."""
         self._worker.close()
+        self._removals.close()
 
     def _prepare(
         self, provider: Endpoint, clients: tuple[Endpoint, ...], of: Uplink | None
-    ) -> None:
+    ) -> list[IPv4Address]:
+        """Returns the addresses that are let in no more."""
         with provider.open() as namespace:
             targets = None if of is None else of.resolvers()
             present = {client.source for client in clients}
             gone = namespace.run(_known) - present
             namespace.run(nft.run, rules.provider(sorted(present), targets))
-            _forget_connections(namespace, [address for _, address in gone])
+            links.set_defaults(namespace)
             namespace.run(_forward)
             if of is not None:
                 uplink.bring_up(self._instance, provider.qid, of, namespace, self._machine)
+            return [address for _, address in gone]
 
     def _plug(self, client: Endpoint, provider: Endpoint) -> None:
         with client.open() as inner, provider.open() as outer:
@@ -169,29 +178,34 @@ class Network:
             outer.run(nft.run, rules.add_client(client.source))
             try:
                 links.connect(
-                    End(inner, addresses.CLIENT_INTERFACE, client.mac, client.address),
-                    End(outer, client.source[0], addresses.PROVIDER_MAC, provider.address),
+                    End(
+                        inner,
+                        addresses.CLIENT_INTERFACE,
+                        client.mac,
+                        client.address,
+                        links.INNER,
+                    ),
+                    End(outer, client.source[0], addresses.PROVIDER_MAC, provider.address, {}),
                 )
             except BaseException:
                 with suppress(NetworkError):
                     outer.run(nft.run, rules.remove_client(client.source))
                 raise
 
-    def _unplug(self, client: Endpoint, provider: Endpoint) -> None:
-        try:
-            outer = provider.open()
-        except NetworkError:
-            return  # its end of the link died with it
-        with outer:
-            with suppress(nft.NftError):
-                outer.run(nft.run, rules.remove_client(client.source))
-            links.disconnect(outer, client.source[0])
-            _forget_connections(outer, [client.address])
 
-    def _forget(self, client: Endpoint, provider: Endpoint) -> None:
-        with suppress(NetworkError), provider.open() as outer:
-            outer.run(nft.run, rules.remove_client(client.source))
-            _forget_connections(outer, [client.address])
+def _shut_out(client: Endpoint, provider: Endpoint) -> None:
+    """Take a client out of the rules of its network qube, if that is still there."""
+    with suppress(NetworkError), provider.open() as outer:
+        outer.run(nft.remove, rules.remove_client(client.source))
+
+
+def _disconnect(client: Endpoint, provider: Endpoint) -> None:
+    try:
+        outer = provider.open()
+    except NetworkError:
+        return  # its end of the link died with it
+    with outer:
+        links.disconnect(outer, client.source[0])
 
 
 def _known() -> frozenset[rules.Source]:
@@ -201,12 +215,17 @@ def _known() -> frozenset[rules.Source]:
         return frozenset()  # a network qube that has just started has no table yet
 
 
-def _forget_connections(provider: Namespace, of: Collection[IPv4Address]) -> None:
+def _forget_connections(provider: Endpoint, of: Collection[IPv4Address]) -> None:
     """Drop the connections of clients that are let in no more; their rules are gone already."""
     try:
-        provider.run(conntrack.forget, of)
-    except NetworkError as error:
-        _log.warning("connections of an ended qube are kept", error=str(error))
+        outer = provider.open()
+    except NetworkError:
+        return
+    with outer:
+        try:
+            outer.run(conntrack.forget, of)
+        except NetworkError as error:
+            _log.warning("connections of an ended qube are kept", error=str(error))
 
 
 def _forward() -> None:

@@ -39,9 +39,10 @@ def _probe() -> Finding:
         with Namespace.fresh("probe, inside") as inner, Namespace.fresh("probe, outside") as outer:
             outer.run(nft.run, rules.provider([], [addresses.OUTER_ADDRESS]))
             outer.run(nft.run, rules.machine("", ("q-0", addresses.OUTER_ADDRESS)))
+            here, there = addresses.ipv4_of(2), addresses.ipv4_of(1)
             links.connect(
-                End(inner, addresses.CLIENT_INTERFACE, addresses.CLIENT_MAC, addresses.ipv4_of(2)),
-                End(outer, "vif2", addresses.PROVIDER_MAC, addresses.ipv4_of(1)),
+                End(inner, addresses.CLIENT_INTERFACE, addresses.CLIENT_MAC, here, links.INNER),
+                End(outer, "vif2", addresses.PROVIDER_MAC, there, links.OUTER),
             )
     except (CaissonError, OSError) as error:
         return Finding(

@@ -8,6 +8,7 @@ Nothing goes through a link before its provider's rules are in place; that is th
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -19,24 +20,44 @@ from caisson.network.namespaces import Namespace
 from caisson.network.netlink import Channel, RefusedError
 
 _SYSCTL = Path("/proc/sys/net")
-_BOTH = {
+INNER = {
     "ipv6/conf/{}/disable_ipv6": "1",
     "ipv4/conf/{}/accept_redirects": "0",
     "ipv4/conf/{}/send_redirects": "0",
     "ipv4/conf/{}/accept_source_route": "0",
 }
 # The outer end has one legitimate source; and it answers ARP for its own address only.
-_OUTER = {"ipv4/conf/{}/rp_filter": "1", "ipv4/conf/{}/arp_ignore": "1"}
+OUTER = INNER | {"ipv4/conf/{}/rp_filter": "1", "ipv4/conf/{}/arp_ignore": "1"}
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a link."""
+    """One end of a link.
+
+    Attributes:
+        namespace: where it is.
+        interface: its name there.
+        mac: its link-layer address.
+        address: its only address.
+        settings: kernel settings below `/proc/sys/net`, `{}` standing for the interface;
+            none where the namespace's defaults were set with `set_defaults`.
+    """
 
     namespace: Namespace
     interface: str
     mac: str
     address: IPv4Address
+    settings: Mapping[str, str]
+
+
+def set_defaults(namespace: Namespace) -> None:
+    """Let all interfaces to come be like outer ends.
+
+    Settings by name cost more the more interfaces there are; defaults do not.
+    """
+    namespace.run(_write, "default", OUTER)
+    # The kernel sends redirects when either this or the interface's own setting says so.
+    namespace.run(_write, "all", {"ipv4/conf/{}/send_redirects": "0"})
 
 
 def connect(inner: End, outer: End) -> None:
@@ -127,8 +148,8 @@ def _make(inner: End, inside: Channel, outer: End, outside: Channel) -> None:
     far = netlink.interface_of(found)
     if far is None or far.peer is None:
         raise NetworkError(f"the interface `{outer.interface}` is gone as soon as it was made")
-    outer.namespace.run(_write, outer.interface, _BOTH | _OUTER)
-    inner.namespace.run(_write, inner.interface, _BOTH)
+    for end in (outer, inner):
+        end.namespace.run(_write, end.interface, end.settings)
     here, there = str(inner.address), str(outer.address)
     try:
         outside.change(
@@ -168,7 +189,7 @@ def _delete(channel: Channel, interface: str) -> None:
         raise RefusedError(answer, channel.where)
 
 
-def _write(interface: str, settings: dict[str, str]) -> None:
+def _write(interface: str, settings: Mapping[str, str]) -> None:
     for name, value in settings.items():
         path = _SYSCTL / name.format(interface)
         try:

@@ -161,8 +161,8 @@ def _connect(
         outer.run(_enable_forwarding)
     try:
         links.connect(
-            End(qube, addresses.CLIENT_INTERFACE, addresses.CLIENT_MAC, address),
-            End(outer, name, addresses.OUTER_MAC, addresses.OUTER_ADDRESS),
+            End(qube, addresses.CLIENT_INTERFACE, addresses.CLIENT_MAC, address, links.INNER),
+            End(outer, name, addresses.OUTER_MAC, addresses.OUTER_ADDRESS, links.OUTER),
         )
     except TakenError:
         return False
