@@ -70,6 +70,7 @@ def enter_private_namespace() -> None:
     if threading.active_count() > 1:
         raise InternalError("the mount namespace must be entered before the first thread starts")
     found = cgroups.layout()
+    os.umask(0o022)  # a qube must be able to walk through what is made for it
     try:
         kernel.unshare_mounts()
         kernel.mount("none", "/", None, Mount.REC | Mount.SLAVE)
