@@ -21,9 +21,15 @@ from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
 from caisson.policy import Request as PolicyRequest
 from caisson.qrexec import prompt, sparing, wire
 from caisson.qrexec.audit import Audit
-from caisson.qrexec.calls import Call, Ended, PipeBudget, Pipes
+from caisson.qrexec.calls import Call, Ended, PipeBudget, Pipes, Untaken
 from caisson.qrexec.channel import Channel
-from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
+from caisson.qrexec.endpoint import (
+    CLIENT_QUEUE,
+    FIRST_MESSAGE_TIMEOUT,
+    MOST_CALLS,
+    MOST_WAITING,
+    Endpoint,
+)
 from caisson.qrexec.link import (
     Admit,
     AgentGone,
@@ -80,6 +86,9 @@ class Broker:
         self._discards: set[str] = set()
         self._silent: deque[tuple[float, Channel, Endpoint]] = deque()
         self._paused: set[Endpoint] = set()
+        self._behind: set[Endpoint] = set()
+        # Half of what the kernel lets lie unread in our sockets, at three descriptors a call.
+        self._untaken = Untaken(self._budget // 6)
         self._sweeping = False
         self._ring: dict[Endpoint, None] = {}
         self._turn_due = False
@@ -119,6 +128,7 @@ class Broker:
                 endpoint = self._endpoints.get(name)
                 if endpoint is not None and endpoint.admit(pid):
                     self._settle(name, True)
+                    self._drain(endpoint)
             case Reject(name, pid, reason):
                 if (endpoint := self._endpoints.get(name)) is not None:
                     endpoint.reject(pid, reason)
@@ -182,6 +192,7 @@ class Broker:
             return
         endpoint.close()
         self._paused.discard(endpoint)
+        self._behind.discard(endpoint)
         self._ring.pop(endpoint, None)
         for call in tuple(endpoint.calls):
             self._end(call, Ended.CALLER_GONE)
@@ -222,7 +233,12 @@ class Broker:
         paused, self._paused = self._paused, set()
         for endpoint in paused:
             endpoint.resume()
-        if self._silent:
+        for endpoint in tuple(self._behind):
+            for call in endpoint.waiting.expired(now):
+                self._fail(call, "the target's agent does not answer")
+            if not endpoint.waiting:
+                self._behind.discard(endpoint)
+        if self._silent or self._behind:
             self._sweep_later()
 
     def examine(self, endpoint: Endpoint, applicant: Channel, hello: wire.Hello) -> None:
@@ -239,7 +255,7 @@ class Broker:
             self._lose_calls(endpoint)
 
     def _lose_calls(self, endpoint: Endpoint) -> None:
-        for call in tuple(endpoint.serving.values()):
+        for call in (*endpoint.serving.values(), *endpoint.waiting.take_all()):
             self._end(call, Ended.TARGET_GONE, wire.exited(wire.Code.LOST), wire.Code.LOST)
 
     def exited(self, endpoint: Endpoint, message: wire.Exited) -> None:
@@ -378,6 +394,7 @@ class Broker:
     def _allowed(self, call: Call, allow: Allow) -> None:
         """Go on with an allowed call; its way is synchronous if the target runs."""
         call.rule = allow.rule
+        call.allow = allow
         call.user = allow.user or ""
         if allow.relay is not None:
             self._fail(call, "targets on other machines are not supported yet")
@@ -408,7 +425,7 @@ class Broker:
         if endpoint is not None and endpoint.agent is not None:
             self._connect(call, endpoint)
         else:
-            self._spawn(call, self._in_started(call, allow))
+            self._spawn(call, self._in_started(call, allow.autostart))
 
     def _in_admin_qube(self, call: Call) -> None:
         """Services of the admin qube: none are run yet.
@@ -536,17 +553,17 @@ class Broker:
         finally:
             self._notices -= 1
 
-    async def _in_started(self, call: Call, allow: Allow) -> None:
+    async def _in_started(self, call: Call, autostart: bool) -> None:
         """Start the target first; if it runs already, wait for its agent."""
         if call.target not in self._endpoints:
-            if not allow.autostart:
+            if not autostart:
                 raise _Problem("the target does not run, and the rule says `autostart=no`")
             await self._start(call.target, call.source)
-        await self._in_endpoint(call, allow)
+        await self._in_endpoint(call)
 
-    async def _in_endpoint(self, call: Call, allow: Allow | None = None) -> None:
+    async def _in_endpoint(self, call: Call) -> None:
         endpoint = await self._agent(call.target)
-        if allow is not None and not self._still(call, allow):
+        if call.allow is not None and not self._still(call, call.allow):
             self._refuse(call, "what the decision rested on changed while the target started")
         elif not call.ended:
             self._connect(call, endpoint)
@@ -604,7 +621,7 @@ class Broker:
             self._discard(name)
             return
         call.disposable = call.target = name
-        await self._in_endpoint(call, allow)
+        await self._in_endpoint(call)
 
     def _discard(self, name: str) -> None:
         """Have qubesd discard a disposable, in the background; later if qubesd is away."""
@@ -651,7 +668,37 @@ class Broker:
     # Connecting and ending.
 
     def _connect(self, call: Call, endpoint: Endpoint) -> None:
-        """Hand each side its ends of the pipes, and step out of the way."""
+        """Connect the two sides, or wait for an agent that is behind."""
+        if not endpoint.waiting and endpoint.agent is not None and not endpoint.agent.backed_up:
+            self._hand_over(call, endpoint, endpoint.agent)
+        elif len(endpoint.waiting) >= MOST_WAITING:
+            self._fail(call, "too many calls wait for the target")
+        else:
+            endpoint.waiting.add(self._loop.time() + AGENT_TIMEOUT, call)
+            self._behind.add(endpoint)
+            self._sweep_later()
+            self._drain(endpoint)
+
+    def _drain(self, endpoint: Endpoint) -> None:
+        """Hand over the calls that wait, as far as the agent keeps up."""
+        while endpoint.waiting and (agent := endpoint.agent) is not None:
+            if agent.backed_up:
+                agent.when_drained(lambda: self._drain(endpoint))
+                return
+            call = endpoint.waiting.next()
+            if call.ended:
+                continue
+            if call.allow is not None and not self._still(call, call.allow):
+                self._refuse(call, "what the decision rested on changed while the target was busy")
+            else:
+                self._hand_over(call, endpoint, agent)
+
+    def _hand_over(self, call: Call, endpoint: Endpoint, agent: Channel) -> None:
+        """Give each side its ends of the pipes, and step out of the way."""
+        client = call.client
+        if client is None or not self._untaken.admits(call.source):
+            self._fail(call, "the caller does not take its pipes")
+            return
         try:
             pipes = Pipes.make()
         except OSError as e:
@@ -663,17 +710,18 @@ class Broker:
             if call.command
             else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
         )
-        agent, client = endpoint.agent, call.client
         try:
             if self._pipes.take(call):
                 pipes.enlarge()
-            if agent is None or not agent.send(message, pipes.service):
+            if not agent.send(message, pipes.service):
                 self._fail(call, "the target does not take the call")
                 return
             call.serving = endpoint.serving
             call.serving[call.id] = call
-            if client is not None:
-                client.send(wire.ACCEPTED, pipes.caller)
+            if client.send(wire.ACCEPTED, pipes.caller):
+                self._untaken.add(client, call.source)
+            else:
+                self._fail(call, "the caller does not take its pipes")
         finally:
             pipes.close()
 
@@ -705,6 +753,7 @@ class Broker:
             sparing.info("a call failed", qube=call.source, call=call.id, reason=reason)
         endpoint = self._dom0 if call.source == DOM0 else self._endpoints.get(call.source)
         if call.client is not None:
+            self._untaken.remove(call.client)
             if message is not None:
                 call.client.send(message)
             call.client.finish()

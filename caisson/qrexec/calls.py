@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from caisson.policy import Allow
 from caisson.qrexec import audit
 from caisson.qrexec.channel import Channel
 
@@ -40,6 +41,7 @@ class Call:
     """One call from its request to its end."""
 
     __slots__ = (
+        "allow",
         "answered_by",
         "argument",
         "client",
@@ -70,6 +72,7 @@ class Call:
         self.started = time.monotonic()
         self.source = source
         self.told_source = source
+        self.allow: Allow | None = None
         self.client = client
         self.uid = client.uid if client else 0
         self.service = ""
@@ -195,3 +198,47 @@ class PipeBudget:
             self._used[call.source] -= 1
             if not self._used[call.source]:
                 del self._used[call.source]
+
+
+class Untaken:
+    """Callers that have not read their pipes yet.
+
+    The kernel bounds how many descriptors may lie unread in all of the broker's sockets together:
+    a qube may have as many calls like that as others leave free, so there is always room.
+
+    Args:
+        budget: how many there may be in all.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._channels: dict[Channel, str] = {}
+        self._by_source: dict[str, int] = {}
+
+    def admits(self, source: str) -> bool:
+        """Whether another call of this qube may get pipes."""
+        for _ in range(min(2, len(self._channels))):
+            # Look at the two that were looked at longest ago.
+            channel = next(iter(self._channels))
+            owner = self._channels.pop(channel)
+            if channel.unread:
+                self._channels[channel] = owner
+            else:
+                self._forget(owner)
+        return self._by_source.get(source, 0) < self._budget - len(self._channels)
+
+    def add(self, channel: Channel, source: str) -> None:
+        """Pipes were sent."""
+        self._channels[channel] = source
+        self._by_source[source] = self._by_source.get(source, 0) + 1
+
+    def remove(self, channel: Channel) -> None:
+        """The session ended."""
+        owner = self._channels.pop(channel, None)
+        if owner is not None:
+            self._forget(owner)
+
+    def _forget(self, owner: str) -> None:
+        self._by_source[owner] -= 1
+        if not self._by_source[owner]:
+            del self._by_source[owner]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
+import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -18,6 +20,7 @@ _buffer = bytearray(LONGEST + 1)
 _view = memoryview(_buffer)
 _BROKEN = socket.MSG_TRUNC | socket.MSG_CTRUNC
 _READS_A_TURN = 8
+_count = array.array("i", [0])
 
 
 class Channel:
@@ -31,6 +34,8 @@ class Channel:
     """
 
     __slots__ = (
+        "_behind",
+        "_drained",
         "_fd",
         "_loop",
         "_on_closed",
@@ -56,10 +61,13 @@ class Channel:
         self._sock: socket.socket | None = sock
         # By number: for a socket the event loop builds a text that it then throws away.
         self._fd = sock.fileno()
+        # The kernel says "writable" again below this, so waiting for that never spins.
+        self._behind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4
         self._queue = queue
         self._on_message = on_message
         self._on_closed = on_closed
         self._out: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._drained: Callable[[], None] | None = None
         self._writing = False
         self.closing = False
         self.pid, self.uid, self.gid = peer_of(sock)
@@ -80,6 +88,29 @@ class Channel:
     def open(self) -> bool:
         """Whether the socket is open."""
         return self._sock is not None
+
+    @property
+    def unread(self) -> int:
+        """Bytes of the kernel's that hold what was sent and the peer has not read yet."""
+        if self._sock is None:
+            return 0
+        fcntl.ioctl(self._fd, termios.TIOCOUTQ, _count)
+        return _count[0]
+
+    @property
+    def backed_up(self) -> bool:
+        """Whether the peer is behind with reading: descriptors should not wait on its account."""
+        return bool(self._out) or self.unread > self._behind
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call once when the peer has read most of what was sent."""
+        self._drained = callback
+        self._watch_writing()
+
+    def _watch_writing(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._writable)
 
     def _readable(self) -> None:
         for _ in range(_READS_A_TURN):
@@ -129,9 +160,7 @@ class Channel:
         if len(self._out) >= self._queue:
             return False
         self._out.append((message, tuple(_duplicates(descriptors))))
-        if not self._writing:
-            self._writing = True
-            self._loop.add_writer(self._fd, self._writable)
+        self._watch_writing()
         return True
 
     def _transmit(self, message: bytes, descriptors: Sequence[int]) -> None:
@@ -157,6 +186,9 @@ class Channel:
         self._stop_writing()
         if self.closing:
             self.close()
+        elif self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained()
 
     def _stop_writing(self) -> None:
         if self._writing and self._sock is not None:
@@ -180,6 +212,7 @@ class Channel:
         self._stop_writing()
         self._sock.close()
         self._sock = None
+        self._drained = None
         while self._out:
             _close_all(self._out.popleft()[1])
 

@@ -38,8 +38,54 @@ MOST_SILENT = 64
 MOST_UNDECIDED = 16
 MOST_APPLICANTS = 16
 FIRST_MESSAGE_TIMEOUT = 10.0
-AGENT_QUEUE = 256
-CLIENT_QUEUE = 4
+MOST_WAITING = 4096
+# A client that does not read two short messages is closed; calls wait for an agent elsewhere.
+AGENT_QUEUE = 8
+CLIENT_QUEUE = 0
+
+
+class Waiting:
+    """Calls for an agent that is behind; callers take turns, so that none waits for a flood.
+
+    They hold no pipes yet: descriptors in an unread queue count against the whole broker.
+    """
+
+    def __init__(self) -> None:
+        self._by_source: dict[str, deque[tuple[float, Call]]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, deadline: float, call: Call) -> None:
+        """Let a call wait."""
+        self._by_source.setdefault(call.source, deque()).append((deadline, call))
+        self._count += 1
+
+    def next(self) -> Call:
+        """The call whose turn it is; there must be one."""
+        source = next(iter(self._by_source))
+        calls = self._by_source.pop(source)
+        _, call = calls.popleft()
+        if calls:
+            self._by_source[source] = calls
+        self._count -= 1
+        return call
+
+    def expired(self, now: float) -> list[Call]:
+        """Take out the calls that waited too long."""
+        found: list[Call] = []
+        for source, calls in tuple(self._by_source.items()):
+            while calls and calls[0][0] <= now:
+                found.append(calls.popleft()[1])
+            if not calls:
+                del self._by_source[source]
+        self._count -= len(found)
+        return found
+
+    def take_all(self) -> list[Call]:
+        """Take out all calls."""
+        return self.expired(float("inf"))
 
 
 class Owner(Protocol):
@@ -102,6 +148,7 @@ class Endpoint:
         self.calls: set[Call] = set()
         self.serving: dict[int, Call] = {}
         self.undecided: deque[Call] = deque()
+        self.waiting = Waiting()
         self.served = False
 
     @property

@@ -629,22 +629,58 @@ async def test_a_thousand_calls_are_in_flight_without_loss():
         assert len(rig.audit()) == 1000
 
 
-async def test_stalled_agent_delays_no_other_qube():
-    """An agent that never reads fills its own queue; other calls pass meanwhile."""
+async def test_stalled_agent_delays_no_other_qube_and_loses_no_call():
+    """An agent that is far behind: its calls wait without descriptors; other calls pass."""
     async with broker_rig(ALLOW) as rig:
         await rig.run("work")
-        await rig.run("stuck")
+        stuck = await rig.run("stuck")
         vault = await rig.run("vault")
-        stuck = [await rig.call("work", "stuck", "my.Service") for _ in range(700)]
-        failed = 0
+        calls = [await rig.call("work", "stuck", f"my.Service+{n}") for n in range(700)]
         for number in range(20):
             client = await rig.call("work", "vault", f"my.Service+{number}")
             await (await vault.next_call()).end(0)
             assert await outcome(client) == b"X0"
-        for client in stuck:
-            with contextlib.suppress(BlockingIOError):
-                failed += client.sock.recv(100)[:1] == b"E"
-        assert failed > 0, "the queue of the stalled agent has no bound"
+        for _ in calls:
+            service = await stuck.next_call()
+            await service.end(int(service.descriptor.partition("+")[2]) % 256)
+        for number, client in enumerate(calls):
+            assert await outcome(client) == b"X%d" % (number % 256)
+
+
+async def test_flood_for_a_stalled_agent_lets_another_caller_take_its_turn():
+    """Callers take turns, however many calls one of them has waiting."""
+    async with broker_rig(ALLOW) as rig:
+        for name in ("evil", "work"):
+            await rig.run(name)
+        agent = await rig.run("vault")
+        for number in range(600):
+            await rig.call("evil", "vault", f"my.Flood+{number}")
+        await rig.call("work", "vault", "my.Honest")
+        before = 0
+        while (service := await agent.next_call()).descriptor != "my.Honest+":
+            await service.end(0)
+            before += 1
+        service.close()
+        assert before < 400
+
+
+async def test_call_that_waited_is_judged_again():
+    """The policy changed while the target's agent was behind: the new one counts."""
+    async with broker_rig(ALLOW) as rig:
+        await rig.run("work")
+        agent = await rig.run("vault")
+        calls = [await rig.call("work", "vault", "my.Service") for _ in range(400)]
+        rig.policy("* * * * deny\n")
+        answers = set()
+        served = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                await (await agent.next_call(1.0)).end(0)
+                served += 1
+        for client in calls:
+            answers.add(await outcome(client))
+        assert answers == {b"X0", b"R"}
+        assert 0 < served < 400
 
 
 async def test_audit_that_cannot_be_written_stops_calls_until_it_can():
