@@ -14,6 +14,7 @@ The parents stay with root, so that the broker can never put a link to elsewhere
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -98,10 +99,18 @@ def remove_qube(paths: Paths, name: QubeName) -> None:
         return
     try:
         for entry in os.listdir(directory):  # noqa: PTH208 - by descriptor
-            os.unlink(entry, dir_fd=directory)
+            # The broker removes its socket at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry, dir_fd=directory)
     finally:
         os.close(directory)
     path.rmdir()
+
+
+def socket_dirs(paths: Paths) -> list[QubeName]:
+    """The qubes that have a directory, also those that ended while no daemon looked."""
+    found = os.listdir(paths.socket_dir(QubeName("x")).parent)  # noqa: PTH208 - names, not paths
+    return [QubeName.parse(name) for name in found]
 
 
 def _make(path: Path, uid: int, gid: int, mode: int) -> None:

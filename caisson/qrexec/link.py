@@ -30,7 +30,7 @@ import structlog
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import QubeName, shown
 from caisson.paths import Paths
-from caisson.qrexec.directories import prepare, prepare_qube, remove_qube
+from caisson.qrexec.directories import prepare, prepare_qube, remove_qube, socket_dirs
 
 LONGEST_LINE = 16 * 1024 * 1024
 ACK_TIMEOUT = 10.0
@@ -234,6 +234,9 @@ class BrokerLink:
     async def start(self) -> None:
         """Make the broker's directories and listen; call it after running qubes were adopted."""
         self._prepare()
+        for name in socket_dirs(self._paths):
+            if name not in self._open:
+                self._remove(name)
         path = self._paths.link
         path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -297,6 +300,9 @@ class BrokerLink:
         self._open.pop(name, None)
         if self._peer is not None:
             self._peer.send(CloseQube(name))
+        self._remove(name)
+
+    def _remove(self, name: QubeName) -> None:
         try:
             remove_qube(self._paths, name)
         except OSError as e:

@@ -26,7 +26,8 @@ def story(whole: Whole) -> Iterator[Whole]:
     for argv in (
         "qvm-create sys-net -l red --property provides_network=True --property netvm=",
         f"qvm-features sys-net net.uplink netns:{whole.netns()}",
-        "qvm-create sys-firewall -l green --property provides_network=True --property netvm=sys-net",
+        "qvm-create sys-firewall -l green --property provides_network=True",
+        "qvm-prefs sys-firewall netvm sys-net",
         "qvm-create untrusted -l red --property netvm=sys-firewall",
         "qvm-create wallet -l blue --property netvm=",
         "qvm-start untrusted wallet",
