@@ -20,14 +20,16 @@ from caisson.network.namespaces import Namespace
 from caisson.network.netlink import Channel, RefusedError
 
 _SYSCTL = Path("/proc/sys/net")
-INNER = {
+INNER = {"ipv6/conf/{}/disable_ipv6": "1"}
+# The outer end has one legitimate source; and it answers ARP for its own address only.
+OUTER = {
     "ipv6/conf/{}/disable_ipv6": "1",
     "ipv4/conf/{}/accept_redirects": "0",
     "ipv4/conf/{}/send_redirects": "0",
     "ipv4/conf/{}/accept_source_route": "0",
+    "ipv4/conf/{}/rp_filter": "1",
+    "ipv4/conf/{}/arp_ignore": "1",
 }
-# The outer end has one legitimate source; and it answers ARP for its own address only.
-OUTER = INNER | {"ipv4/conf/{}/rp_filter": "1", "ipv4/conf/{}/arp_ignore": "1"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class End:
 def set_defaults(namespace: Namespace) -> None:
     """Let all interfaces to come be like outer ends.
 
-    Settings by name cost more the more interfaces there are; defaults do not.
+    To find a setting by the name of an interface takes longer the more namespaces have one of
+    that name, 0.5 ms at 1,000 of them.
     """
     namespace.run(_write, "default", OUTER)
     # The kernel sends redirects when either this or the interface's own setting says so.
