@@ -3,6 +3,9 @@
 Calls are refused while the log cannot be written (full disk): a call that left no trace would be
 worse than one that is made again. What ended meanwhile waits in memory; what does not fit there
 is counted, and the count is written as soon as it can be.
+
+A call is one line, written when it ends. Until then it stands in a journal beside the log, so
+that a broker that is killed leaves no call unwritten: the next one finds it there.
 """
 
 from __future__ import annotations
@@ -16,14 +19,83 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
+from caisson.qrexec.link import plain_name
+
 _log = structlog.get_logger("audit")
+_journal = msgspec.json.Encoder(enc_hook=plain_name)
 
 LARGEST = 64 * 1024 * 1024
 KEPT = 8
 LONGEST_TEXT = 2048
 WAITING = 1024
+
+
+class Journal:
+    """The calls that are in flight, each in a slot of a file.
+
+    Args:
+        path: the file; its directory belongs to the broker.
+    """
+
+    SLOT = 1024
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = -1
+        self._free: list[int] = []
+        self._slots = 0
+
+    def open(self) -> list[dict[str, Any]]:
+        """Open the file; gives what an earlier broker left in it, which is then gone from it.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(self._path, flags, 0o600)
+        left = []
+        size = os.fstat(self._file).st_size
+        for offset in range(0, size, self.SLOT):
+            line, ended, _ = os.pread(self._file, self.SLOT, offset).partition(b"\n")
+            if ended and not line.startswith(b"\0"):
+                with contextlib.suppress(ValueError):
+                    left.append(json.loads(line))
+        return left
+
+    def clear(self) -> None:
+        """Forget everything."""
+        os.ftruncate(self._file, 0)
+        self._free.clear()
+        self._slots = 0
+
+    def begin(self, record: dict[str, Any]) -> int:
+        """Write down a call that begins; gives its slot.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        line = _journal.encode(record)
+        if len(line) >= self.SLOT:
+            line = _journal.encode({k: str(v)[:32] for k, v in record.items() if v})
+        slot = self._free.pop() if self._free else self._slots
+        os.pwrite(self._file, line + b"\n", slot * self.SLOT)
+        self._slots = max(self._slots, slot + 1)
+        return slot
+
+    def end(self, slot: int) -> None:
+        """The call stands in the log now."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, b"\0", slot * self.SLOT)
+        self._free.append(slot)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 class Audit:
@@ -44,6 +116,22 @@ class Audit:
         self._waiting: deque[bytes] = deque()
         self._lost = 0
         self._failing = False
+        self._journal = Journal(path.with_name(f"{path.stem}.inflight"))
+
+    def begin(self, record: dict[str, Any]) -> int | None:
+        """Note a call that begins, as it will be told if nobody is left to tell how it ended.
+
+        Returns:
+            Its slot for `end`; None: it cannot be noted, so it must not begin.
+        """
+        try:
+            return self._journal.begin(record)
+        except OSError:
+            return None
+
+    def end(self, slot: int) -> None:
+        """The call was written by `write`."""
+        self._journal.end(slot)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one record; never fails: see `ready`."""
@@ -60,7 +148,11 @@ class Audit:
         return not self._failing
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
+        self._close_file()
+        self._journal.close()
+
+    def _close_file(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -69,6 +161,7 @@ class Audit:
         try:
             if self._file < 0:
                 self._open()
+                self._recover()
             while self._waiting:
                 self._write_first()
             if self._lost:
@@ -101,13 +194,21 @@ class Audit:
         self._file = os.open(self._path, flags, 0o640)
         self._size = os.fstat(self._file).st_size
 
+    def _recover(self) -> None:
+        """Write down the calls that a killed broker left in flight."""
+        left = self._journal.open()
+        for record in left:
+            self._waiting.append(encode(record))
+            self._write_first()
+        self._journal.clear()
+
     def _rotate(self) -> None:
         for n in range(self._kept, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{n}")
             newer = self._path.with_name(f"{self._path.name}.{n - 1}") if n > 1 else self._path
             with contextlib.suppress(FileNotFoundError):
                 newer.rename(older)
-        self.close()
+        self._close_file()
         self._open()
 
 

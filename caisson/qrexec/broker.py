@@ -699,6 +699,10 @@ class Broker:
         if client is None or not self._untaken.admits(call.source):
             self._fail(call, "the caller does not take its pipes")
             return
+        call.slot = self._audit.begin(call.record(Ended.BROKER_GONE, None, ""))
+        if call.slot is None:
+            self._refuse(call, "the audit log cannot be written")
+            return
         try:
             pipes = Pipes.make()
         except OSError as e:
@@ -749,22 +753,28 @@ class Broker:
             return
         call.ended = True
         self._audit.write(call.record(how, code, reason))
+        if call.slot is not None:
+            self._audit.end(call.slot)
         if how in {Ended.REFUSED, Ended.FAILED} and reason:
             sparing.info("a call failed", qube=call.source, call=call.id, reason=reason)
+        client, call.client = call.client, None
         endpoint = self._dom0 if call.source == DOM0 else self._endpoints.get(call.source)
-        if call.client is not None:
-            self._untaken.remove(call.client)
+        if client is not None:
+            self._untaken.remove(client)
             if message is not None:
-                call.client.send(message)
-            call.client.finish()
+                client.send(message)
+            client.finish()
             if endpoint is not None:
-                endpoint.forget(call.client)
-            call.client = None
+                endpoint.forget(client)
+        if endpoint is not None:
+            endpoint.calls.discard(call)
+        self._give_back(call)
+
+    def _give_back(self, call: Call) -> None:
+        """What a call held, other than its client."""
         if call.serving is not None:
             call.serving.pop(call.id, None)
             call.serving = None
-        if endpoint is not None:
-            endpoint.calls.discard(call)
         self._pipes.give_back(call)
         if call.disposable:
             self._discard(call.disposable)

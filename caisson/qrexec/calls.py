@@ -35,6 +35,7 @@ class Ended(StrEnum):
     FAILED = "failed"
     CALLER_GONE = "caller-gone"
     TARGET_GONE = "target-gone"
+    BROKER_GONE = "broker-gone"
 
 
 class Call:
@@ -58,6 +59,7 @@ class Call:
         "service",
         "serving",
         "shielded",
+        "slot",
         "source",
         "started",
         "target",
@@ -90,6 +92,7 @@ class Call:
         self.serving: dict[int, Call] | None = None
         self.task: asyncio.Task[None] | None = None
         self.shielded = False
+        self.slot: int | None = None
         self.enlarged = False
         self.ended = False
 

@@ -331,6 +331,7 @@ async def test_killed_broker_comes_back_to_running_qubes():
         rig.start_broker()
         await rig.ready()
         agent = await rig.agent("vault")
+        assert (await rig.audited(service="my.Old"))["ended"] == "broker-gone"
         # The exit code of a call of the former broker means nothing to this one.
         await agent.peer.send(b"X%d\x007" % old.id)
         client = await rig.call("work", "vault", "my.New")

@@ -29,7 +29,7 @@ def test_log_is_rotated_by_size_and_old_files_go(tmp_path: Path):
     for number in range(1000):
         audit.write({"id": number})
     audit.close()
-    files = sorted(tmp_path.iterdir())
+    files = sorted(tmp_path.glob("audit.jsonl*"))
     assert [f.name for f in files] == [
         "audit.jsonl", "audit.jsonl.1", "audit.jsonl.2", "audit.jsonl.3",
     ]  # fmt: skip
@@ -37,6 +37,25 @@ def test_log_is_rotated_by_size_and_old_files_go(tmp_path: Path):
     lines = [line for f in (*files[:0:-1], files[0]) for line in f.read_text().splitlines()]
     ids = [json.loads(line)["id"] for line in lines]
     assert ids == list(range(ids[0], 1000))
+
+
+def test_calls_in_flight_when_a_broker_was_killed_are_written_by_the_next(tmp_path: Path):
+    """Whatever was begun and not ended is found, once; slots are used again."""
+    audit = Audit(tmp_path / "audit.jsonl")
+    assert audit.ready()
+    slots = {n: audit.begin({"id": n, "ended": "broker-gone"}) for n in range(5)}
+    for number in (1, 3):
+        audit.write({"id": number, "ended": "exited"})
+        slot = slots[number]
+        assert slot is not None
+        audit.end(slot)
+    assert audit.begin({"id": 5, "argument": "+" + "a" * 60_000}) in {slots[1], slots[3]}
+    for _ in range(2):
+        audit = Audit(tmp_path / "audit.jsonl")
+        assert audit.ready()
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [int(r["id"]) for r in records[:2]] == [1, 3]
+    assert sorted(int(r["id"]) for r in records[2:]) == [0, 2, 4, 5]
 
 
 def test_log_is_appended_to_after_a_restart(tmp_path: Path):
