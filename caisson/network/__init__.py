@@ -28,7 +28,7 @@ import structlog
 from caisson.errors import NetworkError
 from caisson.findings import Finding
 from caisson.names import QubeName
-from caisson.network import addresses, conntrack, doctor, links, nft, rules, uplink
+from caisson.network import addresses, conntrack, doctor, links, nft, rules, settings, uplink
 from caisson.network.links import End
 from caisson.network.namespaces import Namespace, Worker, remember_machine_root
 from caisson.network.uplink import Uplink, UplinkKind
@@ -37,7 +37,6 @@ __all__ = ["Endpoint", "Network", "Uplink", "UplinkKind", "remember_machine_root
 
 _log = structlog.get_logger(__name__)
 _OWN = Path("/proc/self/ns/net")
-_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class Network:
             gone = namespace.run(_known) - present
             namespace.run(nft.run, rules.provider(sorted(present), targets))
             links.set_defaults(namespace)
-            namespace.run(_forward)
+            namespace.run(settings.enable_forwarding)
             if of is not None:
                 uplink.bring_up(self._instance, provider.qid, of, namespace, self._machine)
             return [address for _, address in gone]
@@ -226,12 +225,3 @@ def _forget_connections(provider: Endpoint, of: Collection[IPv4Address]) -> None
             outer.run(conntrack.forget, of)
         except NetworkError as error:
             _log.warning("connections of an ended qube are kept", error=str(error))
-
-
-def _forward() -> None:
-    """Let a network qube forward; its rules are in place."""
-    try:
-        if _FORWARD.read_text().strip() == "0":
-            _FORWARD.write_text("1")
-    except OSError as error:
-        raise NetworkError(f"cannot write `{_FORWARD}`: {error.strerror}") from error

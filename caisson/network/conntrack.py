@@ -47,7 +47,10 @@ def forget(sources: Collection[IPv4Address]) -> int:
             channel.send(_request(_DELETE, _ACK, number, _identity(body)))
             code = _end_of(channel, number)
             if code not in (0, errno.ENOENT):
-                raise NetworkError(f"cannot drop a connection: {os.strerror(code)}")
+                raise NetworkError(
+                    f"cannot drop a connection: {os.strerror(code)}",
+                    hint="restart the network qube to be sure that none is left",
+                )
     return len(found)
 
 

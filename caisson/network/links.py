@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from caisson.errors import NetworkError
-from caisson.network import netlink
+from caisson.network import netlink, settings
 from caisson.network.namespaces import Namespace
 from caisson.network.netlink import Channel, RefusedError
 
-_SYSCTL = Path("/proc/sys/net")
 INNER = {"ipv6/conf/{}/disable_ipv6": "1"}
 # The outer end has one legitimate source; and it answers ARP for its own address only.
 OUTER = {
@@ -150,7 +148,10 @@ def _make(inner: End, inside: Channel, outer: End, outside: Channel) -> None:
         raise RefusedError(made, outside.where)
     far = netlink.interface_of(found)
     if far is None or far.peer is None:
-        raise NetworkError(f"the interface `{outer.interface}` is gone as soon as it was made")
+        raise NetworkError(
+            f"the interface `{outer.interface}` is gone as soon as it was made",
+            hint="one of the two qubes has just ended; start it again",
+        )
     for end in (outer, inner):
         end.namespace.run(_write, end.interface, end.settings)
     here, there = str(inner.address), str(outer.address)
@@ -192,13 +193,6 @@ def _delete(channel: Channel, interface: str) -> None:
         raise RefusedError(answer, channel.where)
 
 
-def _write(interface: str, settings: Mapping[str, str]) -> None:
-    for name, value in settings.items():
-        path = _SYSCTL / name.format(interface)
-        try:
-            path.write_text(value)
-        except FileNotFoundError:
-            if not name.startswith("ipv6/"):  # a kernel without IPv6 needs none of it off
-                raise NetworkError(f"the kernel has no setting `{path}`") from None
-        except OSError as error:
-            raise NetworkError(f"cannot write `{path}`: {error.strerror}") from error
+def _write(interface: str, values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        settings.write(name.format(interface), value)

@@ -114,7 +114,9 @@ class Namespace:
             kind = 0
         if kind != _CLONE_NEWNET:
             os.close(descriptor)
-            raise NetworkError(f"{what} is not a network namespace: `{path}`")
+            raise NetworkError(
+                f"{what} is not a network namespace: `{path}`", hint="make one: ip netns add NAME"
+            )
         return cls(descriptor, what)
 
     @classmethod

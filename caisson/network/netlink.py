@@ -31,6 +31,11 @@ _F_REPLACE, _F_EXCL, _F_CREATE = 0x100, 0x200, 0x400
 _F_ACK_TLVS = 0x200
 _ATTRIBUTE_MESSAGE = 1
 _PATIENCE = 10.0
+_HINTS = {
+    errno.EPERM: "qubesd needs root: CAP_NET_ADMIN over the qube's namespace",
+    errno.EOPNOTSUPP: "load the kernel module `veth`",
+    errno.ENODEV: "the qube has just ended; start it again",
+}
 _BUFFER = 1 << 16
 
 NEW = _F_CREATE | _F_EXCL
@@ -97,7 +102,10 @@ class RefusedError(NetworkError):
 
     def __init__(self, answer: Answer, where: str) -> None:
         reason = os.strerror(answer.code) + (f" ({answer.detail})" if answer.detail else "")
-        super().__init__(f"cannot {answer.request.what} in {where}: {reason}")
+        super().__init__(
+            f"cannot {answer.request.what} in {where}: {reason}",
+            hint=_HINTS.get(answer.code, "see what this machine lacks: `caisson doctor`"),
+        )
         self.code = answer.code
         self.request = answer.request
 

@@ -11,7 +11,6 @@ The feature `net.uplink` of that qube says which kind:
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -25,11 +24,10 @@ import structlog
 
 from caisson.errors import NetworkError
 from caisson.names import shown
-from caisson.network import addresses, links, nft, resolvers, rules
+from caisson.network import addresses, links, nft, resolvers, rules, settings
 from caisson.network.links import End, TakenError
 from caisson.network.namespaces import Namespace, valid_name
 
-_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _log = structlog.get_logger(__name__)
 
 
@@ -193,17 +191,9 @@ def _forget(instance: str, gone: Callable[[str], bool]) -> None:
 
 
 def _enable_forwarding() -> None:
-    try:
-        if _FORWARD.read_text().strip() != "0":
-            return
-        _FORWARD.write_text("1")
-    except OSError as error:
-        raise NetworkError(
-            f"cannot write `{_FORWARD}`: {error.strerror or errno.errorcode.get(error.errno or 0)}",
-            hint="allow it, or set the uplink to `netns:NAME` and route there yourself",
-        ) from error
-    _log.warning(
-        "the machine forwards IPv4 packets from now on",
-        setting=str(_FORWARD),
-        reason="uplink of the kind `nat`",
-    )
+    if settings.enable_forwarding():
+        _log.warning(
+            "the machine forwards IPv4 packets from now on",
+            setting=settings.FORWARDING,
+            reason="uplink of the kind `nat`",
+        )
