@@ -17,7 +17,7 @@ use crate::barriers;
 use crate::children::Children;
 use crate::connection::{Connection, Descriptors};
 use crate::message::{self, ToAgent};
-use crate::process::exit_code;
+use crate::process::{self, exit_code};
 use crate::service::{self, Settings, Work};
 use crate::speak::{Reason, Shown};
 use crate::sys::call::{self, signal};
@@ -63,7 +63,7 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
     let report = barriers::report(VERSION, capabilities, &[]);
     call::block_signals();
     call::default_signals();
-    occupy_standard_descriptors();
+    process::occupy_standard_descriptors();
     let signals = match call::signal_descriptor(&[signal::CHILD, signal::TERMINATE, signal::INTERRUPT]) {
         Ok(signals) => signals,
         Err(error) => {
@@ -98,19 +98,6 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
     loop {
         if let Some(code) = agent.turn() {
             return code;
-        }
-    }
-}
-
-/// Make sure that what we open later never becomes 0, 1 or 2 by accident.
-fn occupy_standard_descriptors() {
-    loop {
-        let null = rustix::fs::open(c_string(&[b"/dev/null"]), OFlags::RDWR, Mode::empty());
-        match null {
-            Ok(fd) if fd.as_raw_fd() <= 2 => {
-                call::keep_open(fd);
-            }
-            _ => return,
         }
     }
 }
@@ -182,12 +169,12 @@ impl Agent {
             ];
             let report =
                 self.report.take().unwrap_or_else(|| barriers::report(VERSION, self.capabilities, &own));
-            if let Some(hello) = message::hello(&report) {
-                if connection.send(&hello).is_ok() {
-                    self.link = Link::Up { connection, admitted: false };
-                    return;
-                }
+            let heard = message::hello(&report).is_some_and(|hello| connection.send(&hello).is_ok());
+            self.link = Link::Up { connection, admitted: false };
+            if !heard {
+                self.disconnect();
             }
+            return;
         }
         // Watch before the next attempt, so that no change is missed.
         if watch.is_none() {

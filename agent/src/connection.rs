@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{
@@ -10,7 +10,7 @@ use rustix::net::{
     SocketAddrUnix, SocketFlags, SocketType,
 };
 
-use crate::text;
+use crate::{process, text};
 
 /// Longer paths do not fit into a socket address.
 const LONGEST_ADDRESS: usize = 107;
@@ -34,8 +34,13 @@ pub struct Received {
 impl Connection {
     /// Connect to the socket at `path`.
     pub fn open(path: &[u8]) -> Result<Self, Errno> {
-        let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut socket = new_socket()?;
+        if socket.as_raw_fd() <= 2 {
+            // We were started with a standard descriptor closed: nothing of ours may take its place.
+            drop(socket);
+            process::occupy_standard_descriptors();
+            socket = new_socket()?;
+        }
         if path.len() <= LONGEST_ADDRESS {
             rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
             return Ok(Self(socket));
@@ -47,7 +52,7 @@ impl Connection {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        let number = rustix::fd::AsRawFd::as_raw_fd(&directory);
+        let number = directory.as_raw_fd();
         let short = text::c_string(&[alloc::format!("/proc/self/fd/{number}/").as_bytes(), name]);
         rustix::net::connect(&socket, &SocketAddrUnix::new(short.as_bytes())?)?;
         Ok(Self(socket))
@@ -93,6 +98,10 @@ impl Connection {
         }
         Ok(received)
     }
+}
+
+fn new_socket() -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
 impl AsFd for Connection {

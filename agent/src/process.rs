@@ -1,4 +1,23 @@
-//! How processes end.
+//! How processes begin and end.
+
+use rustix::fd::AsRawFd;
+use rustix::fs::{Mode, OFlags};
+
+use crate::sys::call;
+use crate::text::c_string;
+
+/// Make sure that what we open later never becomes 0, 1 or 2 by accident.
+pub fn occupy_standard_descriptors() {
+    loop {
+        let null = rustix::fs::open(c_string(&[b"/dev/null"]), OFlags::RDWR, Mode::empty());
+        match null {
+            Ok(fd) if fd.as_raw_fd() <= 2 => {
+                call::keep_open(fd);
+            }
+            _ => return,
+        }
+    }
+}
 
 /// The exit code that a caller sees: the low eight bits, or 128 + n after signal n.
 pub fn exit_code(wait_status: i32) -> i32 {
