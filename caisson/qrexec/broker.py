@@ -150,8 +150,10 @@ class Broker:
             self._rules.current()
             self._listen(self._dom0)
             wanted = set(snapshot.open)
-            for name in [n for n in self._endpoints if n not in wanted]:
-                self._close(name)
+            # A qube that ended and came back while the link was down has a new directory.
+            for name, endpoint in tuple(self._endpoints.items()):
+                if name not in wanted or not endpoint.reachable:
+                    self._close(name)
             for name in snapshot.open:
                 self._open(name)
             for endpoint in self._endpoints.values():

@@ -156,6 +156,11 @@ class Endpoint:
         """Whether this is the admin qube, whose calls are not policed."""
         return self.name == "dom0"
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the socket is still where the qube looks for it."""
+        return self._path.is_socket()
+
     def listen(self) -> None:
         """Bind the socket, in place of an earlier broker's.
 
