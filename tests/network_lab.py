@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from caisson.names import QubeName
 from caisson.network import Endpoint, Network, Uplink, nft
@@ -99,11 +99,14 @@ class Box:
 class Lab:
     """A network under test, its qubes, and the world outside of them."""
 
+    names: ClassVar[set[str]] = set()
+
     def __init__(self) -> None:
         self.worker = Worker()
         self.sockets: list[socket.socket] = []
         self.boxes: list[Box] = []
         self.outside_name = f"caisson-test-{secrets.token_hex(4)}"
+        self.names.add(self.outside_name)
         self.instance = secrets.token_hex(4)
         self.networks: list[Network] = []
         self.outside = self.box("outside", 10000)

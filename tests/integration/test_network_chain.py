@@ -407,4 +407,4 @@ async def test_the_doctor_finds_a_firewall_that_drops_forwarded_packets(lab: Lab
 def test_nothing_of_the_laboratory_is_left():
     """Runs last in this file: no named namespace of a test outlives it."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    assert "caisson-test-" not in listed.stdout
+    assert Lab.names.isdisjoint(listed.stdout.split())
