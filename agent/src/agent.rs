@@ -75,6 +75,10 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
     let service_path = environment::get(environment, b"QREXEC_SERVICE_PATH");
+    if first_process {
+        // The qube's root must not trace us or look at what we have open.
+        let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    }
     let mut agent = Agent {
         socket: environment::get(environment, b"CAISSON_SOCKET").unwrap_or(SOCKET),
         first_process,
@@ -369,7 +373,7 @@ impl Agent {
     fn refuse(&mut self, id: u64, descriptors: &Descriptors, text: &str) {
         if let [_, _, Some(stderr)] = descriptors {
             let _ = rustix::fs::fcntl_setfl(stderr, OFlags::NONBLOCK);
-            let _ = rustix::io::write(stderr, alloc::format!("{text}\n").as_bytes());
+            let _ = rustix::io::write(stderr, alloc::format!("error: {text}\n").as_bytes());
         }
         self.children.failed(id, code::PROBLEM);
     }

@@ -13,7 +13,7 @@ use crate::connection::{Connection, Descriptors};
 use crate::environment::Environment;
 use crate::message::{self, ToClient};
 use crate::relay::{End, Local, Relay, Stream};
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call as system;
 use crate::text::{basename, c_string};
 use crate::{code, say};
@@ -74,9 +74,7 @@ impl Call<'_> {
                 code::REFUSED
             }
             Ok(ToClient::Failed { code, message }) => {
-                if !message.is_empty() {
-                    say!("error: {}", Shown(message));
-                }
+                speak::problem(message);
                 code
             }
             Ok(ToClient::Ended(code)) => code,

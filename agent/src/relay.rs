@@ -17,8 +17,7 @@ use crate::connection::Connection;
 use crate::filter;
 use crate::message::ToClient;
 use crate::process::exit_code;
-use crate::say;
-use crate::speak::Shown;
+use crate::speak;
 use crate::sys::call;
 
 /// Capacity of the pipes once a call turns out to move much.
@@ -318,9 +317,7 @@ impl Relay {
         match ToClient::parse(&buffer[..received.length]) {
             Ok(ToClient::Ended(code)) => Some(code),
             Ok(ToClient::Failed { code, message }) => {
-                if !message.is_empty() {
-                    say!("error: {}", Shown(message));
-                }
+                speak::problem(message);
                 Some(code)
             }
             _ => None,

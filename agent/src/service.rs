@@ -68,7 +68,7 @@ pub fn become_service(work: Work<'_>, user: &[u8], descriptors: Descriptors, set
     take_descriptors(&descriptors);
     enter_session();
     let Failure(code, text) = start(work, user, settings);
-    say!("{text}");
+    say!("error: {text}");
     call::exit(code)
 }
 

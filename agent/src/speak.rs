@@ -38,6 +38,17 @@ pub fn line(arguments: fmt::Arguments<'_>) {
     let _ = rustix::io::write(call::standard(2), &line.bytes[..=line.used]);
 }
 
+/// Print a problem that the broker tells, line by line; nothing where it gives no words.
+pub fn problem(message: &[u8]) {
+    for (at, text) in message.split(|&byte| byte == b'\n').filter(|text| !text.is_empty()).enumerate() {
+        if at == 0 {
+            say!("error: {}", Shown(text));
+        } else {
+            say!("{}", Shown(text));
+        }
+    }
+}
+
 /// Bytes of unknown origin, safe to show on a terminal.
 pub struct Shown<'a>(pub &'a [u8]);
 

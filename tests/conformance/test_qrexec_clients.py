@@ -149,8 +149,8 @@ def test_a_refusal_is_126_with_the_agreed_words(desk: Desk) -> None:
 def test_a_problem_is_told_without_control_characters(desk: Desk) -> None:
     """The broker's own code, and its words made harmless."""
     process = desk.start("work", "a.B")
-    desk.listener.accept().send(b"E125\0no room\x1b[2J")
-    assert finish(process) == (125, b"", b"error: no room\\x1b[2J\n")
+    desk.listener.accept().send(b"E125\0no room\x1b[2J\nhint: wait")
+    assert finish(process) == (125, b"", b"error: no room\\x1b[2J\nhint: wait\n")
 
 
 def test_every_exit_code_is_passed_on(desk: Desk) -> None:
@@ -632,7 +632,7 @@ def test_a_whole_call(desk: Desk) -> None:
         relay(desk, agent)
         code, _, stderr = finish(process)
         assert code == 127
-        assert stderr == b"there is no service `a.Missing+` in this qube\n"
+        assert stderr == b"error: there is no service `a.Missing+` in this qube\n"
 
         process = desk.start("-e", "work", "a.Hash")
         relay(desk, agent)
