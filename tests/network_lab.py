@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -107,6 +107,7 @@ class Lab:
         self.boxes: list[Box] = []
         self.outside_name = f"caisson-test-{secrets.token_hex(4)}"
         self.names.add(self.outside_name)
+        self.own_files = Path("/etc/netns") / self.outside_name
         self.instance = secrets.token_hex(4)
         self.networks: list[Network] = []
         self.outside = self.box("outside", 10000)
@@ -129,9 +130,10 @@ class Lab:
         subprocess.run(
             ["ip", "netns", "attach", self.outside_name, str(self.outside.process.pid)], check=True
         )
-        own = Path("/etc/netns") / self.outside_name
-        own.mkdir(parents=True)
-        (own / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+        while not self.own_files.exists():
+            with suppress(FileNotFoundError):  # another run has just removed the folder
+                self.own_files.mkdir(parents=True)
+        (self.own_files / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
         self.outside.sh(f"ip addr add {RESOLVER}/32 dev lo; ip addr add {SERVER}/32 dev lo")
         return Uplink.parse(f"netns:{self.outside_name}")
 
@@ -165,12 +167,11 @@ class Lab:
         for box in self.boxes:
             if box.process.poll() is None:
                 box.end()
-        own = Path("/etc/netns") / self.outside_name
-        if own.exists():
+        if Path("/run/netns", self.outside_name).exists():
             subprocess.run(["ip", "netns", "delete", self.outside_name], check=True)
-            shutil.rmtree(own)
-            if not any(own.parent.iterdir()):
-                own.parent.rmdir()
+        shutil.rmtree(self.own_files, ignore_errors=True)
+        with suppress(OSError):  # not empty, or not there
+            self.own_files.parent.rmdir()
 
 
 @dataclass
