@@ -89,6 +89,7 @@ class Instance:
         pid: its first process, as the host sees it.
         uid_base: the host's id of the qube's root.
         started: seconds since the epoch.
+        paused: True where `Engine.adopt` found it frozen.
     """
 
     def __init__(self, id_: str, name: QubeName, pid: int, uid_base: int, started: float) -> None:
@@ -97,6 +98,7 @@ class Instance:
         self.pid = pid
         self.uid_base = uid_base
         self.started = started
+        self.paused = False
         self._ended = asyncio.Event()
 
     @property

@@ -21,7 +21,6 @@ class MemoryInstance(Instance):
     def __init__(self, spec: RunSpec, pid: int, uid_base: int, obeys: bool) -> None:
         super().__init__(spec.id, spec.name, pid, uid_base, time.time())
         self.spec = spec
-        self.paused = False
         self.signals: list[signal.Signals] = []
         self._obeys = obeys
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
+from caisson.errors import QubeNotFoundError
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.events import EventBus
 from caisson.lifecycle.power import Power
@@ -21,6 +23,8 @@ class Ledger:
         self.powers: dict[Qube, Power] = {}
         self._store = store
         self._door = door
+        self._in_order = asyncio.Lock()
+        self._unheard: list[list[Event]] = []
 
     def power(self, qube: Qube) -> Power:
         """The run-time state of a qube."""
@@ -33,6 +37,15 @@ class Ledger:
         power = self.powers.get(qube)
         return PowerState.HALTED if power is None else power.state
 
+    def require(self, qube: Qube) -> None:
+        """Make sure that a qube was not removed while its turn was waited for.
+
+        Raises:
+            QubeNotFoundError: it was.
+        """
+        if self.system.qubes.get(qube.name) is not qube:
+            raise QubeNotFoundError(f"qube `{qube.name}` does not exist any more")
+
     def up(self, qube: Qube) -> bool:
         """Whether others may depend on the qube now."""
         return qube is self.system.dom0 or (qube in self.powers and self.powers[qube].up)
@@ -44,25 +57,47 @@ class Ledger:
         The write is synchronous for that reason, and takes about as long as a disk's flush.
 
         Raises:
-            StorageError: the store refused; nothing changed.
+            StorageError: the store refused; nothing changed, and nobody heard of it.
         """
-        self.events.publish(*change.before)
         before = dict.fromkeys(self.system.affected_by(change))
         self._store.write(change.ops)
         self.system.apply(change)
-        await self.tell(before | dict.fromkeys(self.system.affected_by(change)))
-        self.events.publish(*change.events)
+        names = before | dict.fromkeys(self.system.affected_by(change))
+        await self.announce(names, *change.before, *change.events)
 
-    async def tell(self, names: Iterable[QubeName]) -> None:
-        """Hand the broker what it knows of some qubes, anew."""
+    async def announce(self, names: Iterable[QubeName], *events: Event) -> None:
+        """Tell the broker of some qubes anew, then the listeners of what happened.
+
+        Everyone hears of changes in the order in which they were made, provided that nothing is
+        awaited between a change and this.
+        """
+        news = list(events)
+        self._unheard.append(news)
+        try:
+            async with self._in_order:
+                await self._tell(names)
+        finally:
+            place = next(i for i, other in enumerate(self._unheard) if other is news)
+            del self._unheard[place]
+            if place == 0:
+                self.events.publish(*news)
+            else:  # this task was cancelled while it waited for its turn
+                self._unheard[place - 1] += news
+
+    def publish(self, qube: Qube, name: str, /, **values: str) -> None:
+        """Tell the listeners of something that is no news to the broker, in its turn."""
+        event = Event(qube.name, name, values)
+        if self._unheard:
+            self._unheard[-1].append(event)
+        else:
+            self.events.publish(event)
+
+    async def _tell(self, names: Iterable[QubeName]) -> None:
         known = {name: self.system.qubes.get(name) for name in names}
         changed = {
             str(name): self.system.info_of(qube, self.state(qube))
             for name, qube in known.items()
             if qube is not None
         }
-        await self._door.push(changed, [name for name, qube in known.items() if qube is None])
-
-    def publish(self, qube: Qube, name: str, **values: str) -> None:
-        """Tell the listeners of something that happened to a qube."""
-        self.events.publish(Event(qube.name, name, values))
+        if known:
+            await self._door.push(changed, [name for name, qube in known.items() if qube is None])

@@ -33,6 +33,10 @@ class Power:
     def __post_init__(self) -> None:
         self.gone.set()
 
+    def runs(self, instance: Instance, state: PowerState) -> bool:
+        """Whether this very run of the qube is in that state, and not over."""
+        return self.state is state and self.instance is instance
+
     @property
     def up(self) -> bool:
         """Whether others may depend on it now."""

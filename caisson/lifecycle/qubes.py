@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar
+
+import structlog
 
 from caisson.engines import Engine
-from caisson.errors import CaissonError, PermissionDeniedError
+from caisson.errors import PermissionDeniedError, QubeNotFoundError
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.ledger import Ledger
 from caisson.lifecycle.links import Links
@@ -17,11 +20,13 @@ from caisson.lifecycle.running import Running
 from caisson.lifecycle.volumes import Volumes
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, System
 from caisson.model.volumes import ROOT
-from caisson.names import LabelName, PoolName, PropertyName, QubeName, VolumeName
+from caisson.names import DOM0, LabelName, PoolName, PropertyName, QubeName, VolumeName
 from caisson.network import Network
 from caisson.storage import Pool
 from caisson.store import Store
 
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 
 
@@ -64,7 +69,6 @@ class Qubes:
     async def recover(self) -> None:
         """At the start of the daemon: adopt running qubes, put the others in order."""
         await self.running.adopt()
-        self._volumes.recover()
 
     async def commit(self, change: Change) -> None:
         """Make a planned change real; plan and commit with nothing awaited in between."""
@@ -101,21 +105,23 @@ class Qubes:
             origin: the qube that asks for it.
             pools: where its volumes live, if not in the default pool.
         """
-        change = self.system.plan_create(klass, name, label, template, origin, pools=pools)
-        await self._ledger.commit(change)
-        qube = self.system.qube(name)
-        try:
-            await self._volumes.create(qube)
-        except BaseException:
-            await self._retire(qube)
-            raise
-        self._ledger.publish(qube, "domain-create-on-disk")
-        return qube
 
-    async def fill_root(self, qube: Qube, layer: str) -> None:
-        """Give a halted qube the sealed layer as its whole root volume."""
-        async with self._ledger.power(qube).turn:
-            await self._volumes.fill(qube, ROOT, layer)
+        async def create() -> Qube:
+            return await self._create(
+                self.system.plan_create(klass, name, label, template, origin, pools=pools)
+            )
+
+        return await self._to_the_end(create())
+
+    async def install_template(self, name: QubeName, label: LabelName, layer: str) -> None:
+        """Make a template, or give the halted one of that name a new root volume.
+
+        Args:
+            name: its name.
+            label: the label of a new one.
+            layer: the sealed layer that becomes its whole root; erased on failure.
+        """
+        await self._to_the_end(self._install_template(name, label, layer))
 
     async def create_disposable(self, template: QubeName | None, origin: QubeName) -> QubeName:
         """Make a disposable that removes itself when it ends.
@@ -124,42 +130,37 @@ class Qubes:
             template: the qube it is based on; None for the caller's `default_dispvm`.
             origin: the qube that asks for it.
         """
-        change = self.system.plan_create_disposable(template, origin, random.SystemRandom())
-        await self._ledger.commit(change)
-        return next(op.name for op in change.ops if isinstance(op, AddQube))
+
+        async def create() -> QubeName:
+            change = self.system.plan_create_disposable(template, origin, random.SystemRandom())
+            return (await self._create(change)).name
+
+        return await self._to_the_end(create())
 
     async def remove(self, name: QubeName) -> None:
         """Remove a halted qube that nothing refers to, and its volumes."""
-        qube = self.system.qube(name)
-        power = self._ledger.power(qube)
-        async with power.turn:
-            await self._erase(qube)
+        await self._to_the_end(self._remove(self.system.qube(name)))
 
     async def start(self, name: QubeName) -> None:
         """Bring a qube up; a disposable that cannot start is removed."""
-        qube = self.system.qube(name)
-        try:
-            await self.running.start(qube)
-        except CaissonError:
-            if self._cleans_up(qube):
-                await self._retire(qube)
-            raise
+        await self._to_the_end(self.running.start(self.system.qube(name)))
 
     async def shutdown(self, name: QubeName, *, force: bool = False, wait: bool = False) -> None:
         """Ask a qube to shut down."""
-        await self.running.shutdown(self.system.qube(name), force=force, wait=wait)
+        qube = self.system.qube(name)
+        await self._to_the_end(self.running.shutdown(qube, force=force, wait=wait))
 
     async def kill(self, name: QubeName) -> None:
         """End a qube at once."""
-        await self.running.kill(self.system.qube(name))
+        await self._to_the_end(self.running.kill(self.system.qube(name)))
 
     async def pause(self, name: QubeName) -> None:
         """Freeze a qube."""
-        await self.running.pause(self.system.qube(name))
+        await self._to_the_end(self.running.pause(self.system.qube(name)))
 
     async def unpause(self, name: QubeName) -> None:
         """Let a frozen qube go on."""
-        await self.running.unpause(self.system.qube(name))
+        await self._to_the_end(self.running.unpause(self.system.qube(name)))
 
     async def discard(self, name: QubeName) -> None:
         """End a disposable whose call is over.
@@ -168,24 +169,29 @@ class Qubes:
             PermissionDeniedError: the qube does not clean up after itself.
         """
         qube = self.system.qube(name)
-        if not self._cleans_up(qube):
+        if not self.running.cleans_up(qube):
             raise PermissionDeniedError(f"qube `{name}` is no disposable")
-        if self._ledger.state(qube) is PowerState.HALTED:
-            await self._retire(qube)
-        else:
-            await self.running.kill(qube)
+        await self._to_the_end(self._discard(qube))
 
     async def set_property(
         self, name: QubeName | None, prop: PropertyName, untrusted_value: str
     ) -> None:
         """Set a property; None is the system itself. A running qube follows at once."""
         qube = None if name is None else self.system.qube(name)
-        await self._relinked(self.system.plan_set(qube, prop, untrusted_value, self._ledger.up))
+
+        async def change() -> None:
+            await self._relinked(self.system.plan_set(qube, prop, untrusted_value, self._ledger.up))
+
+        await self._to_the_end(change())
 
     async def reset_property(self, name: QubeName | None, prop: PropertyName) -> None:
         """Let a property have its default again."""
         qube = None if name is None else self.system.qube(name)
-        await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up))
+
+        async def change() -> None:
+            await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up))
+
+        await self._to_the_end(change())
 
     async def _relinked(self, change: Change) -> None:
         """Enter a change and move the links of running qubes whose network qube it changes."""
@@ -196,19 +202,82 @@ class Qubes:
             if self.system.netvm_of(qube) is not netvm:
                 await self.running.replug(qube)
 
-    def _cleans_up(self, qube: Qube) -> bool:
-        return self.system.has(qube, "auto_cleanup") and bool(
-            self.system.value(qube, "auto_cleanup")
-        )
+    async def _to_the_end(self, act: Coroutine[Any, Any, T]) -> T:
+        """Carry an act out although whoever asked for it may go away; the daemon's end stops it.
+
+        Half an act would leave a qube that is neither started nor halted.
+        """
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def carry_out() -> None:
+            try:
+                result = await act
+            except asyncio.CancelledError:
+                outcome.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+                if outcome.cancelled():
+                    _log.info("failed after its caller had gone", error=str(error))
+                else:
+                    outcome.set_exception(error)
+            else:
+                if not outcome.cancelled():
+                    outcome.set_result(result)
+
+        self._tasks.create_task(carry_out())
+        return await outcome
+
+    async def _create(self, change: Change) -> Qube:
+        """Enter a new qube and make its volumes."""
+        uuid = next(op.uuid for op in change.ops if isinstance(op, AddQube))
+        await self._ledger.commit(change)
+        qube = self.system.by_uuid.get(uuid)
+        if qube is None:
+            raise QubeNotFoundError("the new qube was removed at once by someone else")
+        async with self._ledger.power(qube).turn:
+            self._ledger.require(qube)
+            try:
+                await self._volumes.create(qube)
+            except BaseException:
+                await self._retire(qube)
+                raise
+            self._ledger.publish(qube, "domain-create-on-disk")
+        return qube
+
+    async def _install_template(self, name: QubeName, label: LabelName, layer: str) -> None:
+        try:
+            qube = self.system.qubes.get(name)
+            if qube is None:
+                plan = self.system.plan_create(Klass.TEMPLATE, name, label, None, DOM0)
+                qube = await self._create(plan)
+            async with self._ledger.power(qube).turn:
+                self._ledger.require(qube)
+                await self._volumes.fill(qube, ROOT, layer)
+        finally:
+            self._volumes.drop_unless_used(layer)
+
+    async def _remove(self, qube: Qube) -> None:
+        async with self._ledger.power(qube).turn:
+            self._ledger.require(qube)
+            await self._erase(qube)
+
+    async def _discard(self, qube: Qube) -> None:
+        power = self._ledger.power(qube)
+        if power.state is PowerState.TRANSIENT and power.instance is None:
+            async with power.turn:  # until its start comes to something that can be ended
+                pass
+        if power.state is PowerState.HALTED:
+            await self._retire(qube)
+        else:
+            await self.running.kill(qube)
 
     async def _erase(self, qube: Qube) -> None:
-        power = self._ledger.power(qube)
-        halted = power.gone.is_set() and power.state is PowerState.HALTED
-        change = self.system.plan_remove(qube, halted)
+        change = self.system.plan_remove(qube, self._ledger.state(qube) is PowerState.HALTED)
         states = tuple(qube.volumes.values())
         await self._ledger.commit(change)
         self._ledger.powers.pop(qube, None)
         self._volumes.drop(states)
+        self._ledger.publish(qube, "domain-remove-from-disk")
 
     async def _retire(self, qube: Qube) -> None:
         """Remove a qube that came to nothing, or that cleans up after itself."""

@@ -28,11 +28,13 @@ from caisson.lifecycle.links import Links
 from caisson.lifecycle.power import Power
 from caisson.lifecycle.spec import run_spec
 from caisson.lifecycle.volumes import Volumes
-from caisson.model import Klass, PowerState, Qube
+from caisson.model import Event, Klass, PowerState, Qube
 from caisson.names import QubeName, shown
 
 T = TypeVar("T")
 _MOST_CLAIMS = 4
+_COMPUTED = ("xid", "stubdom_xid", "start_time")
+_RESTORING = "backup-restore-in-progress"
 _log = structlog.get_logger(__name__)
 
 
@@ -69,25 +71,22 @@ class Running:
     async def start(self, qube: Qube) -> None:
         """Bring a qube up, its network qubes first; returns when its agent is admitted.
 
-        A qube that is up already stays as it is. When the daemon is stopped meanwhile, what was
-        begun stays for the next one to adopt or put away, as after a crash.
+        A qube that is up already stays as it is; one that is going down is waited for.
+        One that cleans up after itself is removed when it cannot start.
+        When the daemon is stopped meanwhile, what was begun stays for the next one to adopt or
+        put away, as after a crash.
 
         Raises:
-            NotHaltedError: the admin qube always runs.
+            NotHaltedError: the admin qube always runs; or it does not end.
             EngineError: the qube did not come up, or a barrier is down; nothing is left behind.
         """
         if qube.klass in {Klass.ADMIN, Klass.REMOTE}:
             raise NotHaltedError(f"qube `{qube.name}` always runs")
-        if self._ledger.system.feature([qube], "prohibit-start"):
-            raise CaissonError(
-                f"starting qube `{qube.name}` is prohibited",
-                hint=f"see the reason: `qvm-features {qube.name} prohibit-start`",
-            )
         power = self._ledger.power(qube)
         async with power.turn:
-            if power.up:
+            if power.up or await self._stays(qube, power):
                 return
-            await power.gone.wait()
+            self._ledger.require(qube)
             await self._start(qube, power)
 
     async def shutdown(self, qube: Qube, *, force: bool, wait: bool) -> None:
@@ -117,53 +116,46 @@ class Running:
                 f"qube `{qube.name}` is the network qube of `{clients[0]}`, which is running",
                 hint="shut its clients down first, or use --force",
             )
-        self._ledger.publish(qube, "domain-pre-shutdown", force=str(force))
-        power.state = PowerState.HALTING
-        instance.terminate()
-        if not wait:
-            return
-        seconds = int(str(self._ledger.system.value(qube, "shutdown_timeout")))
-        try:
-            async with asyncio.timeout(seconds):
-                await power.gone.wait()
-        except TimeoutError:
-            if power.state is PowerState.HALTING:
-                power.state = PowerState.RUNNING
-            self._ledger.publish(qube, "domain-shutdown-failed", reason="timeout")
-            raise ShutdownTimeoutError(
-                f"qube `{qube.name}` did not shut down within {seconds} s",
-                hint=f"end it at once: `qvm-kill {qube.name}`",
-            ) from None
+        if instance is not None and power.instance is instance:
+            power.state = PowerState.HALTING
+            instance.terminate()
+            await self._tell(qube, "domain-pre-shutdown", force=str(force))
+        if wait:
+            await self._wait_until_gone(qube, power)
 
     async def kill(self, qube: Qube) -> None:
         """End a qube at once; returns when its volumes are put away."""
         power, instance = self._instance(qube)
-        await self._engine.kill(instance)
+        if instance is not None:
+            await self._engine.kill(instance)
         await power.gone.wait()
 
     async def pause(self, qube: Qube) -> None:
         """Freeze a running qube."""
         power, instance = self._instance(qube, NotRunningError)
         async with power.turn:
-            if power.state is not PowerState.RUNNING:
+            if instance is None or not power.runs(instance, PowerState.RUNNING):
                 raise NotRunningError(f"qube `{qube.name}` is {power.state}, not running")
             self._ledger.publish(qube, "domain-pre-paused")
             await self._engine.pause(instance)
+            if not power.runs(instance, PowerState.RUNNING):
+                await self._engine.unpause(instance)  # what is to end must run to do so
+                raise NotRunningError(f"qube `{qube.name}` is {power.state}, not running")
             power.state = PowerState.PAUSED
-        await self._ledger.tell([qube.name])
-        self._ledger.publish(qube, "domain-paused")
+            await self._tell(qube, "domain-paused")
 
     async def unpause(self, qube: Qube) -> None:
         """Let a paused qube go on."""
         power, instance = self._instance(qube, NotPausedError)
         async with power.turn:
-            if power.state is not PowerState.PAUSED:
+            if instance is None or not power.runs(instance, PowerState.PAUSED):
                 raise NotPausedError(f"qube `{qube.name}` is {power.state}, not paused")
             self._ledger.publish(qube, "domain-pre-unpaused")
             await self._engine.unpause(instance)
+            if not power.runs(instance, PowerState.PAUSED):
+                raise NotPausedError(f"qube `{qube.name}` is {power.state}, not paused")
             power.state = PowerState.RUNNING
-        await self._ledger.tell([qube.name])
-        self._ledger.publish(qube, "domain-unpaused")
+            await self._tell(qube, "domain-unpaused")
 
     async def replug(self, qube: Qube) -> None:
         """Move the link of a running qube to its present network qube."""
@@ -185,7 +177,7 @@ class Running:
             if len(power.claims) < _MOST_CLAIMS:
                 power.claims[pid] = untrusted_report
             return
-        if power is None or instance is None or instance.pid != pid:
+        if qube is None or power is None or instance is None or instance.pid != pid:
             self._door.reject(name, pid, "not the first process of this qube")
             return
         down = missing(untrusted_report)
@@ -193,36 +185,37 @@ class Running:
             power.verdict.set_result(down)
         elif down:
             _log.error("a barrier of a running qube is down", qube=name, barriers=down)
-            self._tasks.create_task(self._engine.kill(instance))
-        else:
+            self._tasks.create_task(self._guarded(qube, "kill", self._engine.kill(instance)))
+        elif power.state is not PowerState.TRANSIENT:  # the end of the start admits it
             self._door.admit(name, pid)
 
     async def adopt(self) -> None:
         """After a restart of the daemon: take over what runs, put away what does not."""
-        system = self._ledger.system
-        adopted: set[Qube] = set()
+        adopted: dict[Qube, Instance] = {}
         for instance in await self._engine.adopt():
-            qube = system.qubes.get(instance.name)
-            if qube is None or qube in adopted:
+            found = self._ledger.system.qubes.get(instance.name)
+            if found is None or found in adopted:
+                _log.error("a qube that nobody knows is ended", qube=instance.name)
                 await self._engine.kill(instance)
                 continue
-            adopted.add(qube)
-            power = self._ledger.power(qube)
+            adopted[found] = instance
+            power = self._ledger.power(found)
             power.gone.clear()
             power.instance = instance
-            power.state = PowerState.RUNNING
-            self._watch(qube, power, instance)
-        for qube in tuple(system.qubes.values()):
+            power.state = PowerState.PAUSED if instance.paused else PowerState.RUNNING
+        # Before anything is put away: that may make layers in the background.
+        self._volumes.recover()
+        for qube in tuple(self._ledger.system.qubes.values()):
             if qube not in adopted:
-                await self._volumes.end(qube)
-                if system.has(qube, "auto_cleanup") and system.value(qube, "auto_cleanup"):
-                    await self._retire(qube)
-        for qube in adopted:
-            running = self._ledger.power(qube).instance
-            if running is not None:
-                await self._door.open_qube(qube.name)
-                await self._guarded(qube, "plug", self._links.bring_up(qube, running))
+                await self._guarded(qube, "put the volumes away", self._volumes.end(qube))
+                if self.cleans_up(qube):
+                    await self._guarded(qube, "remove", self._retire(qube))
+        for qube, instance in adopted.items():
+            await self._door.open_qube(qube.name)
+            await self._guarded(qube, "plug", self._links.bring_up(qube, instance))
         await self._links.sweep()
+        for qube, instance in adopted.items():
+            self._watch(qube, self._ledger.power(qube), instance)
 
     async def _start(self, qube: Qube, power: Power) -> None:
         system = self._ledger.system
@@ -230,6 +223,7 @@ class Running:
         power.gone.clear()
         power.state = PowerState.TRANSIENT
         try:
+            _refuse_prohibited(qube, system.feature([qube], "prohibit-start"))
             self._ledger.publish(qube, "domain-pre-start", start_guid=guid, mem_required="0")
             netvm = system.netvm_of(qube)
             if netvm is not None:
@@ -241,12 +235,12 @@ class Running:
                 run_spec(system, qube, plan, qube_files=self._qube_files, socket_dir=socket_dir)
             )
         except Exception as error:
-            await self._put_away(qube, power)
-            self._ledger.publish(qube, "domain-start-failed", reason=str(error))
+            await self._put_away(qube, power, "domain-start-failed", reason=str(error))
             raise
         power.instance = instance
         power.verdict = asyncio.get_running_loop().create_future()
-        self._watch(qube, power, instance)
+        self._publish_resets(qube)
+        self._ledger.publish(qube, "domain-spawn", start_guid=guid)
         claims, power.claims = power.claims, {}
         for pid, report in claims.items():
             self.agent_said(qube.name, pid, report)
@@ -254,14 +248,16 @@ class Running:
             await self._bring_up(qube, instance, power.verdict)
         except Exception as error:
             power.state = PowerState.DYING
-            await self._engine.kill(instance)
-            await power.gone.wait()
             self._ledger.publish(qube, "domain-start-failed", reason=str(error))
+            await self._guarded(qube, "kill", self._engine.kill(instance))
+            # Nobody else put it away yet, and nobody can before this task waits.
+            self._watch(qube, power, instance)
+            if instance.ended:
+                await power.gone.wait()
             raise
         power.state = PowerState.RUNNING
-        await self._ledger.tell([qube.name])
-        self._ledger.publish(qube, "domain-spawn", start_guid=guid)
-        self._ledger.publish(qube, "domain-start", start_guid=guid)
+        self._watch(qube, power, instance)
+        await self._tell(qube, "domain-start", start_guid=guid)
 
     async def _bring_up(
         self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]
@@ -281,6 +277,8 @@ class Running:
         self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]
     ) -> None:
         down = await _together(verdict, self._links.bring_up(qube, instance))
+        if instance.ended:
+            raise _ended_early(instance)
         if down:
             raise EngineError(
                 f"qube `{qube.name}` was stopped: its barrier `{shown(down[0])}` is not up",
@@ -295,22 +293,72 @@ class Running:
         await instance.wait()
         power.state = PowerState.HALTING
         self._ledger.publish(qube, "domain-stopped")
-        await self._put_away(qube, power)
-        self._ledger.publish(qube, "domain-shutdown")
-        system = self._ledger.system
-        if system.has(qube, "auto_cleanup") and system.value(qube, "auto_cleanup"):
-            await self._guarded(qube, "remove", self._retire(qube))
+        await self._put_away(qube, power, "domain-shutdown")
 
-    async def _put_away(self, qube: Qube, power: Power) -> None:
+    async def _put_away(self, qube: Qube, power: Power, event: str, **values: str) -> None:
         """Give back everything that a run took; a part that fails does not keep the others."""
-        power.instance, power.verdict = None, None
+        if power.instance is not None:
+            power.instance = None
+            self._publish_resets(qube)
+        power.verdict = None
         power.claims.clear()
         await self._guarded(qube, "close the door", self._door.close_qube(qube.name))
         await self._guarded(qube, "unplug", self._links.take_down(qube))
         await self._guarded(qube, "put the volumes away", self._volumes.end(qube))
         power.state = PowerState.HALTED
-        await self._guarded(qube, "tell the broker", self._ledger.tell([qube.name]))
+        await self._guarded(qube, "tell of its end", self._tell(qube, event, **values))
+        if self.cleans_up(qube):
+            await self._guarded(qube, "remove", self._retire(qube))
         power.gone.set()
+
+    async def _stays(self, qube: Qube, power: Power) -> bool:
+        """Wait for a qube that is going down; True where it thought better of it.
+
+        Raises:
+            NotHaltedError: it did not end within its `shutdown_timeout`.
+        """
+        seconds = self._patience(qube)
+        try:
+            async with asyncio.timeout(seconds):
+                await power.gone.wait()
+        except TimeoutError:
+            if power.up:
+                return True
+            raise NotHaltedError(
+                f"qube `{qube.name}` is still shutting down after {seconds} s",
+                hint=f"end it at once: `qvm-kill {qube.name}`",
+            ) from None
+        return False
+
+    async def _wait_until_gone(self, qube: Qube, power: Power) -> None:
+        seconds = self._patience(qube)
+        try:
+            async with asyncio.timeout(seconds):
+                await power.gone.wait()
+        except TimeoutError:
+            if power.state is PowerState.HALTING and power.instance is not None:
+                power.state = PowerState.RUNNING
+            await self._tell(qube, "domain-shutdown-failed", reason="timeout")
+            raise ShutdownTimeoutError(
+                f"qube `{qube.name}` did not shut down within {seconds} s",
+                hint=f"end it at once: `qvm-kill {qube.name}`",
+            ) from None
+
+    def _patience(self, qube: Qube) -> int:
+        return int(str(self._ledger.system.value(qube, "shutdown_timeout")))
+
+    async def _tell(self, qube: Qube, event: str, /, **values: str) -> None:
+        """Tell the broker of a state that has just been entered, and the listeners of the event."""
+        await self._ledger.announce([qube.name], Event(qube.name, event, values))
+
+    def _publish_resets(self, qube: Qube) -> None:
+        for name in _COMPUTED:
+            self._ledger.publish(qube, f"property-reset:{name}", name=name)
+
+    def cleans_up(self, qube: Qube) -> bool:
+        """Whether the qube is removed when it ends."""
+        system = self._ledger.system
+        return system.has(qube, "auto_cleanup") and bool(system.value(qube, "auto_cleanup"))
 
     async def _guarded(self, qube: Qube, what: str, act: Coroutine[Any, Any, None]) -> None:
         try:
@@ -322,15 +370,34 @@ class Running:
 
     def _instance(
         self, qube: Qube, refusal: type[NotStartedError] = NotStartedError
-    ) -> tuple[Power, Instance]:
+    ) -> tuple[Power, Instance | None]:
+        """What runs of a qube; None while the rest of it is put away."""
         if qube.klass in {Klass.ADMIN, Klass.REMOTE}:
             raise QubeError(f"qube `{qube.name}` always runs")
         power = self._ledger.power(qube)
-        if power.instance is None:
+        if power.instance is None and power.state not in {PowerState.HALTING, PowerState.DYING}:
             raise refusal(
                 f"qube `{qube.name}` is not running", hint=f"start it: `qvm-start {qube.name}`"
             )
         return power, power.instance
+
+
+def _refuse_prohibited(qube: Qube, reason: object) -> None:
+    if reason:
+        raise CaissonError(
+            f"starting qube `{qube.name}` is prohibited",
+            hint=f"see the reason: `qvm-features {qube.name} prohibit-start`",
+        )
+    if _RESTORING in qube.tags:
+        raise QubeError(
+            f"qube `{qube.name}` is being restored from a backup", hint="wait until that is done"
+        )
+
+
+def _ended_early(instance: Instance) -> EngineError:
+    said = instance.messages()
+    ending = f"qube `{instance.name}` ended while it came up"
+    return EngineError(f"{ending}: {said}" if said else ending)
 
 
 async def _together(first: Awaitable[T], *others: Coroutine[Any, Any, None]) -> T:
@@ -351,11 +418,7 @@ async def _unless_ended(instance: Instance, act: Coroutine[Any, Any, None]) -> N
     try:
         await asyncio.wait({acting, ending}, return_when=asyncio.FIRST_COMPLETED)
         if not acting.done():
-            raise EngineError(
-                f"qube `{instance.name}` ended while it came up: {instance.messages()}"
-                if instance.messages()
-                else f"qube `{instance.name}` ended while it came up"
-            )
+            raise _ended_early(instance)
         await acting
     finally:
         for task in (acting, ending):

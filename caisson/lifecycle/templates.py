@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from caisson.errors import NotHaltedError, QubeExistsError
 from caisson.lifecycle.qubes import Qubes
 from caisson.model import Klass
-from caisson.names import DOM0, LabelName, QubeName
+from caisson.names import LabelName, QubeName
 from caisson.storage import Pool, debian_template
 
 LABEL = LabelName("black")
@@ -46,11 +46,4 @@ async def build(qubes: Qubes, pool: Pool, untrusted_recipe: str) -> AsyncGenerat
     finally:
         building.cancel()
         await asyncio.gather(building, return_exceptions=True)
-    try:
-        template = qubes.system.qubes.get(name) or await qubes.create(
-            Klass.TEMPLATE, name, LABEL, None, DOM0
-        )
-        await qubes.fill_root(template, layer)
-    except BaseException:
-        pool.remove([layer])
-        raise
+    await qubes.install_template(name, LABEL, layer)

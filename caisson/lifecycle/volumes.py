@@ -61,16 +61,19 @@ class Volumes:
         for template in chain:
             if ROOT in template.volumes and template.volumes[ROOT].pool == HOST:
                 await self._refresh(template)
-        plan = plan_start(*(template.volumes for template in chain))
-        plan = await asyncio.to_thread(lay_out, self._pool, plan)
-        try:
-            await self._note(qube, begun(qube.volumes, plan))
-        except BaseException:
-            self._pool.remove(
-                part.upper for part in (plan.root, plan.private) if part and part.upper
-            )
-            raise
-        return plan
+        await self.end(qube)  # what could not be put away after the last run
+        while True:
+            wanted = plan_start(*(template.volumes for template in chain))
+            plan = await asyncio.to_thread(lay_out, self._pool, wanted)
+            uppers = [part.upper for part in (plan.root, plan.private) if part and part.upper]
+            try:
+                if wanted == plan_start(*(template.volumes for template in chain)):
+                    await self._note(qube, begun(qube.volumes, plan))
+                    return plan
+            except BaseException:
+                self._pool.remove(uppers)
+                raise
+            self._pool.remove(uppers)  # a template has moved on meanwhile
 
     async def end(self, qube: Qube) -> None:
         """Commit what a stopped qube keeps, drop what it does not."""
@@ -80,6 +83,10 @@ class Volumes:
             newest = state.layers[0] if state.layers else None
             empty = await asyncio.to_thread(self._pool.is_empty, state.dirty, like=newest)
             plan = plan_stop(state, empty=empty, now=_now())
+            if plan.seal is not None:
+                await asyncio.to_thread(self._pool.seal, plan.seal)
+                # Its settings may have been changed meanwhile.
+                plan = plan_stop(qube.volumes[state.name], empty=empty, now=_now())
             await self._settle(qube, plan)
             if plan.flatten:
                 self._tasks.create_task(self._flatten(qube, plan.state))
@@ -87,6 +94,10 @@ class Volumes:
     def drop(self, states: Iterable[VolumeState]) -> None:
         """Erase the layers of volumes that are gone, as far as nobody else needs them."""
         self._collect(layers_of(states))
+
+    def drop_unless_used(self, layer: str) -> None:
+        """Erase a layer that came to nothing."""
+        self._collect([layer])
 
     def recover(self) -> None:
         """At the start of the daemon: erase what no volume knows."""
@@ -105,8 +116,6 @@ class Volumes:
                 await self._settle(template, plan_replace(state, [layer], now=_now()))
 
     async def _settle(self, qube: Qube, plan: StopPlan) -> None:
-        if plan.seal is not None:
-            await asyncio.to_thread(self._pool.seal, plan.seal)
         await self._note(qube, [plan.state])
         self._collect(plan.dropped)
 
@@ -133,6 +142,8 @@ class Volumes:
                 await self._settle(qube, plan)
         except CaissonError as error:
             _log.warning("a deep volume stays deep", qube=qube.name, error=str(error))
+        except Exception:  # noqa: BLE001 - a bug here must not end the daemon
+            _log.exception("a deep volume stays deep", qube=qube.name)
 
     def _collect(self, dropped: Iterable[str]) -> None:
         dropped = set(dropped)
