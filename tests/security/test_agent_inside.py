@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
-from agent_rig import BINARY, Listener, Outcome, Peer, Pipes, read_all, shut
+from agent_rig import Outcome
+from grounds.agent import visitor
 from grounds.engine import Ground
-
-from caisson.engines import missing
 
 pytestmark = pytest.mark.root
 
 
 SETUP = "import ctypes, os, sys, time; libc = ctypes.CDLL(None); exec(sys.argv[1])"
 PYTHON = f"/usr/bin/python3 -I -c '{SETUP}'"
-
-
-class Visitor:
-    """A caller whose services run in a real qube, as its root."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-
-    def shell(self, line: str, user: str = "root") -> Outcome:
-        """Run a shell command in the qube."""
-        pipes = Pipes.make()
-        self.peer.send(f"M1\0{user}\0{line}".encode(), pipes.service)
-        shut(pipes.service)
-        shut(pipes.caller, 0)
-        stdout, stderr = read_all(pipes.caller[1]), read_all(pipes.caller[2])
-        shut(pipes.caller)
-        code = int(self.peer.receive().split(b"\0")[1])
-        return Outcome(code, stdout, stderr)
-
-
-@asynccontextmanager
-async def visitor(ground: Ground) -> AsyncIterator[Visitor]:
-    """A qube with the real agent, admitted by a broker that has seen all barriers up."""
-    await asyncio.to_thread(shutil.copy, BINARY, ground.qube_files / "usr/lib/qubes/qrexec-agent")
-    listener = Listener(ground.sockets / "qrexec")
-    listener.path.chmod(0o666)
-    instance = await ground.start(argv=("/usr/lib/qubes/qrexec-agent",))
-    try:
-        peer = await asyncio.to_thread(listener.accept)
-        report = (await asyncio.to_thread(peer.receive)).split(b"\0", 1)[1]
-        assert missing(json.loads(report)) == []
-        peer.send(b"W")
-        yield Visitor(peer)
-    finally:
-        listener.close()
-        await ground.engine.kill(instance)
 
 
 PTRACE_SEIZE = 0x4206
