@@ -92,7 +92,7 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         },
         signals,
         link: Link::Down { watch: None, pause: 0, retry_at: 0 },
-        report: Some(report),
+        report,
         children: Children::default(),
         undelivered: false,
         childless: true,
@@ -171,8 +171,12 @@ impl Agent {
                 connection.as_fd().as_raw_fd(),
                 watch.as_ref().map_or(-1, AsRawFd::as_raw_fd),
             ];
-            let report =
-                self.report.take().unwrap_or_else(|| barriers::report(VERSION, self.capabilities, &own));
+            let fresh = || barriers::report(VERSION, self.capabilities, &own);
+            let Some(report) = self.report.take().or_else(fresh) else {
+                // The qube is full of processes: better late than with a report that says nothing.
+                *retry_at = call::milliseconds() + UNADMITTED_PAUSE;
+                return;
+            };
             let heard = message::hello(&report).is_some_and(|hello| connection.send(&hello).is_ok());
             self.link = Link::Up { connection, admitted: false };
             if !heard {
@@ -202,6 +206,8 @@ impl Agent {
     /// Tell the broker of every end that it has not heard of.
     fn deliver(&mut self) {
         let Link::Up { connection, admitted: true } = &self.link else {
+            // Nothing can be sent yet, so do not wait for room to send it.
+            self.undelivered = false;
             return;
         };
         let mut lost = false;

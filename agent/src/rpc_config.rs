@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 
 use rustix::io::Errno;
 
-use crate::say;
 use crate::speak::{Reason, Shown};
 use crate::text::{c_string, split_once};
 use crate::users::read_file;
@@ -88,10 +87,8 @@ pub fn parse(content: &[u8]) -> Result<RpcConfig, Problem> {
             _ if key == b"force-user" || FLAGS.contains(&key) => {
                 return Err(problem("the value is of the wrong type"));
             }
-            _ => {
-                say!("unknown key `{}` in the service's settings ignored", Shown(key));
-                continue;
-            }
+            // Unknown keys are for others; the caller, another qube, is not told of them.
+            _ => continue,
         }
         seen.push(key);
     }

@@ -68,34 +68,27 @@ fn try_all() -> [u16; COUNT] {
 }
 
 impl Attempts {
-    /// Try everything in a child of its own.
-    pub fn make() -> Self {
-        let mut all = [UNKNOWN; COUNT];
-        let Ok((reader, writer)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else {
-            return Self(all);
+    /// Try everything in a child of its own; `None` where no child can be made.
+    pub fn make() -> Option<Self> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
+        let Some(pid) = call::fork().ok()? else {
+            let mut bytes = [0; COUNT * 2];
+            for (place, value) in bytes.chunks_exact_mut(2).zip(try_all()) {
+                place.copy_from_slice(&value.to_ne_bytes());
+            }
+            let _ = rustix::io::write(&writer, &bytes);
+            call::exit(0)
         };
-        match call::fork() {
-            Ok(None) => {
-                let mut bytes = [0; COUNT * 2];
-                for (place, value) in bytes.chunks_exact_mut(2).zip(try_all()) {
-                    place.copy_from_slice(&value.to_ne_bytes());
-                }
-                let _ = rustix::io::write(&writer, &bytes);
-                call::exit(0)
+        drop(writer);
+        let mut all = [UNKNOWN; COUNT];
+        let mut bytes = [0; COUNT * 2];
+        if let Ok(count) = rustix::io::read(&reader, &mut bytes) {
+            for (place, value) in all.iter_mut().zip(bytes[..count].chunks_exact(2)) {
+                *place = u16::from_ne_bytes([value[0], value[1]]);
             }
-            Ok(Some(pid)) => {
-                drop(writer);
-                let mut bytes = [0; COUNT * 2];
-                if let Ok(count) = rustix::io::read(&reader, &mut bytes) {
-                    for (place, value) in all.iter_mut().zip(bytes[..count].chunks_exact(2)) {
-                        *place = u16::from_ne_bytes([value[0], value[1]]);
-                    }
-                }
-                let _ = call::wait_for(pid);
-            }
-            Err(_) => {}
         }
-        Self(all)
+        let _ = call::wait_for(pid);
+        Some(Self(all))
     }
 
     /// A finding that is up where each of these attempts was denied with one of `errors`.
@@ -177,7 +170,7 @@ mod tests {
     /// Every attempt comes back with an answer, and a denial of the wrong kind is no barrier.
     #[test]
     fn attempts_are_judged() {
-        let made = Attempts::make();
+        let made = Attempts::make().unwrap();
         assert!(made.0.iter().all(|&code| code != UNKNOWN));
         let denied = |code: Errno| Attempts([code.raw_os_error() as u16; COUNT]);
         assert!(denied(Errno::PERM).terminal_injection().up);

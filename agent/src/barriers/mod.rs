@@ -41,13 +41,13 @@ impl Finding {
 /// Try every barrier and report.
 ///
 /// `capabilities` is the set that the engine means to give; `own` are descriptors of the agent
-/// itself, beyond 0, 1 and 2.
-pub fn report(version: &str, capabilities: Option<u64>, own: &[i32]) -> Vec<u8> {
+/// itself, beyond 0, 1 and 2. `None` where there is no room for the process that tries.
+pub fn report(version: &str, capabilities: Option<u64>, own: &[i32]) -> Option<Vec<u8>> {
     // Before anything else is opened, so that a leaked descriptor shows.
     let descriptors = files::descriptors(own);
     let status = Status::read();
     let mounts = Mounts::read();
-    let attempts = Attempts::make();
+    let attempts = Attempts::make()?;
     let findings = [
         descriptors,
         namespaces::user(),
@@ -69,7 +69,7 @@ pub fn report(version: &str, capabilities: Option<u64>, own: &[i32]) -> Vec<u8> 
         files::agent_read_only(),
         devices::exact_set(),
     ];
-    json::encode(version, &findings)
+    Some(json::encode(version, &findings))
 }
 
 /// A capability set as the engine writes it.
@@ -84,7 +84,7 @@ mod tests {
     /// A plain process on a plain machine is not a sealed qube, and the report says so.
     #[test]
     fn barriers_are_down_outside_a_qube() {
-        let report = String::from_utf8(report("1.0", Some(0), &[])).unwrap();
+        let report = String::from_utf8(report("1.0", Some(0), &[]).unwrap()).unwrap();
         assert!(report.starts_with("{\"barriers\":{\"descriptors\":{\"up\":"), "{report}");
         assert!(report.contains("\"pid-namespace\":{\"up\":false,"), "{report}");
         assert!(report.contains("\"mount-namespace-root\":{\"up\":"), "{report}");
