@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from caisson.lifecycle.door import Door
 from caisson.lifecycle.ledger import Ledger
 from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
-from caisson.lifecycle.volumes import Volumes
+from caisson.lifecycle.volumes import Volumes, lacks_private, with_private
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, System
 from caisson.model.volumes import ROOT
 from caisson.names import DOM0, LabelName, PoolName, PropertyName, QubeName, VolumeName
@@ -108,7 +108,7 @@ class Qubes:
 
         async def create() -> Qube:
             return await self._create(
-                self.system.plan_create(klass, name, label, template, origin, pools=pools)
+                lambda: self.system.plan_create(klass, name, label, template, origin, pools=pools)
             )
 
         return await self._to_the_end(create())
@@ -132,8 +132,11 @@ class Qubes:
         """
 
         async def create() -> QubeName:
-            change = self.system.plan_create_disposable(template, origin, random.SystemRandom())
-            return (await self._create(change)).name
+            chance = random.SystemRandom()
+            qube = await self._create(
+                lambda: self.system.plan_create_disposable(template, origin, chance)
+            )
+            return qube.name
 
         return await self._to_the_end(create())
 
@@ -227,10 +230,20 @@ class Qubes:
         self._tasks.create_task(carry_out())
         return await outcome
 
-    async def _create(self, change: Change) -> Qube:
-        """Enter a new qube and make its volumes."""
+    async def _create(self, plan: Callable[[], Change]) -> Qube:
+        """Enter a new qube; at no moment, and after no crash, does it lack its own layers."""
+        change = plan()
+        if lacks_private(change):
+            # Planned anew afterwards: while the layer is made, the world moves on.
+            layer = await self._volumes.first_private()
+            try:
+                change = with_private(plan(), layer)
+                await self._ledger.commit(change)
+            finally:
+                self._volumes.drop_unless_used(layer)
+        else:
+            await self._ledger.commit(change)
         uuid = next(op.uuid for op in change.ops if isinstance(op, AddQube))
-        await self._ledger.commit(change)
         qube = self.system.by_uuid.get(uuid)
         if qube is None:
             raise QubeNotFoundError("the new qube was removed at once by someone else")
@@ -248,8 +261,9 @@ class Qubes:
         try:
             qube = self.system.qubes.get(name)
             if qube is None:
-                plan = self.system.plan_create(Klass.TEMPLATE, name, label, None, DOM0)
-                qube = await self._create(plan)
+                qube = await self._create(
+                    lambda: self.system.plan_create(Klass.TEMPLATE, name, label, None, DOM0)
+                )
             async with self._ledger.power(qube).turn:
                 self._ledger.require(qube)
                 await self._volumes.fill(qube, ROOT, layer)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeGuard
 
 import structlog
 
 from caisson.errors import CaissonError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Change, Qube
+from caisson.model.changes import Op, SetVolume
 from caisson.model.volumes import HOST, PRIVATE, ROOT, VolumeState
 from caisson.names import VolumeName
 from caisson.storage import (
@@ -42,12 +45,12 @@ class Volumes:
         self._tasks = tasks
         self._refreshing = asyncio.Lock()
 
+    async def first_private(self) -> str:
+        """Make the layer that a new private volume starts with."""
+        return await asyncio.to_thread(new_private, self._pool)
+
     async def create(self, qube: Qube) -> None:
-        """Give a new qube its first layers."""
-        private = qube.volumes.get(PRIVATE)
-        if private is not None and not private.snap_on_start:
-            layer = await asyncio.to_thread(new_private, self._pool)
-            await self._settle(qube, plan_replace(private, [layer], now=_now()))
+        """Fill what a new qube has of this machine."""
         if ROOT in qube.volumes and qube.volumes[ROOT].pool == HOST:
             await self._refresh(qube)
 
@@ -154,6 +157,24 @@ class Volumes:
         return (
             state for qube in self._ledger.system.qubes.values() for state in qube.volumes.values()
         )
+
+
+def lacks_private(creation: Change) -> bool:
+    """Whether a planned qube has a private volume of its own, which must be given content."""
+    return any(_is_own_private(op) for op in creation.ops)
+
+
+def with_private(creation: Change, layer: str) -> Change:
+    """The same creation, with this layer as the content of the private volume."""
+    ops = tuple(
+        replace(op, volume=replace(op.volume, layers=(layer,))) if _is_own_private(op) else op
+        for op in creation.ops
+    )
+    return replace(creation, ops=ops)
+
+
+def _is_own_private(op: Op) -> TypeGuard[SetVolume]:
+    return isinstance(op, SetVolume) and op.volume.name == PRIVATE and not op.volume.snap_on_start
 
 
 def _now() -> int:
