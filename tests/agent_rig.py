@@ -223,11 +223,19 @@ def lay_out(home: Path) -> None:
 
 
 @contextlib.contextmanager
-def running_agent(home: Path, **popen: Any) -> Iterator[Agent]:
-    """An admitted agent that ends with the block, and its services with it."""
+def running_agent(home: Path, wrapper: Sequence[str] = (), **popen: Any) -> Iterator[Agent]:
+    """An admitted agent that ends with the block, and its services with it.
+
+    Args:
+        home: an empty directory for its sockets and services.
+        wrapper: a command that runs the agent.
+        popen: further options of `subprocess.Popen`.
+    """
     lay_out(home)
     listener = Listener(home / "broker/qrexec")
-    process = subprocess.Popen([BINARY], env=environment(home), stderr=subprocess.PIPE, **popen)
+    process = subprocess.Popen(
+        [*wrapper, BINARY], env=environment(home), stderr=subprocess.PIPE, **popen
+    )
     agent = Agent(home, process, listener)
     try:
         agent.admit()
