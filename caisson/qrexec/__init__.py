@@ -5,7 +5,9 @@ The kernel tells it which qube speaks, by the socket that the bytes come from.
 `caisson.daemons.broker` runs it; qubesd uses `BrokerLink` and `directories` only.
 """
 
+from caisson.qrexec.broker_link import BrokerLink
+from caisson.qrexec.daemon_link import DaemonLink
 from caisson.qrexec.directories import broker_user, prepare
-from caisson.qrexec.link import BrokerLink, DaemonLink, Operation
+from caisson.qrexec.link import Operation
 
 __all__ = ["BrokerLink", "DaemonLink", "Operation", "broker_user", "prepare"]

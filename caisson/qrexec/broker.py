@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
 
 from caisson.errors import CaissonError, DaemonError, ValueRefusedError
-from caisson.names import DOM0, QubeName, shown
+from caisson.names import DOM0, QubeName
 from caisson.paths import Paths
 from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
 from caisson.policy import Request as PolicyRequest
-from caisson.qrexec import prompt, sparing, wire
+from caisson.qrexec import sparing, wire
+from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
-from caisson.qrexec.calls import Call, Ended, PipeBudget, Pipes, Untaken
+from caisson.qrexec.calls import Call, CallError, Ended, PipeBudget, Pipes, Untaken
 from caisson.qrexec.channel import Channel
+from caisson.qrexec.daemon_link import DaemonLink
 from caisson.qrexec.endpoint import (
     CLIENT_QUEUE,
     FIRST_MESSAGE_TIMEOUT,
@@ -35,28 +37,20 @@ from caisson.qrexec.link import (
     AgentGone,
     AgentHello,
     CloseQube,
-    DaemonLink,
     OpenQube,
-    Operation,
     Reject,
     Snapshot,
     ToBroker,
 )
 from caisson.qrexec.rules import Rules
+from caisson.qrexec.targets import AGENT_TIMEOUT, Targets
 
 LINK_PATIENCE = 5.0
-AGENT_TIMEOUT = 60.0
-START_TIMEOUT = 180.0
 AGENT_GRACE = 10.0
-MOST_PROMPTS = 9
-MOST_NOTICES = 4
+CALLS_A_DRAIN = 8
 RESERVED_DESCRIPTORS = 256
 
 _log = structlog.get_logger("broker")
-
-
-class _Problem(Exception):  # noqa: N818
-    """A call cannot be served; the text is for the log, not for the caller."""
 
 
 class Broker:
@@ -79,11 +73,8 @@ class Broker:
         self._budget = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
         self._connections = 0
         self._pipes = PipeBudget()
-        self._awaited: dict[str, set[asyncio.Future[bool]]] = {}
-        self._starting: dict[str, asyncio.Task[str]] = {}
-        self._prompts: dict[str, _PromptQueue] = {}
-        self._notices = 0
-        self._discards: set[str] = set()
+        self._person = Person(paths.prompt_agent, self._background)
+        self._targets = Targets(self._link, self._endpoints, self._background)
         self._silent: deque[tuple[float, Channel, Endpoint]] = deque()
         self._paused: set[Endpoint] = set()
         self._behind: set[Endpoint] = set()
@@ -95,7 +86,7 @@ class Broker:
         self._tasks: asyncio.TaskGroup
         self._loop: asyncio.AbstractEventLoop
 
-    async def run(self, on_ready: Any = None) -> None:
+    async def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Serve for ever.
 
         Args:
@@ -127,7 +118,7 @@ class Broker:
             case Admit(name, pid):
                 endpoint = self._endpoints.get(name)
                 if endpoint is not None and endpoint.admit(pid):
-                    self._settle(name, True)
+                    self._targets.settle(name, True)
                     self._drain(endpoint)
             case Reject(name, pid, reason):
                 if (endpoint := self._endpoints.get(name)) is not None:
@@ -158,8 +149,7 @@ class Broker:
                 self._open(name)
             for endpoint in self._endpoints.values():
                 endpoint.examine_again()
-            for name in tuple(self._discards):
-                self._discard(name)
+            self._targets.discard_again()
 
     def _take_one_by_one(self, snapshot: Snapshot) -> None:
         """A qube with malformed information does not exist for decisions; the others do."""
@@ -199,7 +189,7 @@ class Broker:
         for call in tuple(endpoint.calls):
             self._end(call, Ended.CALLER_GONE)
         self._lose_calls(endpoint)
-        self._settle(name, False)
+        self._targets.settle(name, False)
 
     # What endpoints say.
 
@@ -358,7 +348,7 @@ class Broker:
             async with asyncio.timeout(LINK_PATIENCE):
                 await self._link.wait_synced()
         except TimeoutError:
-            raise _Problem("qubesd is not running") from None
+            raise CallError("qubesd is not running") from None
         call.task = None
         self._decide(call)
 
@@ -390,7 +380,7 @@ class Broker:
         call.decision = "deny"
         call.rule = deny.rule
         if deny.notify:
-            self._notify(call, "deny", call.requested)
+            self._person.tell(call, "deny", call.requested)
         self._end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, deny.text)
 
     def _allowed(self, call: Call, allow: Allow) -> None:
@@ -419,7 +409,7 @@ class Broker:
             return
         call.decision = "allow"
         if allow.notify:
-            self._notify(call, "allow", call.target)
+            self._person.tell(call, "allow", call.target)
         if target.name == DOM0:
             self._in_admin_qube(call)
             return
@@ -466,7 +456,7 @@ class Broker:
         """A call that fails takes nothing else with it."""
         try:
             await work
-        except _Problem as e:
+        except CallError as e:
             self._fail(call, str(e))
         except DaemonError as e:
             self._fail(call, f"qubesd: {e.message}")
@@ -477,7 +467,6 @@ class Broker:
     async def _ask(self, call: Call, ask: Ask) -> None:
         """Ask a person, then judge again: the world may have changed meanwhile."""
         call.rule = ask.rule
-        question = self._question(call, ask)
         source = self._system.find(call.source)
         if source is None or source.guivm is None:
             self._refuse(call, "the calling qube has no GUI qube that could be asked")
@@ -485,21 +474,12 @@ class Broker:
         if source.guivm != DOM0:
             self._refuse(call, f"GUI qube `{source.guivm}`: only `dom0` is supported yet")
             return
-        queue = self._prompts.setdefault(call.source, _PromptQueue())
-        if queue.waiting >= MOST_PROMPTS:
-            self._refuse(call, "too many questions of this qube wait for a person")
-            return
         try:
-            async with queue:
-                answer = await prompt.ask(self._paths.prompt_agent, question)
+            answer = await self._person.ask(call, ask, self._system, self._infos)
         except CaissonError as e:
-            _log.warning("nobody could be asked", source=call.source, error=str(e))
             call.decision = "deny"
             self._end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, e.message)
             return
-        finally:
-            if not queue.waiting:
-                self._prompts.pop(call.source, None)
         call.answered_by = answer.by
         if answer.target is None:
             self._deny(call, ask.refuse())
@@ -519,52 +499,16 @@ class Broker:
         else:
             self._refuse(call, "the policy changed while the person was asked")
 
-    def _question(self, call: Call, ask: Ask) -> prompt.Question:
-        targets = list(ask.targets)
-        involved = {call.source, *(t.removeprefix("@dispvm:") for t in targets)}
-        domains = self._system.domains
-        icons = {d.name: d.icon for d in domains.values() if d.icon}
-        icons |= {
-            f"@dispvm:{d.name}": d.icon
-            for d in domains.values()
-            if d.icon and d.template_for_dispvms
-        }
-        return prompt.Question(
-            source=call.source,
-            service=call.service,
-            argument=f"+{call.argument}",
-            targets=targets,
-            default_target=ask.default_target or "",
-            icons=icons,
-            labels={n: d.label for n in involved if (d := domains.get(n)) and d.label},
-            isolation={
-                n: str(kind) for n in involved if (kind := self._infos.get(n, {}).get("isolation"))
-            },
-        )
-
-    def _notify(self, call: Call, resolution: str, target: str) -> None:
-        if self._notices >= MOST_NOTICES:
-            return
-        self._notices += 1
-        notice = prompt.Notice(resolution, call.service, f"+{call.argument}", call.source, target)
-        self._background(self._tell(notice))
-
-    async def _tell(self, notice: prompt.Notice) -> None:
-        try:
-            await prompt.notify(self._paths.prompt_agent, notice)
-        finally:
-            self._notices -= 1
-
     async def _in_started(self, call: Call, autostart: bool) -> None:
         """Start the target first; if it runs already, wait for its agent."""
         if call.target not in self._endpoints:
             if not autostart:
-                raise _Problem("the target does not run, and the rule says `autostart=no`")
-            await self._start(call.target, call.source)
+                raise CallError("the target does not run, and the rule says `autostart=no`")
+            await self._targets.start(call.target, call.source)
         await self._in_endpoint(call)
 
     async def _in_endpoint(self, call: Call) -> None:
-        endpoint = await self._agent(call.target)
+        endpoint = await self._targets.agent(call.target)
         if call.allow is not None and not self._still(call, call.allow):
             self._refuse(call, "what the decision rested on changed while the target started")
         elif not call.ended:
@@ -578,31 +522,7 @@ class Broker:
         again = self._judge(call)
         if isinstance(again, Ask) and call.answered_by is not None:
             again = again.choose(allow.target)
-        return isinstance(again, Allow) and again.target == allow.target
-
-    async def _start(self, name: str, source: str) -> None:
-        """Have qubesd start a qube; callers that come together share one start."""
-        task = self._starting.get(name)
-        if task is None:
-            task = self._tasks.create_task(self._start_once(name, source))
-            self._starting[name] = task
-        if error := await asyncio.shield(task):
-            raise _Problem(error)
-
-    async def _start_once(self, name: str, source: str) -> str:
-        try:
-            async with asyncio.timeout(START_TIMEOUT):
-                await self._link.request(Operation.START, name, source)
-        except DaemonError as e:
-            return f"the target does not start: {e.message}"
-        except TimeoutError:
-            return f"the target did not start within {START_TIMEOUT:.0f} s"
-        except Exception:  # noqa: BLE001 - the broker goes on
-            _log.exception("a start failed; this is a bug in Caisson, report it", qube=name)
-            return "internal error"
-        finally:
-            del self._starting[name]
-        return ""
+        return isinstance(again, Allow) and (again.target, again.user) == (allow.target, allow.user)
 
     async def _in_disposable(self, call: Call, allow: Allow) -> None:
         """Run the call in a disposable of its own, which ends with the call."""
@@ -611,61 +531,14 @@ class Broker:
         # If the caller leaves meanwhile, the answer is still awaited: somebody must discard it.
         call.shielded = True
         try:
-            async with asyncio.timeout(START_TIMEOUT):
-                name = await self._link.request(
-                    Operation.DISPOSABLE, found.name if found else base, call.source
-                )
-        except TimeoutError:
-            raise _Problem(f"no disposable within {START_TIMEOUT:.0f} s") from None
+            name = await self._targets.disposable(found.name if found else base, call.source)
         finally:
             call.shielded = False
         if call.ended:
-            self._discard(name)
+            self._targets.discard(name)
             return
         call.disposable = call.target = name
         await self._in_endpoint(call)
-
-    def _discard(self, name: str) -> None:
-        """Have qubesd discard a disposable, in the background; later if qubesd is away."""
-        self._discards.add(name)
-        if self._link.synced:
-            self._background(self._discard_once(name))
-
-    async def _discard_once(self, name: str) -> None:
-        try:
-            await self._link.request(Operation.DISCARD, name, DOM0)
-        except DaemonError as e:
-            if not self._link.synced:
-                return
-            _log.warning("a disposable was not discarded", qube=shown(name), error=str(e))
-        self._discards.discard(name)
-
-    async def _agent(self, name: str) -> Endpoint:
-        """Wait for a qube's agent."""
-        endpoint = self._endpoints.get(name)
-        if endpoint is not None and endpoint.agent is not None:
-            return endpoint
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self._awaited.setdefault(name, set()).add(future)
-        try:
-            async with asyncio.timeout(AGENT_TIMEOUT):
-                came = await future
-        except TimeoutError:
-            raise _Problem("the target's agent does not answer") from None
-        finally:
-            waiting = self._awaited.get(name, set())
-            waiting.discard(future)
-            if not waiting:
-                self._awaited.pop(name, None)
-        endpoint = self._endpoints.get(name)
-        if not came or endpoint is None or endpoint.agent is None:
-            raise _Problem("the target ended before its agent answered")
-        return endpoint
-
-    def _settle(self, name: str, came: bool) -> None:
-        for future in self._awaited.pop(name, ()):
-            if not future.done():
-                future.set_result(came)
 
     # Connecting and ending.
 
@@ -683,10 +556,11 @@ class Broker:
 
     def _drain(self, endpoint: Endpoint) -> None:
         """Hand over the calls that wait, as far as the agent keeps up."""
-        while endpoint.waiting and (agent := endpoint.agent) is not None:
-            if agent.backed_up:
-                agent.when_drained(lambda: self._drain(endpoint))
+        for _ in range(CALLS_A_DRAIN):
+            if not endpoint.waiting or (agent := endpoint.agent) is None:
                 return
+            if agent.backed_up:
+                break
             call = endpoint.waiting.next()
             if call.ended:
                 continue
@@ -694,6 +568,9 @@ class Broker:
                 self._refuse(call, "what the decision rested on changed while the target was busy")
             else:
                 self._hand_over(call, endpoint, agent)
+        # The rest in another turn of the loop, so that other qubes get theirs.
+        if endpoint.waiting and endpoint.agent is not None:
+            endpoint.agent.when_drained(lambda: self._drain(endpoint))
 
     def _hand_over(self, call: Call, endpoint: Endpoint, agent: Channel) -> None:
         """Give each side its ends of the pipes, and step out of the way."""
@@ -779,7 +656,7 @@ class Broker:
             call.serving = None
         self._pipes.give_back(call)
         if call.disposable:
-            self._discard(call.disposable)
+            self._targets.discard(call.disposable)
         if call.task is not None and not call.shielded and call.task is not asyncio.current_task():
             call.task.cancel()
         call.task = None
@@ -791,23 +668,3 @@ async def _safely(work: Coroutine[Any, Any, None]) -> None:
         await work
     except Exception:  # noqa: BLE001 - the broker goes on
         _log.exception("this is a bug in Caisson, report it")
-
-
-class _PromptQueue:
-    """The questions of one qube: one is shown, some wait."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        self._lock = asyncio.Lock()
-
-    async def __aenter__(self) -> None:
-        self.waiting += 1
-        try:
-            await self._lock.acquire()
-        except BaseException:
-            self.waiting -= 1
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self.waiting -= 1
-        self._lock.release()

@@ -38,6 +38,10 @@ class Ended(StrEnum):
     BROKER_GONE = "broker-gone"
 
 
+class CallError(Exception):
+    """A call cannot be served; the text is for the log, not for the caller."""
+
+
 class Call:
     """One call from its request to its end."""
 

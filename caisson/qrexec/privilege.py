@@ -62,7 +62,7 @@ def give_up(account: pwd.struct_passwd) -> None:
     _verify(account)
     # Last: it hides /proc/self from this user. No debugger, no core, no /proc/PID/mem.
     _prctl(libc, _PR_SET_DUMPABLE, 0)
-    os.umask(0o077)
+    os.umask(0o027)
 
 
 def _prctl(libc: ctypes.CDLL, option: int, argument: int) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 
 from caisson.errors import CaissonError, PermissionDeniedError
-from caisson.names import shown
 from caisson.qrexec.directories import qubes_group
 from caisson.qrexec.link import address, peer_of, plain_name
 
@@ -179,8 +178,3 @@ def _is_member(uid: int) -> bool:
     except KeyError:
         return False
     return group != 0 and group in os.getgrouplist(account.pw_name, account.pw_gid)
-
-
-def shown_answer(target: str | None) -> str:
-    """An answer for a log."""
-    return "deny" if target is None else f"allow:{shown(target)}"

@@ -57,6 +57,13 @@ async def outcome(client: Peer) -> bytes:
     return message
 
 
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and wait until it is closed."""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 @asynccontextmanager
 async def prompt_agent(
     rig: Rig, answer: Callable[[dict[str, Any]], bytes | None]
@@ -64,8 +71,10 @@ async def prompt_agent(
     """A person's agent; an answer of None never comes. Gives the questions."""
     questions: list[dict[str, Any]] = []
     never = asyncio.Event()
+    sessions: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sessions.add(asyncio.current_task())
         descriptor, _, body = (await reader.read()).partition(b"\0")
         if descriptor == b"policy.Ask dom0 name dom0":
             questions.append(json.loads(body))
@@ -75,7 +84,7 @@ async def prompt_agent(
                     await never.wait()
             else:
                 writer.write(reply)
-        writer.close()
+        await hang_up(writer)
 
     server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
     rig.paths.prompt_agent.chmod(0o666)
@@ -84,6 +93,7 @@ async def prompt_agent(
     finally:
         server.close()
         never.set()
+        await asyncio.gather(*filter(None, sessions))
         rig.paths.prompt_agent.unlink()
 
 
@@ -558,8 +568,8 @@ async def test_caller_that_goes_takes_its_question_back():
                     writer.write(b" ")
                     await writer.drain()
                     await asyncio.sleep(0.01)
+            await hang_up(writer)
             gone.set()
-            writer.close()
 
         server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
         rig.paths.prompt_agent.chmod(0o666)
@@ -591,8 +601,9 @@ async def test_denial_is_told_to_the_person():
         told: asyncio.Queue[bytes] = asyncio.Queue()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await told.put(await reader.read())
-            writer.close()
+            message = await reader.read()
+            await hang_up(writer)
+            await told.put(message)
 
         server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
         rig.paths.prompt_agent.chmod(0o666)

@@ -1,4 +1,4 @@
-"""The datagrams of the local protocol."""
+"""The messages of the local protocol, and of the link between qubesd and the broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caisson.errors import CaissonError
-from caisson.qrexec import wire
+from caisson.names import QubeName
+from caisson.qrexec import link, wire
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,30}", fullmatch=True).filter(
     lambda name: name not in {"none", "default"}
@@ -63,3 +64,55 @@ def test_command_of_the_admin_qube_keeps_its_text():
     assert (call.command, call.user, call.service) == ("printf 'é\n'", "", "")
     with pytest.raises(CaissonError):
         wire.parse_admin(b"Dwork\0\0a\0b")
+
+
+INFOS = st.dictionaries(
+    st.text(max_size=10),
+    st.one_of(st.none(), st.booleans(), st.text(max_size=20), st.lists(st.text(max_size=5))),
+    max_size=4,
+)
+FROM_QUBESD = st.one_of(
+    st.builds(
+        link.Snapshot,
+        seq=st.integers(0, 2**53),
+        full=st.booleans(),
+        domains=st.dictionaries(NAMES, INFOS, max_size=3),
+        removed=st.lists(NAMES, max_size=3),
+        open=st.lists(NAMES, max_size=3),
+    ),
+    st.builds(link.OpenQube, NAMES),
+    st.builds(link.CloseQube, NAMES),
+    st.builds(link.Admit, NAMES, st.integers(1, 2**22)),
+    st.builds(link.Reject, NAMES, st.integers(1, 2**22), st.text(max_size=50)),
+    st.builds(link.Reply, st.integers(0, 2**53), ok=st.booleans(), value=NAMES, error=st.text()),
+)
+FROM_BROKER = st.one_of(
+    st.builds(link.Ack, st.integers(0, 2**53)),
+    st.builds(link.Opened, NAMES),
+    st.builds(link.AgentGone, NAMES),
+    st.builds(link.Request, st.integers(0, 2**53), st.sampled_from(link.Operation), NAMES, NAMES),
+)
+
+
+@given(FROM_QUBESD)
+def test_message_of_qubesd_is_read_as_it_was_written(message: link.ToBroker):
+    """One line, whatever text it holds; names of their own types become text."""
+    line = link.encode(message)
+    assert line.count(b"\n") == 1
+    assert link.read_to_broker(line) == message
+
+
+@given(FROM_BROKER)
+def test_message_of_the_broker_is_read_as_it_was_written(message: link.ToDaemon):
+    """The other direction."""
+    line = link.encode(message)
+    assert line.count(b"\n") == 1
+    assert link.read_to_daemon(line) == message
+
+
+@given(NAMES)
+def test_validated_names_travel_as_text(name: str):
+    """The encoder knows the types of names, and nothing else that is no JSON."""
+    assert link.encode(link.OpenQube(QubeName(name))) == link.encode(link.OpenQube(name))
+    with pytest.raises(TypeError):
+        link.encode(link.OpenQube(object()))  # type: ignore[arg-type]
