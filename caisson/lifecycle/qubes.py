@@ -215,9 +215,6 @@ class Qubes:
         async def carry_out() -> None:
             try:
                 result = await act
-            except asyncio.CancelledError:
-                outcome.cancel()
-                raise
             except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
                 if outcome.cancelled():
                     _log.info("failed after its caller had gone", error=str(error))
@@ -227,7 +224,11 @@ class Qubes:
                 if not outcome.cancelled():
                     outcome.set_result(result)
 
-        self._tasks.create_task(carry_out())
+        def over(_task: object) -> None:
+            act.close()  # the daemon may have ended before it began
+            outcome.cancel()
+
+        self._tasks.create_task(carry_out()).add_done_callback(over)
         return await outcome
 
     async def _create(self, plan: Callable[[], Change]) -> Qube:
