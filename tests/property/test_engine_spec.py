@@ -69,6 +69,7 @@ def configured(spec: RunSpec, slot: int = 0) -> dict[str, Any]:
         sources={target: Path("/w") / target.strip("/") for target in targets},
         devices=Path("/d"),
         cgroup="/qubes/x",
+        user_namespace=Path("/u"),
     )
     back = msgspec.json.decode(msgspec.json.encode(made))
     assert isinstance(back, dict)
@@ -107,7 +108,8 @@ def test_namespaces_capabilities_and_ids_are_what_was_agreed(spec: RunSpec, slot
     assert {space["type"] for space in linux["namespaces"]} == {
         "user", "mount", "pid", "network", "ipc", "uts", "cgroup",
     }  # fmt: skip
-    assert all("path" not in space for space in linux["namespaces"])
+    joined = [(space["type"], space["path"]) for space in linux["namespaces"] if "path" in space]
+    assert joined == [("user", "/u")]
     assert process["noNewPrivileges"] is True
     assert set(process["capabilities"]) == {"bounding", "effective", "permitted"}
     for kept in process["capabilities"].values():

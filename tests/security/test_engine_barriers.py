@@ -215,6 +215,32 @@ async def test_another_qube_shares_nothing(ground: Ground):
     assert lines == ["ECONNREFUSED", "-1 [] []"]
 
 
+async def test_what_the_kernel_counts_by_user_is_not_shared(ground: Ground):
+    """One qube uses up inotify and queued signals; its neighbour and root have theirs.
+
+    Class: a quota that many share (the kernel charges the owner of a user namespace as well).
+    """
+    hungry = await ground.start(
+        """
+        import resource, signal
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        while libc.inotify_init1(0) >= 0: pass
+        while libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())) == 0: pass
+        say("ready"); signal.pause()
+        """
+    )
+    await until(lambda: "ready" in hungry.messages())
+    asked = (
+        "libc.inotify_init1(0) >= 0, libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p()))"
+    )
+    lines = await ground.run(f"say({asked})")
+    assert lines == ["True 0"]
+    program = f"import ctypes; libc = ctypes.CDLL(None); print({asked})"
+    own = await asyncio.create_subprocess_exec(PYTHON, "-c", program, stdout=subprocess.PIPE)
+    assert (await own.communicate())[0] == b"True 0\n"
+
+
 # Namespaces, mounts, capabilities
 
 

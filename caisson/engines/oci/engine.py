@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -51,7 +52,7 @@ class OciEngine:
         self._records = Records(paths.engine)
         self._maps = Maps()
         self._ranges = Ranges()
-        self._assembly = Assembly(paths.pool, paths.instance, self._maps)
+        self._assembly = Assembly(paths.pool, paths.instance)
         self._threads = ThreadPoolExecutor(_WORKERS, thread_name_prefix="engine")
         self._lock = threading.Lock()
         self._runtime = runtime
@@ -171,17 +172,8 @@ class OciEngine:
             slot = self._ranges.take(record_path)
             record = msgspec.structs.replace(record, slot=slot)
             launcher.group.limit(memory_max=spec.memory_max, cpus=spec.cpus, pids_max=spec.pids_max)
-            self._assembly.fill(launcher.workspace, spec, slot)
-            content = config(
-                spec,
-                uid_base=base_of(slot),
-                sources=launcher.workspace.sources,
-                devices=self._assembly.fresh_devices(),
-                cgroup=launcher.runtime.cgroup(f"{self._all_groups().parent()}/{launcher.name}"),
-                filter_code=seccomp.compiled() if launcher.runtime.takes_machine_code else None,
-            )
-            (launcher.workspace.path / "config.json").write_bytes(msgspec.json.encode(content))
-            pid = launcher.go()
+            with self._maps.lend(slot) as namespace:
+                pid = self._launch(launcher, spec, slot, namespace)
             try:
                 pidfd = os.pidfd_open(pid)
             except ProcessLookupError:
@@ -204,6 +196,21 @@ class OciEngine:
             raise
         self._assembly.discard(launcher.workspace)
         return record, pidfd, launcher.errors
+
+    def _launch(self, launcher: Launcher, spec: RunSpec, slot: int, namespace: int) -> int:
+        """Lay everything out and start the first process, in that user namespace."""
+        self._assembly.fill(launcher.workspace, spec, slot, namespace)
+        content = config(
+            spec,
+            uid_base=base_of(slot),
+            sources=launcher.workspace.sources,
+            devices=self._assembly.fresh_devices(),
+            cgroup=launcher.runtime.cgroup(f"{self._all_groups().parent()}/{launcher.name}"),
+            user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
+            filter_code=seccomp.compiled() if launcher.runtime.takes_machine_code else None,
+        )
+        (launcher.workspace.path / "config.json").write_bytes(msgspec.json.encode(content))
+        return launcher.go()
 
     def _take(self) -> Launcher:
         """A launcher that waits, or a new one."""

@@ -20,6 +20,8 @@ from caisson.errors import EngineError
 BASE = 0x7000_0000
 SLOTS = 4_096
 REGISTER = Path("/run/caisson/ids")
+# The one capability is for machines that let nobody else make user namespaces.
+_AS_NOBODY = ("setpriv", "--clear-groups", "--inh-caps=+sys_admin", "--ambient-caps=+sys_admin")
 
 
 def base_of(slot: int) -> int:
@@ -96,10 +98,15 @@ class Ranges:
 def make_user_namespace(base: int) -> int:
     """Return a descriptor of a user namespace that maps 0 to 65,535 to `base` and above.
 
+    It belongs to the id `base`, nobody's on the machine: the kernel also charges what is counted
+    by user (inotify instances, timers, message queues) to a namespace's owner. With root as the
+    owner of all, one qube could use up what root's programs and the other qubes need.
+
     Raises:
         EngineError: user namespaces cannot be made.
     """
-    command = ["unshare", "--user", "--", "cat"]
+    command = [*_AS_NOBODY, f"--reuid={base}", f"--regid={base}", "--"]
+    command += ["unshare", "--user", "--", "cat"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:

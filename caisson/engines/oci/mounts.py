@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from caisson.engines.interface import SYSTEM_AGENT, RunSpec, Tree
 from caisson.engines.oci import cgroups, kernel
-from caisson.engines.oci.idmap import Maps, base_of
+from caisson.engines.oci.idmap import base_of
 from caisson.engines.oci.kernel import Attr, Mount
 from caisson.errors import EngineError, InternalError
 from caisson.names import LayerId, shown
@@ -165,12 +165,10 @@ class Assembly:
     Args:
         pool: directory of the layers.
         instance: short name of the instance.
-        maps: user namespaces for id-mapped mounts.
     """
 
-    def __init__(self, pool: Path, instance: str, maps: Maps) -> None:
+    def __init__(self, pool: Path, instance: str) -> None:
         self._pool = pool
-        self._maps = maps
         self._base = SCRATCH / (instance or "default")
         self._lock = threading.Lock()
         self._devices: Path | None = None
@@ -205,19 +203,24 @@ class Assembly:
         self._devices, self._usr = None, None
         self._agents.clear()
 
-    def fill(self, workspace: Workspace, spec: RunSpec, slot: int) -> None:
+    def fill(self, workspace: Workspace, spec: RunSpec, slot: int, ids: int) -> None:
         """Put together everything that the qube will see on disk.
+
+        Args:
+            workspace: where.
+            spec: what.
+            slot: whose range of ids.
+            ids: the user namespace that maps them.
 
         Raises:
             EngineError: names the step that failed.
         """
         base = base_of(slot)
-        with self._maps.lend(slot) as ids:
-            with _step(f"map the ids of the pool `{self._pool}`"):
-                pool = self._clone(workspace, self._pool, "pool", ids)
-            lower = [f"/proc/self/fd/{pool}/{_layer(layer)}/d" for layer in spec.root.lower]
-            with _step(f"map the ids of `{spec.qube_files}`"):
-                files = self._clone(workspace, spec.qube_files, "qube", ids)
+        with _step(f"map the ids of the pool `{self._pool}`"):
+            pool = self._clone(workspace, self._pool, "pool", ids)
+        lower = [f"/proc/self/fd/{pool}/{_layer(layer)}/d" for layer in spec.root.lower]
+        with _step(f"map the ids of `{spec.qube_files}`"):
+            files = self._clone(workspace, spec.qube_files, "qube", ids)
             # Below all others: what a template changes in one of our files stays changed.
             lower.append(f"/proc/self/fd/{files}")
         lower.insert(0, str(self._etc(workspace, spec, base)))

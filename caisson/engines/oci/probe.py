@@ -12,7 +12,7 @@ import msgspec
 from caisson.engines.interface import RunSpec, Tree
 from caisson.engines.oci import seccomp
 from caisson.engines.oci.cgroups import Groups
-from caisson.engines.oci.idmap import SLOTS, base_of
+from caisson.engines.oci.idmap import SLOTS, base_of, make_user_namespace
 from caisson.engines.oci.mounts import Assembly
 from caisson.engines.oci.runtime import Launcher, Runtime, finish, installed
 from caisson.engines.oci.spec import config
@@ -56,7 +56,9 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
     workspace = assembly.workspace(name)
     launcher = None
     group = None
+    namespace = -1
     try:
+        namespace = make_user_namespace(base_of(_SLOT))
         root = workspace.root
         root.mkdir(mode=0o755)
         for point in ("proc", "sys", "dev", "run", "tmp", "usr"):
@@ -84,6 +86,7 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
             sources={"/usr": Path("/usr")},
             devices=assembly.fresh_devices(),
             cgroup=runtime.cgroup(f"{groups.parent()}/{name}"),
+            user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
             filter_code=seccomp.compiled() if runtime.takes_machine_code else None,
         )
         (workspace.path / "config.json").write_bytes(msgspec.json.encode(content))
@@ -96,6 +99,8 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
     except OSError as error:
         raise EngineError(str(error), hint="see `caisson doctor`") from error
     finally:
+        if namespace >= 0:
+            os.close(namespace)
         if launcher is not None:
             launcher.end()
             os.close(launcher.errors)

@@ -131,6 +131,7 @@ def config(
     sources: Mapping[str, Path],
     devices: Path,
     cgroup: str,
+    user_namespace: Path | None = None,
     filter_code: str | None = None,
 ) -> dict[str, object]:
     """Return the content of `config.json`.
@@ -141,6 +142,7 @@ def config(
         sources: prepared directories, by mount point.
         devices: the shared directory for `/dev`.
         cgroup: path of the group, for a runtime that insists on placing its processes itself.
+        user_namespace: the one that maps `uid_base`; None has the runtime make it.
         filter_code: the system call filter in machine code, for a runtime that can take it.
     """
     mapping = [{"containerID": 0, "hostID": uid_base, "size": ID_RANGE}]
@@ -174,8 +176,8 @@ def config(
         "mounts": mounts,
         "linux": {
             "namespaces": [
-                {"type": kind}
-                for kind in ("user", "mount", "pid", "network", "ipc", "uts", "cgroup")
+                {"type": "user", **({"path": str(user_namespace)} if user_namespace else {})},
+                *({"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup")),
             ],
             "uidMappings": mapping,
             "gidMappings": mapping,
