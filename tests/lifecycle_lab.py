@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ async def until(condition: Callable[[], object]) -> None:
     It counts real seconds: the loop's own may be set forward.
     """
     end = time.monotonic() + PATIENCE
-    while not condition():  # noqa: ASYNC110 - there is nothing to wait on
+    while not condition():
         assert time.monotonic() < end
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
 
 
 class Clock:
@@ -154,6 +155,7 @@ class Lab:
         self.qubes: Qubes
         self.heard: Subscription
         self._stop: asyncio.Event
+        self._threads: ThreadPoolExecutor
         self._life: asyncio.Task[None]
 
     def play_agent(self, instance: MemoryInstance) -> None:
@@ -166,6 +168,8 @@ class Lab:
         """Start the daemon."""
         ready = asyncio.Event()
         self._stop = asyncio.Event()
+        self._threads = ThreadPoolExecutor(4)
+        asyncio.get_running_loop().set_default_executor(self._threads)
         self._life = asyncio.create_task(self._live(ready))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait({self._life, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -177,6 +181,7 @@ class Lab:
         """Stop the daemon; qubes run on."""
         self._stop.set()
         await self._life
+        self._threads.shutdown()  # with a real daemon they end, too
 
     async def restart(self) -> None:
         """Stop the daemon and start the next one."""
@@ -204,7 +209,7 @@ class Lab:
                 await self.qubes.recover()
                 ready.set()
                 await self._stop.wait()
-                raise _StopError  # noqa: TRY301 - ends the group
+                raise _StopError
         except BaseExceptionGroup as ended:
             if ended.split(_StopError)[1]:
                 raise
@@ -240,6 +245,7 @@ class Lab:
         """Make `sys-net` the network qube of `work`."""
         await self.app(NET)
         self.set(NET, "provides_network", "True")
+        self.set(NET, "netvm", "")
         self.set(WORK, "netvm", NET)
         self.news()
 

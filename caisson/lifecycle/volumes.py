@@ -91,6 +91,8 @@ class Volumes:
                 # Its settings may have been changed meanwhile.
                 plan = plan_stop(qube.volumes[state.name], empty=empty, now=_now())
             await self._settle(qube, plan)
+            # What it borrowed, too: its template may have moved on while it ran.
+            self._collect(layers_of([state]) - layers_of([plan.state]))
             if plan.flatten:
                 self._tasks.create_task(self._flatten(qube, plan.state))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Callable
 
@@ -169,10 +170,8 @@ async def test_the_qube_ends_just_when_it_is_up(lab: Lab):
 
     for turns in range(14):
         lab.engine.on_start = end_soon(turns)
-        try:
+        with contextlib.suppress(EngineError):
             await lab.qubes.start(WORK)
-        except EngineError:
-            pass
         await until(lambda: lab.state(WORK) is PowerState.HALTED)
         await lab.settle()
         assert lab.untouched(WORK)
