@@ -54,7 +54,7 @@ fn decode_part(mut encoded: &[u8]) -> Option<CString> {
                 rest
             }
             [b'-', high, low, rest @ ..] => {
-                decoded.push(digit(*high)? << 4 | digit(*low)?);
+                decoded.push((digit(*high)? << 4) | digit(*low)?);
                 rest
             }
             [byte @ (b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'.' | b'_'), rest @ ..] => {

@@ -166,7 +166,7 @@ pub fn unblock_signals() {
 /// A descriptor that is readable when one of `signals` (which must be blocked) is pending.
 pub fn signal_descriptor(signals: &[u32]) -> Result<OwnedFd, Errno> {
     const NONBLOCK_CLOEXEC: usize = 0o4000 | 0o2000000;
-    let mask = signals.iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
+    let mask = signals.iter().fold(0_u64, |mask, signal| mask | (1 << (signal - 1)));
     let a = [usize::MAX, &mask as *const u64 as usize, 8, NONBLOCK_CLOEXEC, 0, 0];
     // SAFETY: `mask` is a valid signal set of eight bytes.
     // JUSTIFICATION: rustix has no signalfd.
@@ -305,7 +305,7 @@ pub mod forbidden {
     /// careless filter does not (CVE-2019-10063).
     pub fn terminal_input(fd: BorrowedFd<'_>, high: bool) -> Result<(), Errno> {
         const TIOCSTI: usize = 0x5412;
-        let request = if high { TIOCSTI | 1 << 32 } else { TIOCSTI };
+        let request = if high { TIOCSTI | (1 << 32) } else { TIOCSTI };
         let space = b" ";
         attempt(number::IOCTL, [fd.as_raw_fd() as usize, request, space.as_ptr() as usize, 0, 0, 0])
     }
