@@ -257,10 +257,11 @@ class Broker:
             self._end(call, Ended.EXITED, wire.exited(message.code), message.code)
 
     def malformed(self, endpoint: Endpoint, channel: Channel, error: CaissonError) -> None:
-        """Refuse, and write it down."""
+        """Refuse, and write it down; in its turn, like a call."""
         call = Call(endpoint.name, channel)
+        call.malformed = error.message
         self._own(endpoint, call, channel)
-        self._refuse(call, error.message)
+        self._submit(endpoint, call)
 
     def request(
         self,
@@ -285,7 +286,11 @@ class Broker:
         self._own(endpoint, call, channel)
         if len(endpoint.calls) > MOST_CALLS:
             self._refuse(call, f"the qube has {MOST_CALLS} calls in flight")
-        elif endpoint.served:
+        else:
+            self._submit(endpoint, call)
+
+    def _submit(self, endpoint: Endpoint, call: Call) -> None:
+        if endpoint.served:
             endpoint.undecided.append(call)
         else:
             self._in_turn(endpoint)
@@ -331,6 +336,9 @@ class Broker:
     # Deciding.
 
     def _begin(self, call: Call) -> None:
+        if call.malformed:
+            self._refuse(call, call.malformed)
+            return
         if not self._audit.ready():
             self._refuse(call, "the audit log cannot be written")
             return

@@ -57,6 +57,7 @@ class Call:
         "enlarged",
         "flags",
         "id",
+        "malformed",
         "plus",
         "requested",
         "rule",
@@ -87,6 +88,7 @@ class Call:
         self.command = ""
         self.requested = ""
         self.flags = ""
+        self.malformed = ""
         self.user = ""
         self.target = ""
         self.decision = ""

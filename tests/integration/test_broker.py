@@ -9,7 +9,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,33 @@ async def outcome(client: Peer) -> bytes:
     return message
 
 
-async def hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close a connection, and wait until it is closed."""
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
+Session = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(rig: Rig, session: Session) -> AsyncIterator[None]:
+    """Listen where the broker asks a person; nothing is left open afterwards."""
+    sessions: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sessions.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            await session(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
+    rig.paths.prompt_agent.chmod(0o666)
+    try:
+        yield
+    finally:
+        rig.paths.prompt_agent.unlink()
+        # Whoever was accepted a moment ago becomes a session in the next turns of the loop.
+        for _ in range(8):
+            await asyncio.sleep(0)
+        server.close()
+        await asyncio.gather(*filter(None, sessions))
 
 
 @asynccontextmanager
@@ -71,30 +93,22 @@ async def prompt_agent(
     """A person's agent; an answer of None never comes. Gives the questions."""
     questions: list[dict[str, Any]] = []
     never = asyncio.Event()
-    sessions: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sessions.add(asyncio.current_task())
         descriptor, _, body = (await reader.read()).partition(b"\0")
         if descriptor == b"policy.Ask dom0 name dom0":
             questions.append(json.loads(body))
             reply = answer(questions[-1])
             if reply is None:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await never.wait()
+                await never.wait()
             else:
                 writer.write(reply)
-        await hang_up(writer)
 
-    server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
-    rig.paths.prompt_agent.chmod(0o666)
-    try:
-        yield questions
-    finally:
-        server.close()
-        never.set()
-        await asyncio.gather(*filter(None, sessions))
-        rig.paths.prompt_agent.unlink()
+    async with listening(rig, serve):
+        try:
+            yield questions
+        finally:
+            never.set()
 
 
 async def test_allowed_call_runs_over_pipes_and_gives_the_exit_code():
@@ -568,15 +582,12 @@ async def test_caller_that_goes_takes_its_question_back():
                     writer.write(b" ")
                     await writer.drain()
                     await asyncio.sleep(0.01)
-            await hang_up(writer)
             gone.set()
 
-        server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
-        rig.paths.prompt_agent.chmod(0o666)
-        client = await rig.call("work", "vault", "my.Service")
-        async with asyncio.timeout(PATIENCE):
-            await gone.wait()
-        server.close()
+        async with listening(rig, serve):
+            client = await rig.call("work", "vault", "my.Service")
+            async with asyncio.timeout(PATIENCE):
+                await gone.wait()
         await rig.audited(service="my.Service", ended="caller-gone")
 
 
@@ -600,17 +611,13 @@ async def test_denial_is_told_to_the_person():
         await rig.run("work")
         told: asyncio.Queue[bytes] = asyncio.Queue()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            message = await reader.read()
-            await hang_up(writer)
-            await told.put(message)
+        async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await told.put(await reader.read())
 
-        server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
-        rig.paths.prompt_agent.chmod(0o666)
-        assert await outcome(await rig.call("work", "vault", "my.Service")) == b"R"
-        async with asyncio.timeout(PATIENCE):
-            descriptor, _, body = (await told.get()).partition(b"\0")
-        server.close()
+        async with listening(rig, serve):
+            assert await outcome(await rig.call("work", "vault", "my.Service")) == b"R"
+            async with asyncio.timeout(PATIENCE):
+                descriptor, _, body = (await told.get()).partition(b"\0")
         assert descriptor == b"policy.Notify dom0 name dom0"
         assert json.loads(body) == {
             "resolution": "deny", "service": "my.Service", "argument": "+",
