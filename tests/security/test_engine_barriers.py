@@ -241,6 +241,38 @@ async def test_what_the_kernel_counts_by_user_is_not_shared(ground: Ground):
     assert (await own.communicate())[0] == b"True 0\n"
 
 
+async def test_no_qube_watches_or_locks_what_another_opens(ground: Ground):
+    """The machine's `/usr`, the agent's directory and the devices are each qube's own view.
+
+    Class: a file system that qubes share tells one what the other runs, and lets them signal.
+    """
+    paths = ["/usr/bin", "/usr/bin/true", "/usr/lib/qubes", "/dev", "/dev/zero", "/dev/urandom"]
+    watcher = await ground.start(
+        f"""
+        import fcntl, select
+        watch = libc.inotify_init1(0)
+        assert all(libc.inotify_add_watch(watch, path.encode(), 0x21) > 0 for path in {paths})
+        held = [os.open(path, os.O_RDONLY) for path in {paths}]
+        for file in held: fcntl.flock(file, fcntl.LOCK_EX)
+        while select.select([watch], [], [], 0.2)[0]: os.read(watch, 65536)
+        say("ready")
+        say("saw" if select.select([watch], [], [], 60)[0] else "nothing")
+        import signal; signal.pause()
+        """
+    )
+    await until(lambda: "ready" in watcher.messages())
+    lines = await ground.run(
+        f"""
+        import fcntl
+        held = [os.open(path, os.O_RDONLY) for path in {paths}]
+        os.listdir("/usr/bin"), os.listdir("/dev"), os.read(held[-1], 1)
+        say(*(attempt(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB) for file in held))
+        """
+    )
+    assert lines == [" ".join(["ok"] * len(paths))]
+    assert "saw" not in watcher.messages()
+
+
 # Namespaces, mounts, capabilities
 
 

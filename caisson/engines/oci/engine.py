@@ -154,7 +154,6 @@ class OciEngine:
         self._running.clear()
         await asyncio.get_running_loop().run_in_executor(self._threads, self._drop_spares)
         self._threads.shutdown()
-        self._assembly.close()
         self._maps.close()
 
     # What follows up to `_watch` runs in a worker thread.
@@ -204,7 +203,7 @@ class OciEngine:
             spec,
             uid_base=base_of(slot),
             sources=launcher.workspace.sources,
-            devices=self._assembly.fresh_devices(),
+            devices=self._assembly.devices(launcher.workspace),
             cgroup=launcher.runtime.cgroup(f"{self._all_groups().parent()}/{launcher.name}"),
             user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
             filter_code=seccomp.compiled() if launcher.runtime.takes_machine_code else None,

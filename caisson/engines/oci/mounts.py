@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Iterator
@@ -50,7 +49,6 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-_USR_WITNESSES = ("/usr", "/usr/bin", "/usr/lib", "/usr/share", "/var/lib/dpkg/status")
 
 _layout: cgroups.Layout | None = None
 
@@ -170,10 +168,6 @@ class Assembly:
     def __init__(self, pool: Path, instance: str) -> None:
         self._pool = pool
         self._base = SCRATCH / (instance or "default")
-        self._lock = threading.Lock()
-        self._devices: Path | None = None
-        self._agents: dict[Path, Path] = {}
-        self._usr: tuple[tuple[object, ...], Path] | None = None
 
     def workspace(self, name: str) -> Workspace:
         """Make the temporary directory of one start."""
@@ -192,16 +186,6 @@ class Assembly:
             kernel.detach(str(workspace.path))
         with contextlib.suppress(OSError):
             workspace.path.rmdir()
-
-    def close(self) -> None:
-        """Take everything away."""
-        for path in [*self._agents.values(), self._devices, self._usr and self._usr[1]]:
-            if path:
-                with contextlib.suppress(OSError):
-                    kernel.detach(str(path))
-                    path.rmdir()
-        self._devices, self._usr = None, None
-        self._agents.clear()
 
     def fill(self, workspace: Workspace, spec: RunSpec, slot: int, ids: int) -> None:
         """Put together everything that the qube will see on disk.
@@ -231,13 +215,6 @@ class Assembly:
         self._shared(workspace, spec)
         self._mount_points(workspace, spec, base)
         workspace.release()
-
-    def fresh_devices(self) -> Path:
-        """The harmless devices, in one read-only directory that all qubes share."""
-        with self._lock:
-            if self._devices is None:
-                self._devices = self._make_devices()
-            return self._devices
 
     def _clone(self, workspace: Workspace, source: Path, name: str, ids: int | None) -> int:
         """Attach an id-mapped view of a directory; layers can only be given by such a path."""
@@ -339,8 +316,8 @@ class Assembly:
         """What comes from the host: sockets, our own files, and the machine's `/usr`."""
         guarded = Attr.RDONLY | Attr.NOSUID | Attr.NODEV
         if spec.host_usr:
-            workspace.sources["/usr"] = self._machine_usr(spec.qube_files)
-        workspace.sources[_AGENT_DIRECTORY] = self._agent(spec.qube_files)
+            workspace.sources["/usr"] = self._machine_usr(workspace, spec.qube_files)
+        workspace.sources[_AGENT_DIRECTORY] = self._agent(workspace, spec.qube_files)
         binds = [(spec.socket_dir, "/run/qubes", guarded | Attr.NOEXEC)]
         binds += [
             (bind.source, bind.target, guarded if bind.read_only else guarded & ~Attr.RDONLY)
@@ -355,60 +332,47 @@ class Assembly:
                 kernel.attach(tree, str(place))
             workspace.sources[target] = place
 
-    def _agent(self, qube_files: Path) -> Path:
+    def _agent(self, workspace: Workspace, qube_files: Path) -> Path:
         """The agent's directory: read-only, and owned by nobody that a qube could become."""
-        with self._lock:
-            known = self._agents.get(qube_files)
-            if known is None:
-                source = qube_files / _AGENT_DIRECTORY.lstrip("/")
-                with _step(f"bind `{source}`"):
-                    tree = kernel.clone_tree(str(source))
-                    try:
-                        kernel.set_attributes(tree, Attr.RDONLY | Attr.NOSUID | Attr.NODEV)
-                        known = self._place("agent")
-                        kernel.attach(tree, str(known))
-                    finally:
-                        os.close(tree)
-                self._agents[qube_files] = known
-            return known
+        source = qube_files / _AGENT_DIRECTORY.lstrip("/")
+        with _step(f"bind `{source}`"):
+            return self._view(workspace, "agent", source, workspace.place("empty-agent"))
 
-    def _machine_usr(self, qube_files: Path) -> Path:
-        """Our files over the machine's `/usr`, in one read-only overlay that all qubes share.
+    def _machine_usr(self, workspace: Workspace, qube_files: Path) -> Path:
+        """Our files over the machine's `/usr`, read-only.
 
         Its ids are not mapped: what only the machine's root may read stays closed to a qube.
-        It is made anew when the machine's packages have changed.
+        Hidden are `/usr/src`, and whatever the administrator put below `/usr/local`.
         """
-        key = (qube_files, *(_changed(path) for path in _USR_WITNESSES))
-        with self._lock:
-            if self._usr is not None and self._usr[0] == key:
-                return self._usr[1]
-            with _step(f"lay `{qube_files}` over the machine's `/usr`"):
-                target = self._make_usr(qube_files)
-            if self._usr is not None:
-                kernel.detach(str(self._usr[1]))
-            self._usr = (key, target)
-            return target
+        with _step(f"lay `{qube_files}` over the machine's `/usr`"):
+            hidden = workspace.place("hidden")
+            os.mknod(hidden / "src", stat.S_IFCHR, 0)  # how an overlay says: removed
+            (hidden / "local").mkdir(mode=0o755)
+            os.setxattr(hidden / "local", "trusted.overlay.opaque", b"y")
+            return self._view(workspace, "machine-usr", qube_files / "usr", Path("/usr"), hidden)
 
-    def _make_usr(self, qube_files: Path) -> Path:
-        """Hide `/usr/src`, and whatever the administrator put below `/usr/local`."""
-        ours = os.open(qube_files / "usr", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        hidden = self._place("hidden")
-        os.mknod(hidden / "src", stat.S_IFCHR, 0)  # how an overlay says: removed
-        (hidden / "local").mkdir(mode=0o755)
-        os.setxattr(hidden / "local", "trusted.overlay.opaque", b"y")
-        target = self._place("usr")
+    def _view(
+        self, workspace: Workspace, name: str, source: Path, below: Path, *above: Path
+    ) -> Path:
+        """A read-only overlay with `source` in it, for this qube alone.
+
+        Qubes that share a file system can watch each other open its files, and lock them.
+        """
+        target = workspace.place(name)
+        opened = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # By descriptor: the mount table that a qube reads would tell the path.
-        lower = f"{hidden}:/proc/self/fd/{ours}:/usr"
+        lower = ":".join([*map(str, above), f"/proc/self/fd/{opened}", str(below)])
         flags = Mount.RDONLY | Mount.NOSUID | Mount.NODEV
         try:
             kernel.mount("overlay", str(target), "overlay", flags, f"lowerdir={lower}")
         finally:
-            os.close(ours)
+            os.close(opened)
         return target
 
-    def _make_devices(self) -> Path:
+    def devices(self, workspace: Workspace) -> Path:
+        """The harmless devices, in a read-only directory of the qube's own."""
         with _step("make the directory of devices"):
-            target = self._place("dev")
+            target = workspace.place("dev")
             flags = Mount.NOSUID | Mount.NOEXEC
             kernel.mount("dev", str(target), "tmpfs", flags, "mode=0755,size=64k")
             for name, (major, minor) in _DEVICES.items():
@@ -421,11 +385,6 @@ class Assembly:
                 (target / name).mkdir(mode=0o755)
             kernel.mount("dev", str(target), None, flags | Mount.REMOUNT | Mount.RDONLY)
         return target
-
-    def _place(self, name: str) -> Path:
-        place = self._base / f"{name}-{secrets.token_hex(4)}"
-        place.mkdir(mode=0o755, parents=True)
-        return place
 
     def _mount_points(self, workspace: Workspace, spec: RunSpec, base: int) -> None:
         """Make sure that each mount point is a directory, reached without a link."""
@@ -480,10 +439,3 @@ def _ensure_directory(
 
 def _layer(name: str) -> LayerId:
     return LayerId.parse(name)
-
-
-def _changed(path: str) -> int:
-    try:
-        return Path(path).stat().st_mtime_ns
-    except OSError:
-        return 0

@@ -84,7 +84,7 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
             spec,
             uid_base=base_of(_SLOT),
             sources={"/usr": Path("/usr")},
-            devices=assembly.fresh_devices(),
+            devices=assembly.devices(workspace),
             cgroup=runtime.cgroup(f"{groups.parent()}/{name}"),
             user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
             filter_code=seccomp.compiled() if runtime.takes_machine_code else None,
