@@ -1,4 +1,4 @@
-"""The life of qubes on an engine in memory, with a real store and a real pool, restarts included."""
+"""The life of qubes on an engine in memory, with a real store and pool, restarts included."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ async def test_what_is_computed_has_changed_when_its_reset_is_told(lab: Lab):
         with lab.qubes.events.subscribe() as heard:
             async for event in heard:
                 if event.name == "property-reset:xid":
-                    seen.append(lab.system.value(lab.system.qube(WORK), PropertyName("xid")))
+                    seen.append(lab.system.value(lab.system.qube(WORK), PropertyName("xid")))  # noqa: PERF401
 
     looking = asyncio.create_task(look())
     await lab.settle()
