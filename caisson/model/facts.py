@@ -63,6 +63,14 @@ _ADDRESSES = frozenset({"ip", "ip6"})
 _TOLD_PROPERTIES = frozenset(
     {"label", "template", "template_for_dispvms", "default_dispvm", "guivm"}
 )
+_ISOLATION = {
+    "container": "container",
+    "pvh": "virtual machine",
+    "hvm": "virtual machine",
+    "pv": "virtual machine",
+}
+# What a qube takes from its template, and the broker hears of.
+_TOLD_INHERITED = frozenset({"template", "virt_mode", "default_user"})
 _TOLD_FEATURES = frozenset({"internal", "servicevm"})
 
 Reference = tuple[Owner, PropertyName]
@@ -299,6 +307,9 @@ class Facts:
             "transport_rpc": self._told(qube, "transport_rpc"),
             "power_state": power_state.value,
             "uuid": str(qube.uuid),
+            # Not upstream's: how the qube is walled off, for prompts; and who runs its services.
+            "isolation": _ISOLATION.get(self._told(qube, "virt_mode") or ""),
+            "default_user": self._told(qube, "default_user"),
         }
 
     def _told(self, qube: Qube, name: str) -> str | None:
@@ -318,6 +329,10 @@ class Facts:
                 case SetProperty(uuid=None) | ResetProperty(uuid=None):
                     if op.name in {"default_dispvm", "default_guivm"}:
                         names.update(qube.name for qube in self.followers_of(op.name))
+                case SetProperty(uuid=UUID() as uuid) | ResetProperty(uuid=UUID() as uuid) if (
+                    op.name in _TOLD_INHERITED
+                ):
+                    names.update(self._built_on(uuid))
                 case SetProperty() | ResetProperty() if op.name not in _TOLD_PROPERTIES:
                     pass
                 case SetFeature() | RemoveFeature() if op.name not in _TOLD_FEATURES:
@@ -336,6 +351,14 @@ class Facts:
                 case _:
                     pass
         return names
+
+    def _built_on(self, uuid: UUID) -> set[QubeName]:
+        """The qube, and all that have it in their chain of templates."""
+        return {
+            name
+            for name, qube in self._names.items()
+            if any(each.uuid == uuid for each in self.template_chain(qube))
+        }
 
     # --- applying ------------------------------------------------------------------------
 

@@ -410,9 +410,12 @@ def test_system_info_has_the_fields_that_the_policy_reads(networked: World):
         "transport_rpc": None,
         "power_state": "Running",
         "uuid": str(work.uuid),
+        "isolation": "container",
+        "default_user": "user",
     }
     assert info["base"]["template_for_dispvms"] is True
     assert info["dom0"]["guivm"] is None
+    assert info["dom0"]["isolation"] is None
     assert info["dom0"]["icon"] == "adminvm-black"
     assert {type(key) for key in info} == {str}
     assert {type(tag) for each in info.values() for tag in each["tags"]} == {str}
@@ -422,3 +425,20 @@ def test_origin_that_does_not_exist_creates_nothing(world: World):
     """A caller that was removed meanwhile gets an error, not a qube."""
     with pytest.raises(QubeNotFoundError):
         world.system.plan_create(Klass.APP, "work", "red", None, QubeName("gone"))
+
+
+def test_broker_hears_of_what_qubes_take_from_their_template(networked: World):
+    """A template's user and kind of wall are those of the qubes that are built on it."""
+    networked.app("work")
+    before = networked.system.info(lambda _: PowerState.HALTED)
+    for prop, value in (("default_user", "alice"), ("virt_mode", "pvh")):
+        debian = networked.system.qube("debian")
+        change = networked.system.plan_set(debian, prop, value, lambda _: False)
+        affected = networked.system.affected_by(change)
+        networked.system.apply(change)
+        after = networked.system.info(lambda _: PowerState.HALTED)
+        different = {name for name in after if after[name] != before[name]}
+        assert {"debian", "work"} <= different <= affected
+        before = after
+    assert before["work"]["default_user"] == "alice"
+    assert before["work"]["isolation"] == "virtual machine"
