@@ -12,6 +12,7 @@ from caisson.engines.interface import (
     Instance,
     RunSpec,
     Tree,
+    Usage,
 )
 from caisson.engines.memory import MemoryEngine
 from caisson.engines.oci import OciEngine, enter_private_namespace
@@ -26,6 +27,7 @@ __all__ = [
     "OciEngine",
     "RunSpec",
     "Tree",
+    "Usage",
     "enter_private_namespace",
     "missing",
 ]

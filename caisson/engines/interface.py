@@ -80,6 +80,19 @@ class RunSpec:
     binds: tuple[Bind, ...] = ()
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a qube uses.
+
+    Args:
+        memory: at this moment, in KiB; what its files hold in the machine's cache included.
+        cpu_time: since its start, in milliseconds.
+    """
+
+    memory: int
+    cpu_time: int
+
+
 class Instance:
     """A qube that an engine runs.
 
@@ -153,6 +166,14 @@ class Engine(Protocol):
 
     async def unpause(self, instance: Instance) -> None:
         """Undo `pause`."""
+        ...
+
+    async def usage(self, instance: Instance) -> Usage:
+        """What the qube uses.
+
+        Raises:
+            EngineError: it has ended.
+        """
         ...
 
     def barriers(self, instance: Instance) -> frozenset[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from caisson.engines.barriers import BARRIERS
-from caisson.engines.interface import ID_RANGE, Instance, RunSpec
+from caisson.engines.interface import ID_RANGE, Instance, RunSpec, Usage
 from caisson.errors import EngineError
 from caisson.findings import Finding
 
@@ -90,6 +90,12 @@ class MemoryEngine:
     async def unpause(self, instance: Instance) -> None:
         """Mark the instance as running."""
         self._own(instance).paused = False
+
+    async def usage(self, instance: Instance) -> Usage:
+        """Always the same."""
+        if self._own(instance).ended:
+            raise EngineError(f"`{instance.name}` has ended")
+        return Usage(memory=65_536, cpu_time=1_500)
 
     def barriers(self, instance: Instance) -> frozenset[str]:
         """The barriers of a container, so that judging a report can be tested."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from caisson.engines import Engine
+from caisson.engines import Engine, Usage
 from caisson.errors import PermissionDeniedError, QubeNotFoundError
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.ledger import Ledger
@@ -164,6 +164,10 @@ class Qubes:
     async def unpause(self, name: QubeName) -> None:
         """Let a frozen qube go on."""
         await self._to_the_end(self.running.unpause(self.system.qube(name)))
+
+    async def usage(self, qube: Qube) -> Usage:
+        """The memory and the processor time that a qube uses; nothing where it does not run."""
+        return await self.running.usage(qube)
 
     async def discard(self, name: QubeName) -> None:
         """End a disposable whose call is over.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
-from caisson.engines import Engine, Instance, missing
+from caisson.engines import Engine, Instance, Usage, missing
 from caisson.errors import (
     CaissonError,
     EngineError,
@@ -156,6 +157,14 @@ class Running:
                 raise NotPausedError(f"qube `{qube.name}` is {power.state}, not paused")
             power.state = PowerState.RUNNING
             await self._tell(qube, "domain-unpaused")
+
+    async def usage(self, qube: Qube) -> Usage:
+        """What a qube uses; nothing where it does not run."""
+        power = self._ledger.powers.get(qube)
+        if power is not None and power.instance is not None:
+            with suppress(EngineError):  # it is just ending
+                return await self._engine.usage(power.instance)
+        return Usage(memory=0, cpu_time=0)
 
     async def replug(self, qube: Qube) -> None:
         """Move the link of a running qube to its present network qube."""

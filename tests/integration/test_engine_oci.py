@@ -161,6 +161,37 @@ async def test_a_paused_qube_stands_still_and_can_be_killed(ground: Ground):
     assert await ground.left() == []
 
 
+async def test_the_usage_of_a_qube_is_measured(ground: Ground):
+    """Memory in KiB, time in milliseconds; a qube that has ended uses nothing that is known."""
+    instance = await ground.start(
+        """
+        import signal
+        kept = bytearray(b'x') * (64 << 20)
+        while __import__('time').process_time() < 0.2: pass
+        say('ready')
+        signal.pause()
+        """
+    )
+    await until(lambda: "ready" in instance.messages())
+    usage = await ground.engine.usage(instance)
+    assert 64 * 1024 <= usage.memory < 256 * 1024
+    assert 200 <= usage.cpu_time < 20_000
+    await ground.engine.kill(instance)
+    with pytest.raises(EngineError):
+        await ground.engine.usage(instance)
+
+
+async def test_a_new_daemon_finds_a_paused_qube_paused(ground: Ground):
+    """And a running one running."""
+    frozen, other = await ground.start(), await ground.start()
+    await ground.engine.pause(frozen)
+    await ground.engine.close()
+    assert {found.id: found.paused for found in await ground.restart()} == {
+        frozen.id: True,
+        other.id: False,
+    }
+
+
 async def test_limits_stand_before_the_qube_runs(ground: Ground):
     """Memory, processors and processes are limited from the first instruction."""
     instance = await ground.start(memory_max=100 * MIB, cpus=0.5, pids_max=50)

@@ -18,6 +18,7 @@ from caisson.model.volumes import INITIAL_VOLUMES
 from caisson.names import DOM0, LabelName, PoolName, QubeName, VolumeName, shown
 
 _KIB = 1024
+_NANOSECONDS = 1_000_000
 _CREATED_CLASSES = (Klass.TEMPLATE, Klass.APP, Klass.STANDALONE, Klass.DISPOSABLE)
 _TEMPLATED_CLASSES = frozenset({Klass.APP, Klass.DISPOSABLE})
 _DEFAULT_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
@@ -202,12 +203,15 @@ def _refuse_admin(call: Call, what: str) -> None:
     help="Tell the memory (KiB), the processor time (ns) and the state of a qube.",
 )
 async def current_state(call: Call) -> str:
-    """Tell the state of a qube and what it may use."""
+    """Tell the state of a qube, what it uses and what it may use."""
     qube = call.destination
     power = call.qubes.state_of(qube)
     most = 0
     if power is not PowerState.HALTED and qube.name != DOM0:
         system = call.qubes.system
         most = int(str(system.value(qube, "maxmem") or system.value(qube, "memory"))) * _KIB
-    # What a qube uses at this moment is not measured yet.
-    return f"mem=0 mem_static_max={most} cputime=0 power_state={power}"
+    usage = await call.qubes.usage(qube)
+    return (
+        f"mem={usage.memory} mem_static_max={most} "
+        f"cputime={usage.cpu_time * _NANOSECONDS} power_state={power}"
+    )

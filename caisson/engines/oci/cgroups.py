@@ -130,6 +130,14 @@ class Group(Protocol):
         """Let them run again."""
         ...
 
+    def frozen(self) -> bool:
+        """Whether the group is frozen."""
+        ...
+
+    def usage(self) -> tuple[int, int]:
+        """Memory in bytes, and processor time in nanoseconds."""
+        ...
+
     def processes(self) -> list[int]:
         """The processes in the group and in those below, as the host sees them."""
         ...
@@ -251,6 +259,16 @@ class _LegacyGroup:
         with _unless_gone():
             _write(self._freezer() / "freezer.state", "THAWED")
 
+    def frozen(self) -> bool:
+        with contextlib.suppress(OSError, EngineError):
+            return (self._freezer() / "freezer.state").read_text().strip() != "THAWED"
+        return False
+
+    def usage(self) -> tuple[int, int]:
+        memory = int((self.directories["memory"] / "memory.usage_in_bytes").read_text())
+        times = self.directories.get("cpuacct")
+        return memory, 0 if times is None else int((times / "cpuacct.usage").read_text())
+
     def processes(self) -> list[int]:
         return sorted(set().union(*map(_processes, self.directories.values())))
 
@@ -347,6 +365,18 @@ class _UnifiedGroup:
     def thaw(self) -> None:
         with _unless_gone():
             _write(self.directory / "cgroup.freeze", "0")
+
+    def frozen(self) -> bool:
+        with contextlib.suppress(OSError):
+            return (self.directory / "cgroup.freeze").read_text().strip() == "1"
+        return False
+
+    def usage(self) -> tuple[int, int]:
+        memory = int((self.directory / "memory.current").read_text())
+        words = dict(
+            line.split() for line in (self.directory / "cpu.stat").read_text().splitlines()
+        )
+        return memory, int(words["usage_usec"]) * 1_000
 
     def processes(self) -> list[int]:
         return sorted(_processes(self.directory))

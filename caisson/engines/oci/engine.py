@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from caisson.engines.barriers import BARRIERS
-from caisson.engines.interface import Instance, RunSpec
+from caisson.engines.interface import Instance, RunSpec, Usage
 from caisson.engines.oci import cgroups, seccomp
 from caisson.engines.oci.doctor import examine
 from caisson.engines.oci.idmap import Maps, Ranges, base_of
@@ -89,7 +89,9 @@ class OciEngine:
             except ProcessLookupError:
                 await loop.run_in_executor(self._threads, self._clean, record)
                 continue
-            found.append(self._watch(record, pidfd, None))
+            instance = self._watch(record, pidfd, None)
+            instance.paused = self._group(instance).frozen()
+            found.append(instance)
         self._refill_soon()
         return found
 
@@ -127,6 +129,17 @@ class OciEngine:
         if own is not None:
             group = self._group(own)
             await asyncio.get_running_loop().run_in_executor(self._threads, group.thaw)
+
+    async def usage(self, instance: Instance) -> Usage:
+        """What the qube uses; see `Engine.usage`."""
+        own = self._own(instance)
+        if own is None:
+            raise EngineError(f"`{instance.name}` has ended")
+        try:
+            memory, nanoseconds = self._group(own).usage()
+        except OSError as error:
+            raise EngineError(f"`{own.name}` cannot be measured: {error.strerror}") from error
+        return Usage(memory=memory // 1024, cpu_time=nanoseconds // 1_000_000)
 
     def barriers(self, instance: Instance) -> frozenset[str]:
         """Every barrier of a container."""

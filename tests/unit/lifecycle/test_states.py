@@ -259,3 +259,16 @@ async def test_a_qube_that_dies_while_it_is_paused_is_halted(lab: Lab):
     with pytest.raises(NotRunningError):
         await lab.qubes.pause(WORK)
     assert lab.untouched(WORK)
+
+
+async def test_only_a_qube_that_runs_uses_anything(lab: Lab):
+    """Paused or not; and nothing again after its end."""
+    qube = lab.system.qube(WORK)
+    assert (await lab.qubes.usage(qube)).memory == 0
+    await lab.qubes.start(WORK)
+    assert (await lab.qubes.usage(qube)).memory > 0
+    await lab.qubes.pause(WORK)
+    assert (await lab.qubes.usage(qube)).cpu_time > 0
+    await lab.qubes.kill(WORK)
+    assert (await lab.qubes.usage(qube)).memory == 0
+    assert (await lab.qubes.usage(lab.system.dom0)).memory == 0
