@@ -13,6 +13,7 @@ from caisson.errors import (
     NotHaltedError,
     NotImplementedHereError,
     ProtocolError,
+    QubeError,
     QubeExistsError,
     QubeInUseError,
     QubeNotFoundError,
@@ -40,6 +41,8 @@ from caisson.model.volumes import INITIAL_VOLUMES, VolumeState, placed, sized
 from caisson.names import FeatureName, LabelName, PoolName, PropertyName, QubeName, Tag, VolumeName
 
 QID_MAX = 10_000
+MOST_DISPOSABLES = 32
+"""How many a qube may have at once, with those that its disposables ask for."""
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 _TEMPLATED = frozenset({Klass.APP, Klass.DISPOSABLE})
 _CREATED = _TEMPLATED | {Klass.TEMPLATE, Klass.STANDALONE}
@@ -122,6 +125,8 @@ class LifePlans(Facts):
         its `default_dispvm` says. The admin qube has no network either, but is trusted: the
         disposables that it makes follow their template.
 
+        Each has limits of its own, so that a qube which may ask for any number has no limit.
+
         Args:
             template: what it is based on; None for the `default_dispvm` of `origin`.
             origin: the qube that asks.
@@ -130,9 +135,10 @@ class LifePlans(Facts):
         Raises:
             QubeNotFoundError: the template or the origin does not exist.
             CaissonError: the template is none for disposables, or none is set, or no number
-                is free.
+                is free, or the qube has enough of them.
         """
         creator = self.qube(origin)
+        self._check_share(creator)
         base: Value
         base = self.value(creator, "default_dispvm") if template is None else self.qube(template)
         if not isinstance(base, Qube):
@@ -155,6 +161,33 @@ class LifePlans(Facts):
             dispid=dispid,
         )
         return self._born(birth, INITIAL_VOLUMES[Klass.DISPOSABLE], cleaned_up=True)
+
+    def _check_share(self, creator: Qube) -> None:
+        """Refuse one that asks, itself or through its disposables, for more than its share."""
+        first = self._first_asker(creator)
+        if first is self.dom0:
+            return
+        disposables = [qube for qube in self.qubes.values() if self._asker(qube) is not None]
+        if sum(self._first_asker(qube) is first for qube in disposables) >= MOST_DISPOSABLES:
+            raise QubeError(
+                f"qube `{first.name}` has {MOST_DISPOSABLES} disposables already",
+                hint="wait until one of them ends",
+            )
+
+    def _asker(self, qube: Qube) -> Qube | None:
+        """Who asked for a disposable; None for all other qubes."""
+        if qube.klass is not Klass.DISPOSABLE or not self.value(qube, "auto_cleanup"):
+            return None
+        mark = next((tag for tag in qube.tags if tag.startswith(tags.CREATED_BY)), "")
+        return self.qubes.get(QubeName(mark.removeprefix(tags.CREATED_BY))) if mark else None
+
+    def _first_asker(self, qube: Qube) -> Qube:
+        """Where a chain of disposables that ask for disposables began."""
+        seen = {qube}
+        while (asker := self._asker(qube)) is not None and asker not in seen:
+            seen.add(asker)
+            qube = asker
+        return qube
 
     def _placed(self, klass: Klass, pools: Mapping[VolumeName, PoolName]) -> list[VolumeState]:
         default = {
