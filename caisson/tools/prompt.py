@@ -299,9 +299,13 @@ def _listen(path: Path) -> socket.socket:
     try:
         # Made elsewhere and moved: the broker never meets a socket that it may not open yet.
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        sock.bind(address(fresh))
+        # Born with its rights: who shares the directory could put a link in its place meanwhile.
+        umask = os.umask(0o111)
+        try:
+            sock.bind(address(fresh))
+        finally:
+            os.umask(umask)
         sock.listen(16)
-        fresh.chmod(0o666)
         fresh.rename(path)
     except OSError as e:
         sock.close()
