@@ -303,24 +303,19 @@ async def test_a_full_disk_is_a_clear_error_and_leaves_nothing(ground: Ground, s
 def test_an_ordinary_user_is_told_to_use_root():
     """The daemon needs root; started without it says just that."""
     code = (
+        "import os\n"
         "from caisson.engines import enter_private_namespace as e\n"
         "from caisson.errors import EngineError\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: e()\n"
         "except EngineError as error: print(error.hint)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        user=65534,
-        group=65534,
-        extra_groups=[],
-        cwd="/",
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=False,
     )
-    if "Permission denied" in done.stderr:
-        pytest.skip("the checkout cannot be read by an ordinary user")
     assert done.stdout == "run the daemon as root\n", done.stderr
 
 

@@ -219,6 +219,7 @@ class OciEngine:
             devices=self._assembly.devices(launcher.workspace),
             cgroup=launcher.runtime.cgroup(f"{self._all_groups().parent()}/{launcher.name}"),
             user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
+            mappings=not launcher.runtime.reads_mappings,
             filter_code=seccomp.compiled() if launcher.runtime.takes_machine_code else None,
         )
         (launcher.workspace.path / "config.json").write_bytes(msgspec.json.encode(content))

@@ -87,6 +87,7 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
             devices=assembly.devices(workspace),
             cgroup=runtime.cgroup(f"{groups.parent()}/{name}"),
             user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
+            mappings=not runtime.reads_mappings,
             filter_code=seccomp.compiled() if runtime.takes_machine_code else None,
         )
         (workspace.path / "config.json").write_bytes(msgspec.json.encode(content))

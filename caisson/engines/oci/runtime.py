@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -18,6 +20,8 @@ from caisson.errors import EngineError
 KNOWN = ("crun", "runc")
 _DEADLINE = 30.0
 _COMPLAINT_MAX = 240
+_RUNC_READS_MAPPINGS = (1, 1, 11)
+"""From here on `runc` refuses to be told what a user namespace maps; before, it had to be."""
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 # The shell waits for the word to go, inside the control group, and becomes the runtime.
 _WAIT = 'read -r go && [ "$go" = go ] && exec "$@" </dev/null'
@@ -49,6 +53,11 @@ class Runtime:
         """Whether it may be given the system call filter ready-made; if not, it ignores that."""
         return self.name == "crun"
 
+    @functools.cached_property
+    def reads_mappings(self) -> bool:
+        """Whether it finds out itself what a user namespace maps, and must not be told."""
+        return self.name == "runc" and _version(self.path) >= _RUNC_READS_MAPPINGS
+
     def command(self, workspace: Workspace, name: str) -> list[str]:
         """The command that starts the qube and returns."""
         own = ["--cgroup-manager=disabled"] if self.name == "crun" else []
@@ -62,6 +71,15 @@ class Runtime:
             f"--bundle={workspace.path}",
             name,
         ]
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    """The version that a program tells; nothing where it tells none."""
+    told = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, env=_ENVIRONMENT, check=False
+    ).stdout
+    found = re.search(r"\bversion (\d+)\.(\d+)\.(\d+)", told)
+    return tuple(int(part) for part in found.groups()) if found else ()
 
 
 def installed() -> list[Runtime]:

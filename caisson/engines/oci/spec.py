@@ -132,6 +132,7 @@ def config(
     devices: Path,
     cgroup: str,
     user_namespace: Path | None = None,
+    mappings: bool = True,
     filter_code: str | None = None,
 ) -> dict[str, object]:
     """Return the content of `config.json`.
@@ -143,6 +144,7 @@ def config(
         devices: the shared directory for `/dev`.
         cgroup: path of the group, for a runtime that insists on placing its processes itself.
         user_namespace: the one that maps `uid_base`; None has the runtime make it.
+        mappings: say what it maps, to a runtime that does not read that itself.
         filter_code: the system call filter in machine code, for a runtime that can take it.
     """
     mapping = [{"containerID": 0, "hostID": uid_base, "size": ID_RANGE}]
@@ -179,8 +181,7 @@ def config(
                 {"type": "user", **({"path": str(user_namespace)} if user_namespace else {})},
                 *({"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup")),
             ],
-            "uidMappings": mapping,
-            "gidMappings": mapping,
+            **({"uidMappings": mapping, "gidMappings": mapping} if mappings else {}),
             "cgroupsPath": cgroup,
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),
