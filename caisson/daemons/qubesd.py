@@ -9,7 +9,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +17,9 @@ import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, Services
-from caisson.daemons import logs, notify
+from caisson.daemons import doctor, logs, notify
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
-from caisson.findings import Finding
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
 from caisson.names import QubeName
@@ -51,7 +50,7 @@ async def serve(paths: Paths, user: str) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 await _serve(paths, account, system, store, engine, tasks)
-                raise _StopError  # noqa: TRY301 - ends the group
+                raise _StopError
         except BaseExceptionGroup as ended:
             if not ended.split(_StopError)[1]:
                 _log.info("stopped; running qubes stay")
@@ -98,7 +97,7 @@ async def _serve(
     )
     services = Services(
         layer_usage=pool.usage,
-        doctor=lambda: _doctor(engine, network),
+        doctor=lambda: doctor.examine(paths, engine, network),
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
     )
@@ -128,11 +127,6 @@ async def _broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: Qub
         case Operation.DISCARD:
             await qubes.discard(name)
             return name
-
-
-async def _doctor(engine: OciEngine, network: Network) -> Sequence[Finding]:
-    """What this machine has and lacks."""
-    return [*await engine.doctor(), *await network.doctor()]
 
 
 @contextmanager

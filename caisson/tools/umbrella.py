@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from caisson import __version__
 from caisson.admin.client import Client
-from caisson.errors import CaissonError
+from caisson.errors import CaissonError, DaemonError
 from caisson.tools import command, terminal
 from caisson.tools.command import FAILURE, USAGE
 
@@ -59,8 +61,11 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 def _doctor(arguments: argparse.Namespace, client: Client) -> int:
     import json
 
-    reply = client.call("caisson.doctor")
-    findings = json.loads(reply)
+    try:
+        findings = json.loads(client.call("caisson.doctor"))
+    except DaemonError as error:
+        daemon = {"name": "daemon", "ok": False, "detail": error.message, "remedy": error.hint}
+        findings = [daemon, *_checked_without_daemon(client.root)]
     if arguments.json:
         print(json.dumps(findings, indent=2))
     else:
@@ -70,6 +75,26 @@ def _doctor(arguments: argparse.Namespace, client: Client) -> int:
             if not finding["ok"] and finding["remedy"]:
                 terminal.say(f"hint: {finding['name']}: {finding['remedy']}")
     return 0 if all(finding["ok"] for finding in findings) else FAILURE
+
+
+def _checked_without_daemon(root: str) -> list[dict[str, Any]]:
+    """Make the machine's checks in a process of its own, which needs root."""
+    import json
+    import subprocess
+
+    if os.geteuid() != 0:
+        terminal.say("hint: the machine itself is checked by root: `sudo caisson doctor`")
+        return []
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "caisson.daemons.doctor", "--root", root],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode != 0:
+        return []
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def _template(arguments: argparse.Namespace, client: Client) -> int:
