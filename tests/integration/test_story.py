@@ -35,10 +35,13 @@ def story(whole: Whole) -> Iterator[Whole]:
         done = whole.command(*argv.split())
         assert done.code == 0, done.err
     server = machine("ip", "netns", "exec", whole.outside, sys.executable)
-    whole.spawn([*server, "script/price_server.py", "0.0.0.0", "8000", PRICE], cwd=SHIPPED)
+    words = ["script/price_server.py", "0.0.0.0", "8000", PRICE]
+    outside = whole.spawn([*server, *words], cwd=SHIPPED)
     whole.service("untrusted", "my.GetBTCprice", f"exec {CURL} --retry 50 --retry-connrefused\n")
     whole.policy(POLICY)
     yield whole
+    outside.kill()
+    outside.wait()
     assert whole.command("qvm-kill", "wallet", "untrusted", "sys-firewall", "sys-net").code == 0
     assert whole.command("qvm-remove", "-f", "wallet", "untrusted").code == 0
     assert whole.command("qvm-remove", "-f", "sys-firewall").code == 0

@@ -88,8 +88,11 @@ def world(attacked: Whole) -> Iterator[Whole]:
         for name in ("online", "mallory", "online-base"):
             attacked.call("admin.vm.property.Set+default_dispvm", name, b"online-base")
         server = machine("ip", "netns", "exec", attacked.outside, sys.executable)
-        attacked.spawn([*server, "script/price_server.py", "0.0.0.0", "8000", "1"], cwd=SHIPPED)
+        words = ["script/price_server.py", "0.0.0.0", "8000", "1"]
+        outside = attacked.spawn([*server, *words], cwd=SHIPPED)
         yield attacked
+        outside.kill()
+        outside.wait()
     finally:
         attacked.call("admin.vm.property.Set+default_dispvm", "online-base", b"")
         attacked.call("admin.vm.property.Set+default_dispvm", "mallory", b"")
