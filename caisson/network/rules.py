@@ -159,6 +159,8 @@ def machine(instance: str, uplink: Source) -> list[Command]:
                 [_in(ours, "!="), _ACCEPT],
                 # Before any other table can redirect it: the machine's own services, broadcasts.
                 [_match(_fib("daddr", "type"), "unicast", "!="), _DROP],
+                # What answers there takes whoever asks for the machine: keys of a cloud's tenant.
+                [_match(_ip("daddr"), {"prefix": {"addr": "169.254.0.0", "len": 16}}), _DROP],
                 [_known_source(UPLINKS), _ACCEPT],
                 [_DROP],
             ],

@@ -435,6 +435,23 @@ class TestMachine:
         """The net qube's address on its uplink."""
         return net.sh("ip -4 -o addr show dev eth0").split()[3].removesuffix("/32")
 
+    async def test_the_metadata_service_of_a_cloud_is_out_of_reach(self, lab: Lab, net: Box):
+        """It hands the machine's keys to whoever speaks with the machine's address.
+
+        Class: confused deputy (server-side request forgery to a link-local address).
+        """
+        world = lab.boxes[1]
+        world.sh("ip addr add 169.254.169.254/32 dev lo")
+        metadata = await world.listener(9999)
+        outside = await world.listener(7777)
+        attacker = await Attacker.at(net, "eth0")
+        mac = b"\xfe" + b"\xff" * 4 + b"\xfe"
+        own = self.own(net)
+        attacker.wire.send(frame(own, "169.254.169.254", to_mac=mac))
+        attacker.wire.send(frame(own, SERVER, CONTROL, to_mac=mac, ports=(4444, 7777)))
+        assert await asyncio.to_thread(outside.recv, 100) == CONTROL
+        assert waiting(metadata) == []
+
     @pytest.mark.parametrize("address", ["10.139.2.1", "203.0.113.2", "127.0.0.1"])
     async def test_the_machines_own_services_are_out_of_reach(
         self, lab: Lab, net: Box, address: str
