@@ -77,19 +77,22 @@ async def test_a_directory_template_has_our_files_below_its_own(ground: Ground):
         """
         #include <stdio.h>
         #include <sys/stat.h>
+        #include <unistd.h>
         int main(void) {
             char test[16] = "", same[16] = ""; struct stat s;
             fgets(test, sizeof test, fopen("/etc/qubes-rpc/qubes.Test", "r"));
             fgets(same, sizeof same, fopen("/etc/qubes-rpc/qubes.Same", "r"));
             stat("/etc/qubes-rpc/qubes.Same", &s);
             int new = fopen("/etc/qubes-rpc/new", "w") != 0;
-            fprintf(stderr, "%s %s %d %d", test, same, s.st_uid, new);
+            fprintf(stderr, "%s %s %d %d.", test, same, s.st_uid, new);
+            pause();
         }
         """
     )
     await asyncio.to_thread(subprocess.run, ["gcc", "-static", "-o", static, program], check=True)
-    lines = await ground.run("", host_usr=False, argv=("/usr/lib/qubes/static",))
-    assert lines == ["theirs ours 0 1"]
+    instance = await ground.start("", host_usr=False, argv=("/usr/lib/qubes/static",))
+    await until(lambda: instance.messages().endswith("."))
+    assert instance.messages() == "theirs ours 0 1."
 
 
 async def test_terminate_lets_a_qube_shut_down(ground: Ground):
