@@ -26,6 +26,7 @@ from caisson.errors import EngineError
 
 pytestmark = pytest.mark.root
 PYTHON = os.path.realpath("/usr/bin/python3")
+CAP_SYS_RESOURCE = 24
 
 _COLUMN = {"x86_64": 0, "aarch64": 1}.get(platform.machine())
 _BY_MACHINE = {
@@ -271,6 +272,25 @@ async def test_no_qube_watches_or_locks_what_another_opens(ground: Ground):
     )
     assert lines == [" ".join(["ok"] * len(paths))]
     assert "saw" not in watcher.messages()
+
+
+async def test_a_machine_short_of_memory_ends_qubes_first(ground: Ground):
+    """A qube cannot put itself behind the machine's own programs.
+
+    Class: exhaustion of what many share; many small processes would outlive the daemons.
+    """
+    lines = await ground.run(
+        """
+        say(open("/proc/self/oom_score_adj").read().strip())
+        def lower():
+            with open("/proc/self/oom_score_adj", "w") as file: file.write("0")
+        say(attempt(lower))
+        """
+    )
+    assert lines[0] == "500"
+    held = Path("/proc/self/status").read_text().partition("CapEff:\t")[2].split()[0]
+    if int(held, 16) >> CAP_SYS_RESOURCE & 1:  # some machines withhold it from root, too
+        assert lines[1] == "EACCES"
 
 
 # Namespaces, mounts, capabilities

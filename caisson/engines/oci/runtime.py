@@ -24,7 +24,9 @@ _RUNC_READS_MAPPINGS = (1, 1, 11)
 """From here on `runc` refuses to be told what a user namespace maps; before, it had to be."""
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 # The shell waits for the word to go, inside the control group, and becomes the runtime.
-_WAIT = 'read -r go && [ "$go" = go ] && exec "$@" </dev/null'
+# All qubes together may use more memory than there is: then they die, not the machine's programs.
+# Written by the machine's root, it is the least that the qube can go back to.
+_WAIT = 'echo 500 >/proc/self/oom_score_adj; read -r go && [ "$go" = go ] && exec "$@" </dev/null'
 
 
 @dataclass(frozen=True)
