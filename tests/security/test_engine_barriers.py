@@ -298,6 +298,22 @@ async def test_a_machine_short_of_memory_ends_qubes_first(ground: Ground):
         assert lines[1] == "EACCES"
 
 
+async def test_no_pipe_can_be_enlarged(ground: Ground):
+    """Those of calls are charged to the broker: one qube would use up what all calls may have.
+
+    Class: exhaustion of a quota that many share.
+    """
+    lines = await ground.run(
+        """
+        import fcntl
+        end, _ = os.pipe()
+        say(attempt(fcntl.fcntl, end, fcntl.F_SETPIPE_SZ, 1 << 20), fcntl.fcntl(end, fcntl.F_GETFD))
+        say(libc.fcntl(end, ctypes.c_ulong(fcntl.F_SETPIPE_SZ | 1 << 32), 1 << 20))
+        """
+    )
+    assert lines == ["EPERM 1", "-1"]
+
+
 # Namespaces, mounts, capabilities
 
 

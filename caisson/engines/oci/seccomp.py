@@ -21,13 +21,14 @@ _NEW_NAMESPACES = 0x7E02_0000
 _NEW_TIME = 0x80
 TIOCSTI = 0x5412
 TIOCLINUX = 0x541C
+F_SETPIPE_SZ = 1031
 
 _ALLOWED = """
     _llseek accept accept4 access alarm arch_prctl bind brk cachestat capget capset chdir chmod
     chown chroot clock_getres clock_gettime clock_nanosleep close close_range connect
     copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait
     epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2
-    fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr
+    fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fdatasync fgetxattr
     flistxattr flock fork fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex futex_requeue
     futex_wait futex_waitv futex_wake futimesat get_robust_list get_thread_area getcpu getcwd
     getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp
@@ -160,6 +161,9 @@ def conditional() -> tuple[Rule, ...]:
         Rule("unshare", (Condition(0, 0, _NEW_NAMESPACES | _NEW_TIME),)),
         *_each_bit("unshare", 0, _NEW_NAMESPACES | _NEW_TIME),
         *(Rule("personality", (Condition(0, value),)) for value in (0, 8, _MASK32)),
+        # A pipe of a call is charged to the broker, whose share is that of all qubes.
+        *_all_but("fcntl", 1, (F_SETPIPE_SZ,)),
+        Rule("fcntl", (Condition(1, F_SETPIPE_SZ, _MASK32),), errno.EPERM),
         *_all_but("ioctl", 1, (TIOCSTI, TIOCLINUX)),
         *(
             Rule("ioctl", (Condition(1, request, _MASK32),), errno.EPERM)
