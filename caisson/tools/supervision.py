@@ -101,7 +101,10 @@ def up(root: str, *, detach: bool) -> int:
 def down(root: str) -> int:
     """End the daemons that `up` started."""
     paths = Paths(Path(root))
-    pid = _supervisor(paths)
+    try:
+        pid = _supervisor(paths)
+    except PermissionError:
+        raise DaemonError("stopping the daemons needs root", "run: `sudo caisson down`") from None
     if pid is None:
         raise DaemonError(
             f"no daemons to stop: `caisson up` does not run for `{root}`",
@@ -116,8 +119,6 @@ def down(root: str) -> int:
         if _supervisor(paths) == pid:
             signal.pidfd_send_signal(descriptor, signal.SIGTERM)
         ended = select.select([descriptor], [], [], 2 * _STOP_SECONDS + 5)[0]
-    except PermissionError:
-        raise DaemonError("stopping the daemons needs root", "run: `sudo caisson down`") from None
     finally:
         os.close(descriptor)
     if not ended:
@@ -131,8 +132,11 @@ def _lock_path(paths: Paths) -> Path:
 
 @contextmanager
 def _only_one(paths: Paths) -> Iterator[None]:
-    """Hold the lock that says that somebody looks after this instance."""
-    lock = os.open(_lock_path(paths), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Hold the lock that says that somebody looks after this instance.
+
+    Root's alone: whoever can open the file can hold the lock, too.
+    """
+    lock = os.open(_lock_path(paths), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -237,7 +241,7 @@ def _notifications(path: Path) -> Iterator[socket.socket]:
     """The socket where daemons say that they are ready, as systemd has it."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
-        umask = os.umask(0o111)
+        umask = os.umask(0o177)  # both daemons connect as root
         try:
             notifications.bind(os.fspath(path))
         finally:
