@@ -326,15 +326,16 @@ def test_large_streams_arrive_whole(desk: Desk, kind: str, filtered: bool) -> No
 
 def test_the_flags_of_our_own_descriptors_stay(desk: Desk) -> None:
     """They are shared with the shell: non-blocking mode there would break it."""
-    read, write = os.pipe()
-    process = desk.start("-t", "work", "a.B", stdin=read, stdout=write)
+    stdin, silent = os.pipe()
+    read, stdout = os.pipe()
+    process = desk.start("-t", "work", "a.B", stdin=stdin, stdout=stdout)
     peer, _, pipes = desk.answer()
     os.write(pipes.service[1], b"x")
     assert os.read(read, 1) == b"x"
-    assert os.get_blocking(read)
-    assert os.get_blocking(write)
+    assert os.get_blocking(stdin)
+    assert os.get_blocking(stdout)
     shut(pipes.service)
-    shut([read, write])
+    shut([stdin, silent, read, stdout])
     peer.send(b"X0")
     assert process.wait(timeout=PATIENCE) == 0
 
