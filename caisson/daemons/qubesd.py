@@ -83,6 +83,7 @@ async def _serve(
         on_hello=lambda name, pid, _uid, report: qubes.running.agent_said(name, pid, report),
         on_gone=lambda name: _log.info("an agent's session ended", qube=name),
         on_request=lambda op, name, source: _broker_asked(qubes, op, name, source),
+        disposables=lambda: qubes.of_calls(),  # noqa: PLW0108 - it is made below
     )
     files = qube_files.lay(paths.state, QUBE_SOURCE, AGENT_BINARY)
     qubes = Qubes(
@@ -121,7 +122,7 @@ async def _broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: Qub
             await qubes.start(name)
             return name
         case Operation.DISPOSABLE:
-            disposable = await qubes.create_disposable(name, source)
+            disposable = await qubes.create_disposable_for_call(name, source)
             await qubes.start(disposable)
             return disposable
         case Operation.DISCARD:

@@ -18,15 +18,17 @@ from caisson.lifecycle.ledger import Ledger
 from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
 from caisson.lifecycle.volumes import Volumes, lacks_private, with_private
-from caisson.model import AddQube, Change, Klass, PowerState, Qube, System
+from caisson.model import AddQube, Change, Klass, PowerState, Qube, SetFeature, System
 from caisson.model.volumes import ROOT
-from caisson.names import DOM0, LabelName, PoolName, PropertyName, QubeName, VolumeName
+from caisson.names import DOM0, FeatureName, LabelName, PoolName, PropertyName, QubeName, VolumeName
 from caisson.network import Network
 from caisson.storage import Pool
 from caisson.store import Store
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
+OF_CALL = FeatureName("disposable-of-call")
+"""Marks a disposable that nobody but the broker knows of."""
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 
 
@@ -130,15 +132,25 @@ class Qubes:
             template: the qube it is based on; None for the caller's `default_dispvm`.
             origin: the qube that asks for it.
         """
+        chance = random.SystemRandom()
+        return await self._to_the_end(
+            self._create_named(lambda: self.system.plan_create_disposable(template, origin, chance))
+        )
 
-        async def create() -> QubeName:
-            chance = random.SystemRandom()
-            qube = await self._create(
-                lambda: self.system.plan_create_disposable(template, origin, chance)
-            )
-            return qube.name
+    async def create_disposable_for_call(self, base: QubeName, origin: QubeName) -> QubeName:
+        """Make a disposable that is of no use once its call has ended; see `of_calls`."""
+        chance = random.SystemRandom()
 
-        return await self._to_the_end(create())
+        def plan() -> Change:
+            made = self.system.plan_create_disposable(base, origin, chance)
+            uuid = next(op.uuid for op in made.ops if isinstance(op, AddQube))
+            return made + Change((SetFeature(uuid, OF_CALL, "1"),))
+
+        return await self._to_the_end(self._create_named(plan))
+
+    def of_calls(self) -> list[QubeName]:
+        """The disposables that were made for calls, before a restart of the daemon too."""
+        return [name for name, qube in self.system.qubes.items() if OF_CALL in qube.features]
 
     async def remove(self, name: QubeName) -> None:
         """Remove a halted qube that nothing refers to, and its volumes."""
@@ -234,6 +246,9 @@ class Qubes:
 
         self._tasks.create_task(carry_out()).add_done_callback(over)
         return await outcome
+
+    async def _create_named(self, plan: Callable[[], Change]) -> QubeName:
+        return (await self._create(plan)).name
 
     async def _create(self, plan: Callable[[], Change]) -> Qube:
         """Enter a new qube; at no moment, and after no crash, does it lack its own layers."""

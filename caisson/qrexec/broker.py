@@ -37,6 +37,7 @@ from caisson.qrexec.link import (
     AgentGone,
     AgentHello,
     CloseQube,
+    Holding,
     OpenQube,
     Reject,
     Snapshot,
@@ -149,6 +150,7 @@ class Broker:
                 self._open(name)
             for endpoint in self._endpoints.values():
                 endpoint.examine_again()
+            self._link.send(Holding(sorted(self._targets.held)))
             self._targets.discard_again()
 
     def _take_one_by_one(self, snapshot: Snapshot) -> None:

@@ -24,6 +24,7 @@ from caisson.qrexec.link import (
     AgentGone,
     AgentHello,
     CloseQube,
+    Holding,
     Opened,
     OpenQube,
     Operation,
@@ -64,6 +65,7 @@ class BrokerLink:
         on_hello: a process says that it is the agent of a qube; answer with `admit` or `reject`.
         on_gone: the session of a qube's agent ended.
         on_request: start a qube, make or discard a disposable; errors are `CaissonError`.
+        disposables: those that were made for calls, by this daemon or an earlier one.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class BrokerLink:
         on_hello: Hello,
         on_gone: Gone,
         on_request: OnRequest,
+        disposables: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._paths = paths
         self._uid = uid
@@ -82,6 +85,7 @@ class BrokerLink:
         self._on_hello = on_hello
         self._on_gone = on_gone
         self._on_request = on_request
+        self._disposables = disposables
         self._domains: dict[str, dict[str, Any]] = {}
         self._open: dict[str, None] = {}
         self._seq = 0
@@ -236,6 +240,10 @@ class BrokerLink:
                     self._on_hello(QubeName.parse(name), pid, uid, msgspec.to_builtins(report))
                 case AgentGone(name):
                     self._on_gone(QubeName.parse(name))
+                case Holding(names):
+                    # Calls that ended with a former broker or daemon left theirs behind.
+                    for name in set(self._disposables()) - set(names):
+                        self._spawn(self._discard(name))
                 case Request() as request:
                     if len(self._tasks) >= MOST_REQUESTS:
                         peer.send(Reply(request.id, ok=False, error="too many requests"))

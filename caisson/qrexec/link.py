@@ -125,6 +125,12 @@ class AgentGone(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
+class Holding(msgspec.Struct, frozen=True, tag=True):
+    """The disposables whose calls go on, told once after a full snapshot; no other is needed."""
+
+    names: list[str]
+
+
 class Request(msgspec.Struct, frozen=True, tag=True):
     """Start `name`; make a disposable of `name` for `source`; or discard the disposable `name`."""
 
@@ -135,7 +141,7 @@ class Request(msgspec.Struct, frozen=True, tag=True):
 
 
 ToBroker = Snapshot | OpenQube | CloseQube | Admit | Reject | Reply
-ToDaemon = Ack | Opened | AgentHello | AgentGone | Request
+ToDaemon = Ack | Opened | AgentHello | AgentGone | Holding | Request
 
 
 def plain_name(value: object) -> str:

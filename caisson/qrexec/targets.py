@@ -42,6 +42,7 @@ class Targets:
         self._starting: dict[str, asyncio.Future[str]] = {}
         self._awaited: dict[str, set[asyncio.Future[bool]]] = {}
         self._discards: set[str] = set()
+        self.held: set[str] = set()
 
     async def start(self, name: str, source: str) -> None:
         """Have a qube started; callers that come together share one start.
@@ -80,9 +81,11 @@ class Targets:
         """
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                return await self._link.request(Operation.DISPOSABLE, base, source)
+                name = await self._link.request(Operation.DISPOSABLE, base, source)
         except TimeoutError:
             raise CallError(f"no disposable within {START_TIMEOUT:.0f} s") from None
+        self.held.add(name)
+        return name
 
     def discard(self, name: str) -> None:
         """Have a disposable discarded, in the background; later if qubesd is away."""
@@ -103,6 +106,7 @@ class Targets:
                 return
             _log.warning("a disposable was not discarded", qube=shown(name), error=str(e))
         self._discards.discard(name)
+        self.held.discard(name)
 
     async def agent(self, name: str) -> Endpoint:
         """Wait for a qube's agent.

@@ -309,13 +309,15 @@ def test_much_data_goes_both_ways_at_once(calls: Whole) -> None:
 
 
 def test_many_calls_at_once_lose_nothing(calls: Whole) -> None:
-    """Two hundred calls of one qube in flight together, each with its own answer."""
-    calls.service("callee", "my.Number", 'read x; echo "$1"\n')
-    line = (
-        "mkfifo gate; for i in $(seq 200); do qrexec-client-vm callee my.Number+$i <gate & done;"
-        "exec 3>gate; yes | head -n 4000 >&3 2>/dev/null; exec 3>&-; wait; rm gate"
-    )
-    said = calls.said("caller", line)
+    """Two hundred calls of one qube run at the same time, each with its own answer."""
+    calls.said("callee", "mkdir -m 777 /tmp/here /tmp/done; mkfifo -m 666 /tmp/gate", user="root")
+    calls.service("callee", "my.Meet", ">/tmp/here/$1; read x </tmp/gate; >/tmp/done/$1; echo $1\n")
+    line = "for i in $(seq 200); do qrexec-client-vm callee my.Meet+$i </dev/null & done; wait"
+    child = calls.begin("caller", line)
+    all_in = "until [ $(ls /tmp/%s | wc -l) = 200 ]; do sleep 0.02; done"
+    # The gate stays open until the last one is through.
+    calls.said("callee", f"{all_in % 'here'}; exec 3<>/tmp/gate; seq 200 >&3; {all_in % 'done'}")
+    said, _ = child.communicate(timeout=PATIENCE)
     assert sorted(map(int, said.split())) == list(range(1, 201))
 
 
