@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -155,8 +156,8 @@ def disturbed(act: Act, daemon: Daemon, after: float) -> None:
 
 
 def moments(length: float) -> list[float]:
-    """Moments from the very beginning to a little after the end."""
-    return [1.2 * length * n / (POINTS - 1) for n in range(POINTS)]
+    """Moments from the beginning to a little after the end, others in each run of the tests."""
+    return [1.2 * length * (n + random.random()) / POINTS for n in range(POINTS)]
 
 
 class TestOfQubesd:
