@@ -27,6 +27,11 @@ from caisson.errors import CaissonError
 from caisson.paths import AGENT_BINARY, SHIPPED, SHIPPED_POLICY, Paths
 
 PATIENCE = 60.0
+HIDE = (
+    "for program in {}; do for folder in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin"
+    ' /bin; do [ ! -e "$folder/$program" ] || mount --bind /dev/null "$folder/$program"; done; done'
+)
+"""Shell that hides programs from the daemon that is started after it."""
 SERVICES = "/usr/local/etc/qubes-rpc"
 _BIN = Path(sys.executable).parent
 _OWN_MOUNTS = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -246,10 +251,16 @@ class Whole:
             if self._outside_made:
                 subprocess.run(machine("ip", "netns", "delete", self.outside), check=False)
             until(lambda: not self.processes(), "the processes of the instance end")
-            for group in sorted(self.groups(), key=lambda g: -len(g.parts)):
-                with contextlib.suppress(OSError):
-                    group.rmdir()
+            until(self._no_groups, "the control groups of the instance are empty")
+            for slot in self.ranges():
+                Path("/run/caisson/ids", slot).unlink(missing_ok=True)
             shutil.rmtree(self.paths.root)
+
+    def _no_groups(self) -> bool:
+        for group in sorted(self.groups(), key=lambda g: -len(g.parts)):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        return not self.groups()
 
     # What a person does.
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import Daemon, Done, Whole, finished, until, whole_instance
+from grounds.whole import HIDE, Daemon, Done, Whole, finished, until, whole_instance
 
 from caisson.paths import SHIPPED
 
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-HIDE_RUNTIMES = (
-    "for program in crun runc; do for folder in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin"
-    ' /sbin /bin; do [ ! -e "$folder/$program" ] || mount --bind /dev/null "$folder/$program";'
-    " done; done"
-)
 HIDE_GROUPS = "umount --recursive --lazy /sys/fs/cgroup"
 
 
@@ -218,7 +214,7 @@ def test_second_daemon(bad: Whole) -> None:
 
 def test_no_runtime() -> None:
     """Without crun and runc a start says what to install; the qube stays halted, nothing stays."""
-    with whole_instance(prepared=HIDE_RUNTIMES) as whole:
+    with whole_instance(prepared=HIDE.format("crun runc")) as whole:
         whole.app("work")
         refused(whole.command("qvm-start", "work"), "no OCI runtime", "install crun")
         assert whole.states()["work"] == "Halted"
@@ -229,6 +225,21 @@ def test_no_runtime() -> None:
         doctor = whole.command("caisson", "doctor")
         assert doctor.code != 0
         assert "crun" in doctor.out
+
+
+@pytest.mark.skipif(shutil.which("runc") is None, reason="needs runc")
+def test_no_crun() -> None:
+    """Where only runc is installed, it serves: start, call, adoption, and nothing stays."""
+    with whole_instance(prepared=HIDE.format("crun")) as whole:
+        whole.app("work", start=True)
+        assert whole.said("work", "hostname") == "work"
+        whole.qubesd.crash()
+        whole.qubesd.start()
+        assert whole.said("work", "hostname") == "work"
+        whole.shut_down("work")
+        whole.start("work")
+        whole.down()
+        assert whole.remains() == []
 
 
 def test_no_control_groups() -> None:

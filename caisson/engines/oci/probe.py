@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from caisson.engines.interface import RunSpec, Tree
-from caisson.engines.oci import seccomp
+from caisson.engines.oci import kernel, seccomp
 from caisson.engines.oci.cgroups import Groups
 from caisson.engines.oci.idmap import SLOTS, base_of, make_user_namespace
+from caisson.engines.oci.kernel import Mount
 from caisson.engines.oci.mounts import Assembly
 from caisson.engines.oci.runtime import Launcher, Runtime, finish, installed
 from caisson.engines.oci.spec import config
@@ -66,6 +67,9 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
         for link in ("bin", "lib", "lib64"):
             (root / link).symlink_to(f"usr/{link}")
         os.chown(root, base_of(_SLOT), base_of(_SLOT))
+        # A view without the mounts below: from another user namespace these cannot be left out.
+        usr = workspace.place("usr")
+        kernel.mount("/usr", str(usr), None, Mount.BIND)
         spec = RunSpec(
             id=name,
             name=QubeName("probe"),
@@ -83,7 +87,7 @@ def attempt(runtime: Runtime, assembly: Assembly, groups: Groups) -> None:
         content = config(
             spec,
             uid_base=base_of(_SLOT),
-            sources={"/usr": Path("/usr")},
+            sources={"/usr": usr},
             devices=assembly.devices(workspace),
             cgroup=runtime.cgroup(f"{groups.parent()}/{name}"),
             user_namespace=Path(f"/proc/{os.getpid()}/fd/{namespace}"),
