@@ -397,6 +397,7 @@ class Broker:
         """Go on with an allowed call; its way is synchronous if the target runs."""
         call.rule = allow.rule
         call.allow = allow
+        call.identity = _identity(self._system, allow.target)
         call.user = allow.user or ""
         if allow.relay is not None:
             self._fail(call, "targets on other machines are not supported yet")
@@ -477,6 +478,7 @@ class Broker:
     async def _ask(self, call: Call, ask: Ask) -> None:
         """Ask a person, then judge again: the world may have changed meanwhile."""
         call.rule = ask.rule
+        asked_of = self._system
         source = self._system.find(call.source)
         if source is None or source.guivm is None:
             self._refuse(call, "the calling qube has no GUI qube that could be asked")
@@ -500,6 +502,8 @@ class Broker:
         call.task = None
         if chosen is None:
             self._refuse(call, "qubesd went away")
+        elif _identity(asked_of, answer.target) != _identity(self._system, answer.target):
+            self._refuse(call, "the chosen qube is not the one that was shown")
         elif isinstance(chosen, Deny):
             self._deny(call, chosen)
         elif isinstance(chosen, Allow) and (
@@ -527,7 +531,7 @@ class Broker:
     def _still(self, call: Call, allow: Allow) -> bool:
         """Whether the decision is the same after a wait."""
         self._link.pump()
-        if not self._link.synced:
+        if not self._link.synced or _identity(self._system, allow.target) != call.identity:
             return False
         again = self._judge(call)
         if isinstance(again, Ask) and call.answered_by is not None:
@@ -678,3 +682,9 @@ async def _safely(work: Coroutine[Any, Any, None]) -> None:
         await work
     except Exception:  # noqa: BLE001 - the broker goes on
         _log.exception("this is a bug in Caisson, report it")
+
+
+def _identity(system: SystemInfo, target: str) -> str | None:
+    """Which qube a target is, or is based on: a name may pass to another qube in the meantime."""
+    found = system.find(target.removeprefix("@dispvm:"))
+    return None if found is None else found.uuid

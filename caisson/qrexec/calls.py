@@ -57,6 +57,7 @@ class Call:
         "enlarged",
         "flags",
         "id",
+        "identity",
         "malformed",
         "plus",
         "requested",
@@ -80,6 +81,7 @@ class Call:
         self.source = source
         self.told_source = source
         self.allow: Allow | None = None
+        self.identity: str | None = None
         self.client = client
         self.uid = client.uid if client else 0
         self.service = ""

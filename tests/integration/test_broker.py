@@ -605,6 +605,23 @@ async def test_policy_that_changed_during_the_question_decides():
             assert await outcome(await rig.call("work", "vault", "my.Service")) == b"R"
 
 
+async def test_answer_counts_for_the_qube_that_was_shown():
+    """A qube that is removed and made anew under its name is another one (#8719)."""
+    async with broker_rig(ASK) as rig:
+        await rig.run("work")
+        await rig.run("vault")
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if (await reader.read()).startswith(b"policy.Ask"):
+                other = rig.domains["vault"] | {"uuid": "00000000-0000-4000-8000-00000000abcd"}
+                await rig.link.push({"vault": other})
+                writer.write(b"allow:vault")
+            writer.close()
+
+        async with listening(rig, answer):
+            assert await outcome(await rig.call("work", "vault", "my.Service")) == b"R"
+
+
 async def test_denial_is_told_to_the_person():
     """policy.Notify: who tried what."""
     async with broker_rig("") as rig:

@@ -141,8 +141,8 @@ def test_command_imports_nothing_heavy(module: str) -> None:
 @pytest.mark.parametrize("module", COMMANDS)
 def test_command_without_a_daemon_says_how_to_start_it(module: str, tmp_path: Path) -> None:
     """One clear error with a hint, and an exit code that is not 0."""
-    words = {"qvm_ls": [], "qubes_prefs": [], "umbrella": ["template", "list"], "qvm_run": ["work", "ls"]}
-    words["qvm_create"] = ["work", "-l", "red"]
+    words = {"qvm_ls": [], "qubes_prefs": [], "qvm_run": ["work", "ls"]}
+    words |= {"umbrella": ["template", "list"], "qvm_create": ["work", "-l", "red"]}
     argv = words.get(module, ["work"])
     code = f"import sys, caisson.tools.{module} as m; sys.argv[1:] = {argv!r}; sys.exit(m.main())"
     shown = subprocess.run(
