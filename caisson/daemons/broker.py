@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from caisson.daemons import logs
+from caisson.daemons import lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.errors import CaissonError
 from caisson.paths import Paths
@@ -28,19 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--user", default=DEFAULT_USER, help=f"the user to become (default: {DEFAULT_USER})"
     )
+    parser.add_argument(lifeline.OPTION, action="store_true", help=lifeline.HELP)
     options = parser.parse_args(arguments)
     paths = Paths(options.root.absolute()) if options.root else Paths.of_environment()
     logs.configure()
     try:
         account = broker_user(options.user)
-        _start(paths, account)
+        _start(paths, account, until_eof=options.until_eof)
     except CaissonError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return 0
 
 
-def _start(paths: Paths, account: pwd.struct_passwd) -> None:
+def _start(paths: Paths, account: pwd.struct_passwd, *, until_eof: bool) -> None:
     starter = os.geteuid()
     notifier = Notifier()
     try:
@@ -55,14 +56,16 @@ def _start(paths: Paths, account: pwd.struct_passwd) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(paths, starter, notifier))
+        asyncio.run(_serve(paths, starter, notifier, until_eof=until_eof))
 
 
-async def _serve(paths: Paths, daemon_uid: int, notifier: Notifier) -> None:
+async def _serve(paths: Paths, daemon_uid: int, notifier: Notifier, *, until_eof: bool) -> None:
     loop = asyncio.get_running_loop()
     serving = loop.create_task(Broker(paths, daemon_uid).run(notifier.ready))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
+    if until_eof:
+        lifeline.watch(serving.cancel)
     await serving
 
 

@@ -17,7 +17,7 @@ import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, Services
-from caisson.daemons import doctor, logs, notify
+from caisson.daemons import doctor, lifeline, logs, notify
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
 from caisson.lifecycle import Qubes, templates
@@ -37,7 +37,7 @@ class _StopError(Exception):
     """Ends the daemon's task group: watchers and requests under way are cancelled."""
 
 
-async def serve(paths: Paths, user: str) -> None:
+async def serve(paths: Paths, user: str, *, until_eof: bool = False) -> None:
     """Run the daemon until SIGTERM; running qubes stay."""
     account = broker_user(user)
     with _only_one(paths):
@@ -49,7 +49,7 @@ async def serve(paths: Paths, user: str) -> None:
         engine = OciEngine(paths)
         try:
             async with asyncio.TaskGroup() as tasks:
-                await _serve(paths, account, system, store, engine, tasks)
+                await _serve(paths, account, system, store, engine, tasks, until_eof=until_eof)
                 raise _StopError
         except BaseExceptionGroup as ended:
             if not ended.split(_StopError)[1]:
@@ -70,8 +70,12 @@ async def _serve(
     store: Store,
     engine: OciEngine,
     tasks: asyncio.TaskGroup,
+    *,
+    until_eof: bool,
 ) -> None:
     stop = asyncio.Event()
+    if until_eof:
+        lifeline.watch(stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     network = Network(paths.instance)
@@ -157,6 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="qubesd", description="The daemon of Caisson.")
     parser.add_argument("--root", type=Path, help="root directory of the instance (default /)")
     parser.add_argument("--user", default="qubes-broker", help="the broker's user")
+    parser.add_argument(lifeline.OPTION, action="store_true", help=lifeline.HELP)
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args()
     paths = Paths(options.root.absolute()) if options.root else Paths.of_environment()
@@ -165,7 +170,7 @@ def main() -> int:
         print("error: qubesd needs root\nhint: run it with sudo", file=sys.stderr)
         return 1
     try:
-        asyncio.run(serve(paths, options.user))
+        asyncio.run(serve(paths, options.user, until_eof=options.until_eof))
     except CaissonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -29,11 +29,16 @@ _CALM_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Daemon:
-    """One daemon, started again whenever it ends."""
+    """One daemon, started again whenever it ends.
+
+    Attributes:
+        lifeline: what it reads; it ends when the other end closes, which only we hold.
+    """
 
     name: str
     log: Path
     environment: dict[str, str]
+    lifeline: int
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = _FIRST_PAUSE
@@ -43,9 +48,9 @@ class Daemon:
         """Start it; what it says goes to its log."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"caisson.daemons.{self.name}"],
+                [sys.executable, "-m", f"caisson.daemons.{self.name}", "--until-eof"],
                 env=self.environment,
-                stdin=subprocess.DEVNULL,
+                stdin=self.lifeline,
                 stdout=log,
                 stderr=log,
                 # The supervisor hands on a terminal's Ctrl-C itself, once.
@@ -210,12 +215,14 @@ def _supervise(paths: Paths, answer: int | None) -> int:
     os.write(lock, f"{os.getpid()}\n".encode())
     os.close(lock)
     notify = paths.run / "caisson-up.notify"
+    lifeline, _held = os.pipe()
     with _notifications(notify) as notifications:
         daemons = [
             Daemon(
                 name,
                 paths.log / f"{name}.log",
                 {**os.environ, "CAISSON_ROOT": str(paths.root), "NOTIFY_SOCKET": str(notify)},
+                lifeline,
             )
             for name in _DAEMONS
         ]

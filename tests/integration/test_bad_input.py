@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,27 @@ def test_daemon_that_went_away(whole: Whole) -> None:
         refused(whole.command("qvm-ls"), "does not run", "caisson up")
     finally:
         whole.qubesd.start()
+
+
+def test_supervisor_killed() -> None:
+    """`caisson up` is killed: its daemons end too, qubes run on, and `caisson up` works again."""
+    whole = Whole()
+    lock = whole.paths.run / "caisson-up.lock"
+    try:
+        assert whole.command("caisson", "up", "--detach").code == 0
+        whole.template()
+        whole.app("work", start=True)
+        os.kill(int(lock.read_text()), signal.SIGKILL)
+        until(lambda: whole.command("qvm-ls").code, "the daemons end")
+        until(lambda: whole.command("caisson", "up", "--detach").code == 0, "it starts again")
+        assert whole.said("work", "hostname") == "work"
+        refused(whole.command("caisson", "up"), "run already", "caisson down")
+        assert whole.command("qvm-kill", "work").code == 0
+        assert whole.command("caisson", "down").code == 0
+        assert whole.remains() == []
+        refused(whole.command("caisson", "down"), "no daemons", "systemctl")
+    finally:
+        whole.remove()
 
 
 def as_nobody(whole: Whole, *argv: str) -> Done:
