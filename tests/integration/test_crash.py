@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,39 @@ class TestOfQubesd:
             crashing.qubesd.start()
             check(crashing)
         halt(crashing, "client", "gate")
+
+    def test_in_a_storm_of_acts(self, crashing: Whole) -> None:
+        """Many clients start, stop, pause and kill the same few qubes when the daemon is killed."""
+        names = ("work", "client", "gate")
+        methods = ("Start", "Start", "Shutdown", "Shutdown+wait", "Kill", "Pause", "Unpause")
+        bugs: list[str] = []
+
+        def acts(_: int) -> None:
+            for _ in range(12):
+                try:
+                    crashing.call(f"admin.vm.{random.choice(methods)}", random.choice(names))
+                except CaissonError as error:
+                    if "internal error" in str(error):
+                        bugs.append(str(error))
+
+        def storm() -> None:
+            with ThreadPoolExecutor(12) as clients:
+                list(clients.map(acts, range(12)))
+
+        def calm() -> None:
+            for name in names:
+                with contextlib.suppress(CaissonError):
+                    crashing.call("admin.vm.Unpause", name)
+
+        length = duration(storm)
+        calm()
+        check(crashing)
+        for moment in moments(length):
+            disturbed(storm, crashing.qubesd, moment)
+            calm()
+            check(crashing)
+        assert bugs == []
+        halt(crashing, *names)
 
 
 class TestOfTheBroker:
