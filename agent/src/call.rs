@@ -90,7 +90,7 @@ impl Call<'_> {
             say!("error: the broker accepted the call without its three pipes");
             return code::LOST;
         };
-        let errors = Stream::new(End::Pipe(stderr), End::Standard(2), self.filter_stderr, b"");
+        let errors = Stream::of_messages(End::Pipe(stderr), End::Standard(2), self.filter_stderr);
         let mut relay = Relay {
             connection: Some(connection),
             input: None,

@@ -111,7 +111,7 @@ class Daemon:
     @property
     def command(self) -> list[str]:
         """The command that starts it."""
-        command = [sys.executable, "-m", f"caisson.daemons.{self.name}"]
+        command = [sys.executable, "-m", f"caisson.daemons.{self.name}", "--until-eof"]
         if self._prepared:
             inside = ["sh", "-ec", f'{self._prepared}; exec "$@"', "sh", *command]
             command = ["unshare", "--mount", *inside]
@@ -132,7 +132,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 self.command,
                 env=environment(self._paths) | {"NOTIFY_SOCKET": str(self._notify)},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # so that it ends with us, even if we are killed
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -172,6 +172,8 @@ class Daemon:
             raise AssertionError(f"{self.name} did not end:\n{self.last_words()}") from None
         finally:
             self._told.close()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
             self.process = None
 
 

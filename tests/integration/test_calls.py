@@ -97,6 +97,18 @@ def test_the_three_streams_stay_apart(calls: Whole) -> None:
     assert call(calls, "my.Streams", stdin=b"quiet\n") == (3, "QUIET\n", "problem\n")
 
 
+def test_messages_wait_for_a_reader_that_comes_to_them_last(calls: Whole) -> None:
+    """A program may read all output first, and then a hundred messages, written one by one."""
+    talk = "for i in $(seq 100); do echo $i >&2; sleep 0.001; done; echo done\n"
+    calls.service("callee", "my.Talk", talk)
+    child = calls.begin("caller", "exec qrexec-client-vm callee my.Talk")
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert child.stdout.read() == b"done\n"
+    assert child.stderr.read().split() == [b"%d" % number for number in range(1, 101)]
+    assert child.wait(PATIENCE) == 0
+
+
 def test_the_end_of_input_reaches_the_service_before_its_output_ends(calls: Whole) -> None:
     """A service that answers only after the end of its input gets that end."""
     calls.service("callee", "my.Count", "wc -c\n")
