@@ -412,3 +412,30 @@ class TestOfTheBroker:
             assert crashing.of_qube("caller") == pid
             check(crashing)
             assert crashing.said("caller", "echo x | qrexec-client-vm callee my.Echo") == "x"
+
+
+def test_after_a_power_cut(crashing: Whole) -> None:
+    """Everything ends at once and /run is empty: all are halted, with their data, and start."""
+    crashing.start("client")
+    names = crashing.running()
+    for name in names:
+        crashing.said(name, f"echo {name} >/home/user/name; sync")
+    pids = [crashing.of_qube(name) for name in names]
+    crashing.qubesd.crash()
+    crashing.broker.crash()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(map(ended, pids)), "the qubes end")
+    shutil.rmtree(crashing.paths.run)
+    crashing.paths.run.mkdir()
+    crashing.qubesd.launch()
+    crashing.broker.launch()
+    crashing.qubesd.wait()
+    crashing.broker.wait()
+    assert crashing.running() == []
+    check(crashing)
+    for name in names:
+        crashing.start(name)
+        assert crashing.said(name, "cat /home/user/name") == name
+    check(crashing)
+    halt(crashing, "client", "gate")
