@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 import structlog
 
-from caisson.errors import CaissonError
+from caisson.errors import CaissonError, StorageError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Change, Qube
 from caisson.model.changes import Op, SetVolume
@@ -67,7 +67,12 @@ class Volumes:
         await self.end(qube)  # what could not be put away after the last run
         while True:
             wanted = plan_start(*(template.volumes for template in chain))
-            plan = await asyncio.to_thread(lay_out, self._pool, wanted)
+            try:
+                plan = await asyncio.to_thread(lay_out, self._pool, wanted)
+            except StorageError:
+                if wanted == plan_start(*(template.volumes for template in chain)):
+                    raise
+                continue  # a template has moved on, and dropped what was wanted
             uppers = [part.upper for part in (plan.root, plan.private) if part and part.upper]
             try:
                 if wanted == plan_start(*(template.volumes for template in chain)):
