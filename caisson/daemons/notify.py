@@ -27,8 +27,3 @@ class Notifier:
             with contextlib.suppress(OSError), self._socket:
                 self._socket.send(b"READY=1")
             self._socket = None
-
-
-def ready() -> None:
-    """Send `READY=1` to the socket that `NOTIFY_SOCKET` names, if there is one."""
-    Notifier().ready()

@@ -17,7 +17,8 @@ import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, Services
-from caisson.daemons import doctor, lifeline, logs, notify
+from caisson.daemons import doctor, lifeline, logs
+from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
 from caisson.lifecycle import Qubes, templates
@@ -113,7 +114,7 @@ async def _serve(
     await link.replace(system.info(qubes.state_of))
     await link.start()
     tasks.create_task(server.run())
-    notify.ready()
+    Notifier().ready()
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
     await stop.wait()
     await link.close()
