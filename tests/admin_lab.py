@@ -5,23 +5,49 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from caisson.admin import AdminServer, Services
+from caisson.admin.registry import Door
 from caisson.engines import BARRIERS, MemoryEngine
 from caisson.engines.memory import MemoryInstance
+from caisson.ext import Core, Extensions
 from caisson.lifecycle import NoDoor, Qubes
 from caisson.model import Host, System
 from caisson.network import Network
 from caisson.paths import Paths
+from caisson.policy import Allow, Ask, Decision, Request, SystemInfo, decide, parse_policy
 from caisson.storage import Pool
 from caisson.store import Store
 
 REPORT = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
 SOON = 10.0
+
+
+class TextPolicy:
+    """The policy of one text, judged on the system as it is at that moment."""
+
+    def __init__(self, qubes: Qubes, text: str) -> None:
+        self._qubes = qubes
+        self.text = text
+
+    def _decide(self, source: str, service: str, argument: str, target: str) -> Decision:
+        known = SystemInfo.from_dict(self._qubes.system.info(self._qubes.state_of))
+        request = Request(service, f"+{argument}", source, target)
+        return decide(request, parse_policy({"30-user.policy": self.text}), known)
+
+    def allows(self, *call: str) -> bool:
+        """Whether it is allowed without a question."""
+        decision = self._decide(*call)
+        return isinstance(decision, Allow) and decision.target == "dom0"
+
+    def permits(self, *call: str) -> bool:
+        """Whether it is allowed, or could be by a person."""
+        decision = self._decide(*call)
+        return self.allows(*call) or (isinstance(decision, Ask) and "dom0" in decision.targets)
 
 
 @dataclass
@@ -32,10 +58,11 @@ class Daemon:
     qubes: Qubes
     engine: MemoryEngine
     server: AdminServer
+    policy: TextPolicy
 
-    async def send(self, raw: bytes, *, internal: bool = False) -> bytes:
+    async def send(self, raw: bytes, *, door: Door = Door.ADMIN) -> bytes:
         """Send raw bytes, half-close, and read everything that comes back."""
-        reader, writer = await self.connect(internal=internal)
+        reader, writer = await self.connect(door=door)
         try:
             writer.write(raw)
             writer.write_eof()
@@ -66,11 +93,10 @@ class Daemon:
         return reply.split(b"\0")[1].decode()
 
     async def connect(
-        self, *, internal: bool = False
+        self, *, door: Door = Door.ADMIN
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a connection."""
-        path = self.paths.qubesd_internal if internal else self.paths.qubesd
-        return await asyncio.open_unix_connection(path)
+        return await asyncio.open_unix_connection(self.paths.qubesd.parent / door.value)
 
     async def populate(self) -> None:
         """Make a template, `work` based on it and `base` for disposables; none has a network."""
@@ -108,6 +134,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def _live(
     paths: Paths,
     services: Services,
+    core: Callable[[Qubes], Core],
     request_seconds: float,
     ready: asyncio.Future[Daemon],
     stop: asyncio.Event,
@@ -132,14 +159,19 @@ async def _live(
             qube_files=paths.state,
             tasks=tasks,
         )
-        server = AdminServer(qubes, paths, services=services, request_seconds=request_seconds)
+        extensions = Extensions.load(core(qubes))
+        server = AdminServer(extensions, paths, services=services, request_seconds=request_seconds)
         server.bind()
         serving = tasks.create_task(server.run())
-        ready.set_result(Daemon(paths, qubes, engine, server))
+        extending = tasks.create_task(extensions.run())
+        policy = extensions.core.policy
+        assert isinstance(policy, TextPolicy)
+        ready.set_result(Daemon(paths, qubes, engine, server, policy))
         await stop.wait()
-        serving.cancel()
-        with suppress(asyncio.CancelledError):
-            await serving
+        for task in (serving, extending):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         for instance in engine.running.values():
             instance.end()
     store.close()
@@ -147,14 +179,34 @@ async def _live(
 
 @asynccontextmanager
 async def running_daemon(
-    root: Path, *, services: Services | None = None, request_seconds: float = SOON
+    root: Path,
+    *,
+    services: Services | None = None,
+    policy: str = "",
+    announced: Mapping[str, Mapping[str, str]] | None = None,
+    request_seconds: float = SOON,
 ) -> AsyncIterator[Daemon]:
-    """A daemon for as long as the context lasts."""
+    """A daemon for as long as the context lasts.
+
+    Args:
+        root: the directory of its instance.
+        services: what methods need beside qubes.
+        policy: rules for others than the admin qube.
+        announced: what qubes say about themselves, by their names.
+        request_seconds: how long a client may take.
+    """
+
+    def core(qubes: Qubes) -> Core:
+        said = announced or {}
+        return Core(qubes, TextPolicy(qubes, policy), lambda qube: said.get(qube.name, {}))
+
     paths = Paths(root)
     paths.state.mkdir(parents=True)
     ready: asyncio.Future[Daemon] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    life = asyncio.create_task(_live(paths, services or Services(), request_seconds, ready, stop))
+    life = asyncio.create_task(
+        _live(paths, services or Services(), core, request_seconds, ready, stop)
+    )
     await asyncio.wait({life, ready}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if life.done():

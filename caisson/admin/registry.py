@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from caisson.errors import InternalError, PermissionDeniedError, ProtocolError
-from caisson.model import Event, Qube
+from caisson.errors import InternalError, ProtocolError
+from caisson.ext import Extensions, Filter, Question
+from caisson.lifecycle import Qubes
+from caisson.model import Change, Event, Qube
 from caisson.names import DOM0, shown
 
 if TYPE_CHECKING:
     from caisson.admin.services import Services
     from caisson.admin.wire import Request
-    from caisson.lifecycle import Qubes
 
 
 class To(Enum):
@@ -34,11 +35,36 @@ class Text(Enum):
 
 
 class Scope(Enum):
-    """Which policy file rules a method by default, and which socket serves it."""
+    """Which policy file rules a method by default, and which socket serves it.
+
+    `GLOBAL` and `LOCAL` are services that qubes may call where the policy allows it; `TRUSTED`
+    methods are for the admin qube alone.
+    """
 
     GLOBAL = "global"
     LOCAL = "local"
+    TRUSTED = "trusted"
     INTERNAL = "internal"
+    MISC = "misc"
+
+    @property
+    def door(self) -> Door:
+        """The socket that serves such methods."""
+        match self:
+            case Scope.INTERNAL:
+                return Door.INTERNAL
+            case Scope.MISC:
+                return Door.MISC
+            case _:
+                return Door.ADMIN
+
+
+class Door(Enum):
+    """The ways in: three sockets (sheet `admin-api`, section 1.1)."""
+
+    ADMIN = "qubesd.sock"
+    INTERNAL = "qubesd.internal.sock"
+    MISC = "qubesd.misc.sock"
 
 
 class Access(Enum):
@@ -55,15 +81,24 @@ class Call:
 
     The argument and the payload fit the method's declaration in being there or not;
     what is in them is for the method to check.
+
+    Attributes:
+        shows: what of a list, or of a stream of events, the caller may see.
     """
 
     qubes: Qubes
     services: Services
+    extensions: Extensions
     method: Method
     origin: Qube
     destination: Qube
     untrusted_argument: str
     untrusted_payload: bytes
+    shows: Filter
+
+    async def commit(self, change: Change) -> None:
+        """Make a change real that the caller has the right to bring about."""
+        await self.qubes.commit(change, self.origin.name)
 
     @property
     def untrusted_text(self) -> str:
@@ -80,7 +115,6 @@ class Call:
 
 Answer = Callable[[Call], Awaitable[bytes | str | None]]
 Stream = Callable[[Call], AsyncGenerator[Event, None]]
-Permit = Callable[[Call], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,43 +161,61 @@ class Registry:
             raise InternalError(f"method `{method.name}` is declared twice")
         self.methods[method.name] = method
 
-    def call(self, qubes: Qubes, services: Services, request: Request, *, internal: bool) -> Call:
-        """Turn a request into a call, checking what the declaration says.
+    def call(
+        self, services: Services, extensions: Extensions, request: Request, door: Door
+    ) -> Call:
+        """Turn a request into a call that its caller may make.
 
         Args:
-            qubes: the life of all qubes.
             services: what else methods use.
+            extensions: asked whether the caller may make the call.
             request: the request as it came.
-            internal: it came through the internal socket, which serves other methods.
+            door: the way it came.
 
         Raises:
             ProtocolError: there is no such method, or it is not called like that.
             QubeNotFoundError: the source or the destination does not exist.
+            PermissionDeniedError: the caller may not make the call.
         """
+        qubes = extensions.core.qubes
         method = self.methods.get(request.untrusted_method)
-        if method is None or (method.scope is Scope.INTERNAL) != internal:
+        if method is None or method.scope.door is not door:
             raise ProtocolError(f"method `{shown(request.untrusted_method)}` does not exist here")
         origin = qubes.system.qube(request.untrusted_source)
         destination = qubes.system.qube(request.untrusted_destination)
-        is_admin = destination.name == DOM0
-        if method.to is To.ADMIN and not is_admin:
-            raise ProtocolError(
-                f"method `{method.name}` cannot be called on `{destination.name}`",
-                hint=f"call it on `{DOM0}`",
-            )
-        if method.to is To.NOT_ADMIN and is_admin:
-            raise ProtocolError(f"method `{method.name}` cannot be called on `{DOM0}`")
+        _check_destination(method, destination)
         _check_presence(method, "argument", method.argument, bool(request.untrusted_argument))
         _check_presence(method, "payload", method.payload, bool(request.untrusted_payload))
         return Call(
             qubes,
             services,
+            extensions,
             method,
             origin,
             destination,
             request.untrusted_argument,
             request.untrusted_payload,
+            _permitted(extensions, method, origin, destination, request.untrusted_argument),
         )
+
+
+def _permitted(
+    extensions: Extensions, method: Method, origin: Qube, destination: Qube, untrusted: str
+) -> Filter:
+    if method.scope is Scope.TRUSTED and origin.name != DOM0:
+        raise ProtocolError(f"method `{method.name}` does not exist for other qubes than `{DOM0}`")
+    return extensions.ask(Question(origin, method.name, destination, untrusted))
+
+
+def _check_destination(method: Method, destination: Qube) -> None:
+    is_admin = destination.name == DOM0
+    if method.to is To.ADMIN and not is_admin:
+        raise ProtocolError(
+            f"method `{method.name}` cannot be called on `{destination.name}`",
+            hint=f"call it on `{DOM0}`",
+        )
+    if method.to is To.NOT_ADMIN and is_admin:
+        raise ProtocolError(f"method `{method.name}` cannot be called on `{DOM0}`")
 
 
 def _check_presence(method: Method, what: str, rule: Text, present: bool) -> None:
@@ -171,23 +223,6 @@ def _check_presence(method: Method, what: str, rule: Text, present: bool) -> Non
         raise ProtocolError(f"method `{method.name}` was called without its {what}")
     if rule is Text.NONE and present:
         raise ProtocolError(f"method `{method.name}` takes no {what}")
-
-
-def permit_trusted(call: Call) -> None:
-    """Allow the admin qube everything, and any other caller only a disposable of its own.
-
-    The place where delegated administration decides; every method passes here, with the
-    caller, the method, the destination and the argument at hand.
-
-    Raises:
-        PermissionDeniedError: the caller is another qube.
-    """
-    if call.origin.name == DOM0 or call.method.name == "admin.vm.CreateDisposable":
-        return
-    raise PermissionDeniedError(
-        f"qube `{call.origin.name}` may not call `{call.method.name}`",
-        hint="only the admin qube administers this machine",
-    )
 
 
 METHODS = Registry()

@@ -13,18 +13,19 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import structlog
 
 from caisson.admin import wire
-from caisson.admin.methods import METHODS
-from caisson.admin.registry import Answer, Answers, Call, Permit, Stream, Streams, permit_trusted
+from caisson.admin.registry import Door
+from caisson.admin.responder import Responder
 from caisson.admin.services import Services
-from caisson.errors import CaissonError, DaemonError, InternalError
-from caisson.lifecycle import Qubes
+from caisson.errors import DaemonError, InternalError
+from caisson.ext import Extensions
 from caisson.paths import Paths
 
 _log = structlog.get_logger()
@@ -40,31 +41,27 @@ _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 
 class AdminServer:
-    """Serves the Admin API on its two sockets.
+    """Serves the Admin API on its three sockets.
 
     Args:
-        qubes: the life of all qubes.
+        extensions: asked about every call; with them comes the life of all qubes.
         paths: where the sockets are.
-        services: what methods need beside `qubes`.
-        permit: asked about every call before it runs.
+        services: what else methods need.
         request_seconds: how long a client may take to send its request.
     """
 
     def __init__(
         self,
-        qubes: Qubes,
+        extensions: Extensions,
         paths: Paths,
         *,
         services: Services | None = None,
-        permit: Permit = permit_trusted,
         request_seconds: float = REQUEST_SECONDS,
     ) -> None:
-        self._qubes = qubes
+        self._responder = Responder(extensions, services or Services())
         self._paths = paths
-        self._services = services or Services()
-        self._permit = permit
         self._request_seconds = request_seconds
-        self._listeners: list[tuple[socket.socket, bool]] = []
+        self._listeners: list[tuple[socket.socket, Door]] = []
         self._connection_ended = asyncio.Event()
 
     def bind(self) -> None:
@@ -73,8 +70,8 @@ class AdminServer:
         Raises:
             DaemonError: another daemon answers there.
         """
-        for path, internal in ((self._paths.qubesd, False), (self._paths.qubesd_internal, True)):
-            self._listeners.append((_listen(path), internal))
+        for door in Door:
+            self._listeners.append((_listen(self._paths.qubesd.parent / door.value), door))
 
     async def run(self) -> None:
         """Serve until cancelled; then requests under way are cancelled too."""
@@ -88,8 +85,8 @@ class AdminServer:
 
     async def _run(self, hangups: Hangups) -> None:
         async with asyncio.TaskGroup() as group:
-            for listener, internal in self._listeners:
-                group.create_task(self._accept(group, listener, hangups, internal=internal))
+            for listener, door in self._listeners:
+                group.create_task(self._accept(group, listener, hangups, door))
 
     def close(self) -> None:
         """Give the sockets up."""
@@ -103,8 +100,7 @@ class AdminServer:
         group: asyncio.TaskGroup,
         listener: socket.socket,
         hangups: Hangups,
-        *,
-        internal: bool,
+        door: Door,
     ) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -120,13 +116,13 @@ class AdminServer:
                     await asyncio.wait_for(self._connection_ended.wait(), 1.0)
                 continue
             connection.setblocking(False)
-            group.create_task(self._serve(connection, hangups, internal=internal))
+            group.create_task(self._serve(connection, hangups, door))
 
-    async def _serve(self, connection: socket.socket, hangups: Hangups, *, internal: bool) -> None:
+    async def _serve(self, connection: socket.socket, hangups: Hangups, door: Door) -> None:
         try:
             request = await self._receive(connection)
             if request is not None:
-                await self._answer(connection, request, hangups, internal=internal)
+                await self._responder.answer(request, door, _Client(connection, hangups))
         except (OSError, TimeoutError):
             # The client is gone or does not read. What it asked for was done.
             pass
@@ -153,67 +149,22 @@ class AdminServer:
             _log.warning("admin.request-dropped", reason=error.message)
             return None
 
-    async def _answer(
-        self,
-        connection: socket.socket,
-        request: wire.Request,
-        hangups: Hangups,
-        *,
-        internal: bool,
-    ) -> None:
-        try:
-            call = METHODS.call(self._qubes, self._services, request, internal=internal)
-            self._permit(call)
-            match call.method.kind:
-                case Answers(run):
-                    reply = await _reply(run, call)
-                case Streams(run):
-                    await _stream(connection, run, call, hangups)
-                    return
-        except CaissonError as error:
-            reply = wire.exception(error)
-        await _send(connection, reply)
 
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """A client at the other end of a connection."""
 
-async def _reply(run: Answer, call: Call) -> bytes:
-    try:
-        content = await run(call)
-    except CaissonError:
-        raise
-    except Exception as error:
-        raise _bug(call, error) from error
-    if isinstance(content, str):
-        content = content.encode("utf-8", "backslashreplace")
-    return wire.ok(content or b"")
+    connection: socket.socket
+    hangups: Hangups
 
+    async def send(self, frame: bytes) -> None:
+        """Hand over one frame; the client has a while to read it."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await asyncio.get_running_loop().sock_sendall(self.connection, frame)
 
-async def _stream(connection: socket.socket, run: Stream, call: Call, hangups: Hangups) -> None:
-    """Send events until there are no more; a refusal can be told only before the first."""
-    begun = False
-    with hangups.cancelling(connection):
-        async with aclosing(run(call)) as events:
-            try:
-                async for event in events:
-                    frame = wire.event(event.subject or "", event.name, event.kwargs)
-                    await _send(connection, frame)
-                    begun = True
-            except (OSError, TimeoutError):
-                raise
-            except Exception as error:
-                problem = error if isinstance(error, CaissonError) else _bug(call, error)
-                if begun:
-                    return
-                raise problem from error
-
-
-def _bug(call: Call, error: Exception) -> InternalError:
-    _log.error("admin.bug", method=call.method.name, exc_info=error)
-    return InternalError(f"{type(error).__name__} in `{call.method.name}`")
-
-
-async def _send(connection: socket.socket, frame: bytes) -> None:
-    async with asyncio.timeout(ANSWER_SECONDS):
-        await asyncio.get_running_loop().sock_sendall(connection, frame)
+    def attended(self) -> AbstractContextManager[None]:
+        """Cancel the current task when the client hangs up."""
+        return self.hangups.cancelling(self.connection)
 
 
 class Hangups:

@@ -21,6 +21,7 @@ from caisson.daemons import doctor, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
+from caisson.ext import Core, Extensions, NoPolicy
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
 from caisson.names import QubeName
@@ -107,12 +108,14 @@ async def _serve(
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
     )
-    server = AdminServer(qubes, paths, services=services)
+    extensions = Extensions.load(Core(qubes, NoPolicy()))
+    server = AdminServer(extensions, paths, services=services)
     server.bind()
     await qubes.recover()
     await asyncio.to_thread(qube_files.remove_unused, paths.state, files)
     await link.replace(system.info(qubes.state_of))
     await link.start()
+    tasks.create_task(extensions.run())
     tasks.create_task(server.run())
     Notifier().ready()
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))

@@ -87,10 +87,12 @@ class Usage:
     Args:
         memory: at this moment, in KiB; what its files hold in the machine's cache included.
         cpu_time: since its start, in milliseconds.
+        swap: what of it was swapped out, in KiB; None where the machine does not count that.
     """
 
     memory: int
     cpu_time: int
+    swap: int | None = None
 
 
 class Instance:

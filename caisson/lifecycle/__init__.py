@@ -8,6 +8,17 @@ to be allowed what they ask. Does not trust reports of agents beyond what the ke
 from caisson.lifecycle import templates
 from caisson.lifecycle.door import DomainInfo, Door, NoDoor
 from caisson.lifecycle.events import EventBus, Subscription
+from caisson.lifecycle.ledger import Judgement, Rule
 from caisson.lifecycle.qubes import Qubes
 
-__all__ = ["DomainInfo", "Door", "EventBus", "NoDoor", "Qubes", "Subscription", "templates"]
+__all__ = [
+    "DomainInfo",
+    "Door",
+    "EventBus",
+    "Judgement",
+    "NoDoor",
+    "Qubes",
+    "Rule",
+    "Subscription",
+    "templates",
+]

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from caisson.errors import QubeNotFoundError
+from caisson.errors import PermissionDeniedError, QubeNotFoundError
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.events import EventBus
 from caisson.lifecycle.power import Power
 from caisson.model import Change, Event, PowerState, Qube, System
-from caisson.names import QubeName
+from caisson.names import DOM0, QubeName
 from caisson.store import Store
+
+Rule = Callable[[System, Change], Change]
+"""Turns a planned change into what really happens, or refuses it."""
+Judgement = Callable[[QubeName, Change], None]
+"""Refuses what a qube may not bring about."""
+
+
+def _as_planned(_system: System, change: Change) -> Change:
+    return change
+
+
+def _nobody_else(origin: QubeName, _change: Change) -> None:
+    if origin != DOM0:
+        raise PermissionDeniedError(f"qube `{origin}` may not change anything here")
 
 
 class Ledger:
@@ -21,6 +35,8 @@ class Ledger:
         self.system = system
         self.events = EventBus()
         self.powers: dict[Qube, Power] = {}
+        self.rule: Rule = _as_planned
+        self.judge: Judgement = _nobody_else
         self._store = store
         self._door = door
         self._in_order = asyncio.Lock()
@@ -50,15 +66,23 @@ class Ledger:
         """Whether others may depend on the qube now."""
         return qube is self.system.dom0 or (qube in self.powers and self.powers[qube].up)
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: Change, origin: QubeName = DOM0) -> None:
         """Make a planned change real; returns when no call is decided on the old state any more.
 
         A plan and its entry belong together: nothing may be awaited in between.
         The write is synchronous for that reason, and takes about as long as a disk's flush.
 
+        Args:
+            change: the plan.
+            origin: the qube that asks for it; it is judged by what happens, whatever it asked.
+
         Raises:
+            PermissionDeniedError: the origin may not bring that about.
             StorageError: the store refused; nothing changed, and nobody heard of it.
         """
+        change = self.rule(self.system, change)
+        if origin != DOM0:
+            self.judge(origin, change)
         before = dict.fromkeys(self.system.affected_by(change))
         self._store.write(change.ops)
         self.system.apply(change)

@@ -14,9 +14,10 @@ import structlog
 from caisson.engines import Engine, Usage
 from caisson.errors import PermissionDeniedError, QubeNotFoundError
 from caisson.lifecycle.door import Door
-from caisson.lifecycle.ledger import Ledger
+from caisson.lifecycle.ledger import Judgement, Ledger, Rule
 from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
+from caisson.lifecycle.stats import Stats
 from caisson.lifecycle.volumes import Volumes, lacks_private, with_private
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, SetFeature, System
 from caisson.model.volumes import ROOT
@@ -55,6 +56,7 @@ class Qubes:
         self._tasks = tasks
         self._ledger = Ledger(system, store, door)
         self.events = self._ledger.events
+        self.stats = Stats(self._ledger, engine)
         self._volumes = Volumes(self._ledger, pool, tasks)
         self.running = Running(
             self._ledger,
@@ -72,9 +74,14 @@ class Qubes:
         """At the start of the daemon: adopt running qubes, put the others in order."""
         await self.running.adopt()
 
-    async def commit(self, change: Change) -> None:
+    def follow(self, rule: Rule, judge: Judgement) -> None:
+        """Let every change pass a rule first, and those of other qubes than `dom0` a judge."""
+        self._ledger.rule = rule
+        self._ledger.judge = judge
+
+    async def commit(self, change: Change, origin: QubeName = DOM0) -> None:
         """Make a planned change real; plan and commit with nothing awaited in between."""
-        await self._ledger.commit(change)
+        await self._ledger.commit(change, origin)
 
     def power_state(self, name: QubeName) -> PowerState:
         """What a qube is doing."""
@@ -110,7 +117,8 @@ class Qubes:
 
         async def create() -> Qube:
             return await self._create(
-                lambda: self.system.plan_create(klass, name, label, template, origin, pools=pools)
+                lambda: self.system.plan_create(klass, name, label, template, origin, pools=pools),
+                origin,
             )
 
         return await self._to_the_end(create())
@@ -133,12 +141,19 @@ class Qubes:
             origin: the qube that asks for it.
         """
         chance = random.SystemRandom()
-        return await self._to_the_end(
-            self._create_named(lambda: self.system.plan_create_disposable(template, origin, chance))
-        )
+
+        async def create() -> Qube:
+            return await self._create(
+                lambda: self.system.plan_create_disposable(template, origin, chance), origin
+            )
+
+        return (await self._to_the_end(create())).name
 
     async def create_disposable_for_call(self, base: QubeName, origin: QubeName) -> QubeName:
-        """Make a disposable that is of no use once its call has ended; see `of_calls`."""
+        """Make a disposable that is of no use once its call has ended; see `of_calls`.
+
+        The policy allowed the call; no right to administer anything is needed.
+        """
         chance = random.SystemRandom()
 
         def plan() -> Change:
@@ -146,15 +161,15 @@ class Qubes:
             uuid = next(op.uuid for op in made.ops if isinstance(op, AddQube))
             return made + Change((SetFeature(uuid, OF_CALL, "1"),))
 
-        return await self._to_the_end(self._create_named(plan))
+        return (await self._to_the_end(self._create(plan))).name
 
     def of_calls(self) -> list[QubeName]:
         """The disposables that were made for calls, before a restart of the daemon too."""
         return [name for name, qube in self.system.qubes.items() if OF_CALL in qube.features]
 
-    async def remove(self, name: QubeName) -> None:
+    async def remove(self, name: QubeName, origin: QubeName = DOM0) -> None:
         """Remove a halted qube that nothing refers to, and its volumes."""
-        await self._to_the_end(self._remove(self.system.qube(name)))
+        await self._to_the_end(self._remove(self.system.qube(name), origin))
 
     async def start(self, name: QubeName) -> None:
         """Bring a qube up; a disposable that cannot start is removed."""
@@ -193,30 +208,37 @@ class Qubes:
         await self._to_the_end(self._discard(qube))
 
     async def set_property(
-        self, name: QubeName | None, prop: PropertyName, untrusted_value: str
+        self,
+        name: QubeName | None,
+        prop: PropertyName,
+        untrusted_value: str,
+        origin: QubeName = DOM0,
     ) -> None:
         """Set a property; None is the system itself. A running qube follows at once."""
         qube = None if name is None else self.system.qube(name)
 
         async def change() -> None:
-            await self._relinked(self.system.plan_set(qube, prop, untrusted_value, self._ledger.up))
+            plan = self.system.plan_set(qube, prop, untrusted_value, self._ledger.up)
+            await self._relinked(plan, origin)
 
         await self._to_the_end(change())
 
-    async def reset_property(self, name: QubeName | None, prop: PropertyName) -> None:
+    async def reset_property(
+        self, name: QubeName | None, prop: PropertyName, origin: QubeName = DOM0
+    ) -> None:
         """Let a property have its default again."""
         qube = None if name is None else self.system.qube(name)
 
         async def change() -> None:
-            await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up))
+            await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up), origin)
 
         await self._to_the_end(change())
 
-    async def _relinked(self, change: Change) -> None:
+    async def _relinked(self, change: Change, origin: QubeName) -> None:
         """Enter a change and move the links of running qubes whose network qube it changes."""
         up = [qube for qube in self._ledger.powers if self._ledger.up(qube)]
         former = {qube: self.system.netvm_of(qube) for qube in up}
-        await self._ledger.commit(change)
+        await self._ledger.commit(change, origin)
         for qube, netvm in former.items():
             if self.system.netvm_of(qube) is not netvm:
                 await self.running.replug(qube)
@@ -247,10 +269,7 @@ class Qubes:
         self._tasks.create_task(carry_out()).add_done_callback(over)
         return await outcome
 
-    async def _create_named(self, plan: Callable[[], Change]) -> QubeName:
-        return (await self._create(plan)).name
-
-    async def _create(self, plan: Callable[[], Change]) -> Qube:
+    async def _create(self, plan: Callable[[], Change], origin: QubeName = DOM0) -> Qube:
         """Enter a new qube; at no moment, and after no crash, does it lack its own layers."""
         change = plan()
         if lacks_private(change):
@@ -258,11 +277,11 @@ class Qubes:
             layer = await self._volumes.first_private()
             try:
                 change = with_private(plan(), layer)
-                await self._ledger.commit(change)
+                await self._ledger.commit(change, origin)
             finally:
                 self._volumes.drop_unless_used(layer)
         else:
-            await self._ledger.commit(change)
+            await self._ledger.commit(change, origin)
         uuid = next(op.uuid for op in change.ops if isinstance(op, AddQube))
         qube = self.system.by_uuid.get(uuid)
         if qube is None:
@@ -290,10 +309,10 @@ class Qubes:
         finally:
             self._volumes.drop_unless_used(layer)
 
-    async def _remove(self, qube: Qube) -> None:
+    async def _remove(self, qube: Qube, origin: QubeName) -> None:
         async with self._ledger.power(qube).turn:
             self._ledger.require(qube)
-            await self._erase(qube)
+            await self._erase(qube, origin)
 
     async def _discard(self, qube: Qube) -> None:
         power = self._ledger.power(qube)
@@ -305,10 +324,10 @@ class Qubes:
         else:
             await self.running.kill(qube)
 
-    async def _erase(self, qube: Qube) -> None:
+    async def _erase(self, qube: Qube, origin: QubeName = DOM0) -> None:
         change = self.system.plan_remove(qube, self._ledger.state(qube) is PowerState.HALTED)
         states = tuple(qube.volumes.values())
-        await self._ledger.commit(change)
+        await self._ledger.commit(change, origin)
         self._ledger.powers.pop(qube, None)
         self._volumes.drop(states)
         self._ledger.publish(qube, "domain-remove-from-disk")

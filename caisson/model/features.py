@@ -8,8 +8,6 @@ from collections.abc import Callable
 from caisson.errors import PermissionDeniedError, ProtocolError, ValueRefusedError
 from caisson.names import FeatureName, shown
 
-MEMINFO_WRITER = FeatureName("service.meminfo-writer")
-CLOCKSYNC = FeatureName("service.clocksync")
 CHECK_UPDATES = FeatureName("check-updates")
 PRELOAD = "preload-dispvm"
 

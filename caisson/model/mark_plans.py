@@ -38,8 +38,6 @@ class MarkPlans(PropertyPlans):
         """
         name = FeatureName.parse(untrusted_name)
         features.check(name, untrusted_value)
-        if name == features.MEMINFO_WRITER and self.has(qube, "maxmem"):
-            return self._balanced(qube, bool(untrusted_value))
         return feature_set(qube, name, untrusted_value)
 
     def plan_remove_feature(self, qube: Qube, untrusted_name: str) -> Change:
@@ -58,16 +56,6 @@ class MarkPlans(PropertyPlans):
                 hint=f"list them with `qvm-features {qube.name}`",
             )
         return feature_removed(qube, name)
-
-    def _balanced(self, qube: Qube, on: bool) -> Change:
-        """The service that reports memory is on where `maxmem` is not 0."""
-        if qube is self.dom0:
-            return Change()
-        if on and self.value(qube, "maxmem"):
-            return Change()
-        if on:
-            return self.plan_reset(qube, "maxmem", lambda _: False)
-        return self.plan_set(qube, "maxmem", "0", lambda _: False)
 
     def plan_tag(self, qube: Qube, untrusted_tag: str, origin: QubeName) -> Change:
         """Plan to give a qube a tag; it may have it already.

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from caisson.errors import NoSuchPropertyError, PropertyValueError, ValueRefusedError
-from caisson.model import features, parsing, tags
+from caisson.model import parsing, tags
 from caisson.model.changes import Change, ResetProperty, SetProperty
 from caisson.model.events import (
     event_of,
-    feature_removed,
-    feature_set,
     joined,
     reset_event,
     tagged,
@@ -165,8 +163,7 @@ class PropertyPlans(Facts):
 
     def _global_consequences(self, declared: Property, value: Value) -> Change:
         followers = self.followers_of(declared.name)
-        change = joined(self._default_moved(qube, declared.name, value) for qube in followers)
-        return change + self._clock_moved(value) if declared.name == "clockvm" else change
+        return joined(self._default_moved(qube, declared.name, value) for qube in followers)
 
     def _default_moved(self, qube: Qube, default: PropertyName, value: Value) -> Change:
         """What a new default means for a qube that follows it."""
@@ -189,17 +186,6 @@ class PropertyPlans(Facts):
         change = joined(untagged(qube, tag) for tag in outdated)
         if wanted is not None and wanted not in qube.tags:
             change += tagged(qube, wanted)
-        return change
-
-    def _clock_moved(self, value: Value) -> Change:
-        change = Change()
-        former = self.value(None, "clockvm")
-        if former is value:
-            return change
-        if isinstance(former, Qube) and features.CLOCKSYNC in former.features:
-            change += feature_removed(former, features.CLOCKSYNC)
-        if isinstance(value, Qube):
-            change += feature_set(value, features.CLOCKSYNC, "1")
         return change
 
 

@@ -7,8 +7,10 @@ from caisson.admin.methods import (
     internal,
     labels,
     lifecycle,
+    misc,
     own,
     properties,
+    stats,
     tags,
     volumes,
 )
@@ -22,8 +24,10 @@ __all__ = [
     "internal",
     "labels",
     "lifecycle",
+    "misc",
     "own",
     "properties",
+    "stats",
     "tags",
     "volumes",
 ]

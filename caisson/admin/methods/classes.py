@@ -29,6 +29,7 @@ async def list_qubes(call: Call) -> str:
     return listing(
         f"{qube.name} class={qube.klass} state={call.qubes.state_of(qube)} uuid={qube.uuid}"
         for qube in shown_qubes(call)
+        if call.shows(qube)
     )
 
 

@@ -29,5 +29,5 @@ async def stream_events(call: Call) -> AsyncGenerator[Event, None]:
         async for event in events:
             if event.name.startswith(_HIDDEN):
                 continue
-            if call.destination.name in {DOM0, event.subject}:
+            if call.destination.name in {DOM0, event.subject} and call.shows(event):
                 yield event

@@ -88,7 +88,7 @@ async def set_feature(call: Call) -> None:
     change = call.qubes.system.plan_feature(
         call.destination, call.untrusted_argument, call.untrusted_text
     )
-    await call.qubes.commit(change)
+    await call.commit(change)
 
 
 @method(
@@ -100,4 +100,4 @@ async def set_feature(call: Call) -> None:
 async def remove_feature(call: Call) -> None:
     """Remove a feature of a qube."""
     change = call.qubes.system.plan_remove_feature(call.destination, call.untrusted_argument)
-    await call.qubes.commit(change)
+    await call.commit(change)

@@ -49,7 +49,7 @@ async def get_index(call: Call) -> str:
 async def create(call: Call) -> None:
     """Create a label."""
     change = call.qubes.system.plan_create_label(call.untrusted_argument, call.untrusted_text)
-    await call.qubes.commit(change)
+    await call.commit(change)
 
 
 @method(
@@ -62,4 +62,4 @@ async def create(call: Call) -> None:
 )
 async def remove(call: Call) -> None:
     """Remove a label."""
-    await call.qubes.commit(call.qubes.system.plan_remove_label(call.untrusted_argument))
+    await call.commit(call.qubes.system.plan_remove_label(call.untrusted_argument))

@@ -144,7 +144,7 @@ async def create_disposable(call: Call) -> str:
 )
 async def remove(call: Call) -> None:
     """Remove a qube."""
-    await call.qubes.remove(call.destination.name)
+    await call.qubes.remove(call.destination.name, call.origin.name)
 
 
 @method("admin.vm.Start", access=Access.EXECUTE, help="Start a qube and wait until it is ready.")

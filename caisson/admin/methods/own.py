@@ -22,7 +22,7 @@ _EXTRAS = frozenset({".tags", ".features"})
 @method(
     "caisson.vm.List",
     argument=Text.OPTIONAL,
-    scope=Scope.GLOBAL,
+    scope=Scope.TRUSTED,
     help="List qubes with the named properties (joined by `+`; `.tags`, `.features` too) as JSON.",
 )
 async def list_with_properties(call: Call) -> bytes:
@@ -61,7 +61,7 @@ def _facts(
     return facts
 
 
-@method("caisson.doctor", to=To.ADMIN, scope=Scope.GLOBAL, help="Check the machine; JSON.")
+@method("caisson.doctor", to=To.ADMIN, scope=Scope.TRUSTED, help="Check the machine; JSON.")
 async def doctor(call: Call) -> bytes:
     """Check the machine: `[{"name", "ok", "detail", "remedy"}]`."""
     findings = await call.services.doctor()
@@ -73,7 +73,7 @@ async def doctor(call: Call) -> bytes:
 @method(
     "caisson.template.List",
     to=To.ADMIN,
-    scope=Scope.GLOBAL,
+    scope=Scope.TRUSTED,
     help="List the recipes that templates can be built from.",
 )
 async def list_recipes(call: Call) -> str:

@@ -84,7 +84,7 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
             ) from None
         # Not yet known to be a property; the plan looks it up first of all.
         name = PropertyName(call.untrusted_argument)
-        await call.qubes.set_property(owner_name(call), name, untrusted_value)
+        await call.qubes.set_property(owner_name(call), name, untrusted_value, call.origin.name)
 
     @method(
         f"{prefix}.Reset",
@@ -96,7 +96,7 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
     )
     async def reset(call: Call) -> None:
         name = PropertyName(call.untrusted_argument)
-        await call.qubes.reset_property(owner_name(call), name)
+        await call.qubes.reset_property(owner_name(call), name, call.origin.name)
 
     @method(
         f"{prefix}.Help",

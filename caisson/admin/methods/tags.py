@@ -25,7 +25,7 @@ async def get_tag(call: Call) -> str:
 async def set_tag(call: Call) -> None:
     """Give a qube a tag; it may have it already."""
     change = call.qubes.system.plan_tag(call.destination, call.untrusted_argument, call.origin.name)
-    await call.qubes.commit(change)
+    await call.commit(change)
 
 
 @method(
@@ -39,4 +39,4 @@ async def remove_tag(call: Call) -> None:
     change = call.qubes.system.plan_untag(
         call.destination, call.untrusted_argument, call.origin.name
     )
-    await call.qubes.commit(change)
+    await call.commit(change)

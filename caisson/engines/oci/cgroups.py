@@ -134,8 +134,8 @@ class Group(Protocol):
         """Whether the group is frozen."""
         ...
 
-    def usage(self) -> tuple[int, int]:
-        """Memory in bytes, and processor time in nanoseconds."""
+    def usage(self) -> tuple[int, int, int | None]:
+        """Memory in bytes, processor time in nanoseconds, and what is swapped out in bytes."""
         ...
 
     def processes(self) -> list[int]:
@@ -187,6 +187,17 @@ def _write(path: Path, value: str) -> None:
         os.write(descriptor, value.encode())
     finally:
         os.close(descriptor)
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+def _number_if_counted(path: Path) -> int | None:
+    try:
+        return _number(path)
+    except FileNotFoundError:
+        return None
 
 
 def _processes(path: Path) -> set[int]:
@@ -264,10 +275,13 @@ class _LegacyGroup:
             return (self._freezer() / "freezer.state").read_text().strip() != "THAWED"
         return False
 
-    def usage(self) -> tuple[int, int]:
-        memory = int((self.directories["memory"] / "memory.usage_in_bytes").read_text())
+    def usage(self) -> tuple[int, int, int | None]:
+        group = self.directories["memory"]
+        memory = _number(group / "memory.usage_in_bytes")
+        with_swap = _number_if_counted(group / "memory.memsw.usage_in_bytes")
         times = self.directories.get("cpuacct")
-        return memory, 0 if times is None else int((times / "cpuacct.usage").read_text())
+        nanoseconds = 0 if times is None else _number(times / "cpuacct.usage")
+        return memory, nanoseconds, None if with_swap is None else max(0, with_swap - memory)
 
     def processes(self) -> list[int]:
         return sorted(set().union(*map(_processes, self.directories.values())))
@@ -371,12 +385,13 @@ class _UnifiedGroup:
             return (self.directory / "cgroup.freeze").read_text().strip() == "1"
         return False
 
-    def usage(self) -> tuple[int, int]:
-        memory = int((self.directory / "memory.current").read_text())
+    def usage(self) -> tuple[int, int, int | None]:
+        memory = _number(self.directory / "memory.current")
+        swap = _number_if_counted(self.directory / "memory.swap.current")
         words = dict(
             line.split() for line in (self.directory / "cpu.stat").read_text().splitlines()
         )
-        return memory, int(words["usage_usec"]) * 1_000
+        return memory, int(words["usage_usec"]) * 1_000, swap
 
     def processes(self) -> list[int]:
         return sorted(_processes(self.directory))

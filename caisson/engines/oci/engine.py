@@ -136,10 +136,14 @@ class OciEngine:
         if own is None:
             raise EngineError(f"`{instance.name}` has ended")
         try:
-            memory, nanoseconds = self._group(own).usage()
+            memory, nanoseconds, swap = self._group(own).usage()
         except OSError as error:
             raise EngineError(f"`{own.name}` cannot be measured: {error.strerror}") from error
-        return Usage(memory=memory // 1024, cpu_time=nanoseconds // 1_000_000)
+        return Usage(
+            memory=memory // 1024,
+            cpu_time=nanoseconds // 1_000_000,
+            swap=None if swap is None else swap // 1024,
+        )
 
     def barriers(self, instance: Instance) -> frozenset[str]:
         """Every barrier of a container."""

@@ -80,28 +80,6 @@ def test_features_are_told_and_removed(world: World):
         world.system.plan_remove_feature(world.qube("debian"), "f")
 
 
-def test_meminfo_writer_is_a_way_to_say_maxmem(world: World):
-    """`service.meminfo-writer` is translated and never stored."""
-    world.app("work")
-    world.feature("work", "service.meminfo-writer", "")
-    assert world.value("work", "maxmem") == "0"
-    world.feature("work", "service.meminfo-writer", "1")
-    assert world.value("work", "maxmem") == "4000"
-    assert world.qube("work").features == {}
-
-
-def test_clock_feature_follows_the_clock_qube(world: World):
-    """`service.clocksync` is on where `clockvm` says."""
-    world.app("a")
-    world.app("b")
-    world.set(None, "clockvm", "a")
-    assert world.qube("a").features == {"service.clocksync": "1"}
-    world.set(None, "clockvm", "b")
-    assert world.qube("a").features == {}
-    world.reset(None, "clockvm")
-    assert world.qube("b").features == {}
-
-
 def test_tags_are_validated_and_told(world: World):
     """Setting twice is no change, removing what is not there is an error."""
     added = world.tag("debian", "mine")

@@ -1,0 +1,102 @@
+"""From a request to its reply, whichever way the request came."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, aclosing
+from typing import Protocol
+
+import structlog
+
+from caisson.admin import wire
+from caisson.admin.methods import METHODS
+from caisson.admin.registry import Answer, Answers, Call, Door, Stream, Streams
+from caisson.admin.services import Services
+from caisson.errors import CaissonError, InternalError
+from caisson.ext import Extensions
+
+_log = structlog.get_logger()
+
+
+class Caller(Protocol):
+    """Who waits for a reply."""
+
+    async def send(self, frame: bytes) -> None:
+        """Hand over one whole frame.
+
+        Raises:
+            OSError: the caller is gone.
+            TimeoutError: the caller does not read.
+        """
+        ...
+
+    def attended(self) -> AbstractContextManager[None]:
+        """Cancel the current task as soon as the caller is gone for good."""
+        ...
+
+
+class Responder:
+    """Answers requests.
+
+    Args:
+        extensions: asked about every call before it runs.
+        services: what methods need beside the life of qubes.
+    """
+
+    def __init__(self, extensions: Extensions, services: Services) -> None:
+        self._extensions = extensions
+        self._services = services
+
+    async def answer(self, request: wire.Request, door: Door, caller: Caller) -> None:
+        """Do what a request asks for, and send what comes of it.
+
+        Raises:
+            OSError: the caller is gone. What it asked for was done.
+            TimeoutError: the caller does not read.
+        """
+        try:
+            call = METHODS.call(self._services, self._extensions, request, door)
+            match call.method.kind:
+                case Answers(run):
+                    reply = await _reply(run, call)
+                case Streams(run):
+                    await _stream(run, call, caller)
+                    return
+        except CaissonError as error:
+            reply = wire.exception(error)
+        await caller.send(reply)
+
+
+async def _reply(run: Answer, call: Call) -> bytes:
+    try:
+        content = await run(call)
+    except CaissonError:
+        raise
+    except Exception as error:
+        raise _bug(call, error) from error
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    return wire.ok(content or b"")
+
+
+async def _stream(run: Stream, call: Call, caller: Caller) -> None:
+    """Send events until there are no more; a refusal can be told only before the first."""
+    begun = False
+    with caller.attended():
+        async with aclosing(run(call)) as events:
+            try:
+                async for event in events:
+                    frame = wire.event(event.subject or "", event.name, event.kwargs)
+                    await caller.send(frame)
+                    begun = True
+            except (OSError, TimeoutError):
+                raise
+            except Exception as error:
+                problem = error if isinstance(error, CaissonError) else _bug(call, error)
+                if begun:
+                    return
+                raise problem from error
+
+
+def _bug(call: Call, error: Exception) -> InternalError:
+    _log.error("admin.bug", method=call.method.name, exc_info=error)
+    return InternalError(f"{type(error).__name__} in `{call.method.name}`")

@@ -1,0 +1,154 @@
+"""What an extension is: a class whose methods are marked for what they hear and decide."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+from caisson.lifecycle import Qubes
+from caisson.model import Event, Qube, System
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MARK = "_caisson_hook"
+
+Filter = Callable[[Qube | Event], bool]
+"""Whether a caller is shown a qube in a list, or an event in a stream."""
+Handler = Callable[[Event], Awaitable[None]]
+Permission = Callable[["Question"], Filter | None]
+
+
+class Policy(Protocol):
+    """The qrexec policy, as far as it decides about the Admin API.
+
+    A target is the qube that a method is called on, `dom0` for the admin qube.
+    """
+
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        """Whether the policy allows the call without asking anybody."""
+        ...
+
+    def permits(self, source: str, service: str, argument: str, target: str) -> bool:
+        """Whether the policy allows the call, or would once a person agreed."""
+        ...
+
+
+class NoPolicy:
+    """The policy where there is none: nobody but the admin qube may do anything."""
+
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        """Never."""
+        del source, service, argument, target
+        return False
+
+    permits = allows
+
+
+def _nothing_announced(_qube: Qube) -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What extensions work with.
+
+    Args:
+        qubes: the life of all qubes.
+        policy: decides for callers other than the admin qube.
+        untrusted_announced: what a qube says about itself, by key (`features-request/NAME`,
+            `qubes-tools/NAME`); every byte is the qube's own.
+    """
+
+    qubes: Qubes
+    policy: Policy
+    untrusted_announced: Callable[[Qube], Mapping[str, str]] = _nothing_announced
+
+    @property
+    def system(self) -> System:
+        """The model."""
+        return self.qubes.system
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May `origin` call `method` with this argument on `destination`?
+
+    The argument is as it came from the caller; that it is one for the method is not yet known.
+    """
+
+    origin: Qube
+    method: str
+    destination: Qube
+    untrusted_argument: str
+
+
+class Extension:
+    """Base of all extensions; one object a daemon.
+
+    Args:
+        core: what it works with.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """How a method of an extension is marked: its kind, and what it is about."""
+
+    kind: str
+    patterns: tuple[str, ...] = ()
+
+
+def on(*events: str) -> Callable[[F], F]:
+    """Mark `async def method(self, event)`: called after each event that fits a pattern.
+
+    In the order of the events, one after the other, in a task of the extension's own.
+    """
+    return _marked(Hook("on", events))
+
+
+def permission(*methods: str) -> Callable[[F], F]:
+    """Mark `def method(self, question)`: asked before a method that fits a pattern is run.
+
+    It raises `PermissionDeniedError` to refuse; it may return a `Filter` for what is listed.
+    """
+    return _marked(Hook("permission", methods))
+
+
+def rule(method: F) -> F:
+    """Mark `def method(self, system, change)`: turns a planned change into what really happens.
+
+    Pure: it may add operations and events, or refuse by raising; all of it becomes one change.
+    """
+    return _marked(Hook("rule"))(method)
+
+
+def judgement(method: F) -> F:
+    """Mark `def method(self, origin, change)`: refuses what `origin` may not bring about.
+
+    It sees what will happen, whichever method it was asked by.
+    """
+    return _marked(Hook("judgement"))(method)
+
+
+def _marked(hook: Hook) -> Callable[[F], F]:
+    def mark(method: F) -> F:
+        setattr(method, _MARK, hook)
+        return method
+
+    return mark
+
+
+def hooks_of(extension: Extension) -> list[tuple[Hook, Callable[..., Any]]]:
+    """The marked methods of an extension, in the order of their definition."""
+    found: dict[str, Hook] = {}
+    for klass in reversed(type(extension).__mro__):
+        for name, member in vars(klass).items():
+            if isinstance(hook := getattr(member, _MARK, None), Hook):
+                found[name] = hook
+            else:
+                found.pop(name, None)
+    return [(hook, getattr(extension, name)) for name, hook in found.items()]

@@ -1,0 +1,156 @@
+"""Which rights a change needs, told from what it does and not from the method that asked for it.
+
+A restriction that holds for one method only is none: a property can be set, reset, given at
+creation, or follow from a feature. So each operation has one right that stands for the state it
+brings about, as the call that the policy judges for it. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from caisson.model import (
+    AddLabel,
+    AddQube,
+    AddTag,
+    Change,
+    Klass,
+    Op,
+    RemoveFeature,
+    RemoveLabel,
+    RemoveQube,
+    RemoveTag,
+    ResetProperty,
+    SetFeature,
+    SetProperty,
+    System,
+)
+from caisson.names import DOM0, PropertyName
+
+CREATED_BY = ("created-by-", "disp-created-by-")
+_TEMPLATE = PropertyName("template")
+_MIRRORS = {"guivm-": "guivm", "audiovm-": "audiovm", "relayvm-": "relayvm"}
+"""Tags that repeat a property: who may not set the property may not give the tag either."""
+_CLOCK = "service.clocksync"
+RESERVED_FEATURES = frozenset({"tag-created-vm-with", "set-created-guivm"})
+"""They say what a qube may give to those that it creates, so that only `dom0` decides them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A call that the policy has to allow.
+
+    Args:
+        service: the method.
+        argument: its argument, without the `+`.
+        target: the qube that it is called on.
+    """
+
+    service: str
+    argument: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.service} +{self.argument} … {self.target}"
+
+
+AnyOf = tuple[Right, ...]
+"""One of these is enough; none at all means that nobody but the admin qube may do it."""
+
+
+def needed(system: System, change: Change) -> Iterator[tuple[str, AnyOf]]:
+    """Yield what a change does, in words, with the rights of which it needs one.
+
+    What a new qube gets at its birth follows from the right to create it; what follows from the
+    removal of a qube, from the right to remove it.
+    """
+    born = {op.uuid: op for op in change.ops if isinstance(op, AddQube)}
+    gone = {op.uuid for op in change.ops if isinstance(op, RemoveQube)}
+    templates = {
+        op.uuid: op.text
+        for op in change.ops
+        if isinstance(op, SetProperty) and op.name == _TEMPLATE and op.uuid in born
+    }
+    for op in change.ops:
+        if isinstance(op, AddQube):
+            yield f"create `{op.name}`", _creation(op, templates.get(op.uuid, ""))
+        elif getattr(op, "uuid", None) in born or (gone and _disowns(op)):
+            continue
+        else:
+            yield from _of(system, op)
+
+
+def _creation(op: AddQube, template: str) -> AnyOf:
+    create = Right(f"admin.vm.Create.{op.klass}", template, DOM0)
+    if op.klass != Klass.DISPOSABLE:
+        return (create,)
+    return (Right("admin.vm.CreateDisposable", "", template), create)
+
+
+def _disowns(op: Op) -> bool:
+    return isinstance(op, RemoveTag) and op.tag.startswith(CREATED_BY)
+
+
+def _of(system: System, op: Op) -> Iterator[tuple[str, AnyOf]]:
+    match op:
+        case SetProperty(uuid, name) | ResetProperty(uuid, name):
+            yield from _property(system, uuid, name, getattr(op, "text", None))
+        case SetFeature(uuid, name):
+            yield f"set the feature `{name}`", _feature("Set", name, _name(system, uuid))
+        case RemoveFeature(uuid, name):
+            yield f"remove the feature `{name}`", _feature("Remove", name, _name(system, uuid))
+        case AddTag(uuid, tag):
+            yield f"give the tag `{tag}`", _tag("Set", tag, _name(system, uuid))
+        case RemoveTag(uuid, tag):
+            yield f"take the tag `{tag}`", _tag("Remove", tag, _name(system, uuid))
+        case RemoveQube(uuid):
+            qube = _name(system, uuid)
+            yield f"remove `{qube}`", (Right("admin.vm.Remove", "", qube),)
+        case AddLabel(name):
+            yield f"create the label `{name}`", (Right("admin.label.Create", name, DOM0),)
+        case RemoveLabel(name):
+            yield f"remove the label `{name}`", (Right("admin.label.Remove", name, DOM0),)
+        case _:
+            # Volumes, notes and pools: each has its own methods, which reach nothing else.
+            return
+
+
+def _feature(verb: str, name: str, qube: str) -> AnyOf:
+    if name in RESERVED_FEATURES:
+        return ()
+    right = Right(f"admin.vm.feature.{verb}", name, qube)
+    return (Right("admin.property.Set", "clockvm", DOM0), right) if name == _CLOCK else (right,)
+
+
+def _property(
+    system: System, uuid: UUID | None, name: PropertyName, text: str | None
+) -> Iterator[tuple[str, AnyOf]]:
+    if uuid is None:
+        yield f"change the global `{name}`", (Right("admin.property.Set", name, DOM0),)
+        return
+    qube = system.by_uuid[uuid]
+    yield (
+        f"change `{name}` of `{qube.name}`",
+        (Right("admin.vm.property.Set", name, qube.name),),
+    )
+    if name == _TEMPLATE and text is not None:
+        # The same state as if the qube had been created from that template.
+        yield (
+            f"base `{qube.name}` on `{text}`",
+            (Right(f"admin.vm.Create.{qube.klass}", text, DOM0),),
+        )
+
+
+def _tag(verb: str, tag: str, qube: str) -> AnyOf:
+    if tag.startswith(CREATED_BY):
+        return ()
+    for prefix, mirrored in _MIRRORS.items():
+        if tag.startswith(prefix):
+            return (Right("admin.vm.property.Set", mirrored, qube),)
+    return (Right(f"admin.vm.tag.{verb}", tag, qube),)
+
+
+def _name(system: System, uuid: UUID) -> str:
+    return system.by_uuid[uuid].name

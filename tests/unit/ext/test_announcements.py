@@ -1,0 +1,121 @@
+"""What qubes announce about themselves, through the misc socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from admin_lab import Daemon, running_daemon
+
+from caisson.admin.registry import Door
+
+POLICY = (
+    "qubes.FeaturesRequest * @anyvm @adminvm allow\nqubes.NotifyUpdates * @anyvm @adminvm allow\n"
+)
+ANNOUNCED = {
+    "features-request/qrexec": "1",
+    "features-request/gui": "0",
+    "features-request/os": "Linux",
+    "features-request/supported-rpc.qubes.Filecopy": "1",
+    "features-request/internal": "1",
+    "features-request/service.crond": "1",
+    "features-request/os-version": "\x1b[2J",
+    "features-request/a b": "1",
+    "somewhere/else": "1",
+    "qubes-tools/vmexec": "1",
+    "qubes-tools/os": "Windows",
+}
+
+
+async def _features(daemon: Daemon, qube: str) -> dict[str, str]:
+    names = (await daemon.ok("admin.vm.feature.List", qube)).splitlines()
+    return {name: await daemon.ok(f"admin.vm.feature.Get+{name}", qube) for name in names}
+
+
+async def test_a_template_announces_what_it_supports(tmp_path: Path) -> None:
+    """Only features about the template itself, with harmless values; what is set once stays."""
+    async with running_daemon(tmp_path, policy=POLICY, announced={"tpl": ANNOUNCED}) as daemon:
+        await daemon.populate()
+        await daemon.ok("admin.vm.feature.Set+supported-rpc.old", "tpl", b"1")
+        with daemon.qubes.events.subscribe() as heard:
+            reply = await daemon.send(b"qubes.FeaturesRequest+ tpl name dom0\0", door=Door.MISC)
+            assert reply == b"0\0"
+            names = [event.name for event in heard._events]
+        assert await _features(daemon, "tpl") == {
+            "qrexec": "1",
+            "os": "Linux",
+            "supported-rpc.qubes.Filecopy": "1",
+            "vmexec": "1",
+        }
+        assert names[0] == "features-request"
+        assert names[-1] == "template-postinstall"
+
+
+async def test_a_decision_of_the_administrator_outlives_an_announcement(tmp_path: Path) -> None:
+    """What is stored already is not overruled by the qube's own word."""
+    async with running_daemon(tmp_path, policy=POLICY, announced={"tpl": ANNOUNCED}) as daemon:
+        await daemon.populate()
+        await daemon.ok("admin.vm.feature.Set+qrexec", "tpl", b"")
+        await daemon.send(b"qubes.FeaturesRequest+ tpl name dom0\0", door=Door.MISC)
+        assert await daemon.ok("admin.vm.feature.Get+qrexec", "tpl") == ""
+
+
+async def test_a_qube_with_a_template_announces_nothing(tmp_path: Path) -> None:
+    """Its root, and so what it supports, is not its own."""
+    async with running_daemon(tmp_path, policy=POLICY, announced={"work": ANNOUNCED}) as daemon:
+        await daemon.populate()
+        assert (
+            await daemon.send(b"qubes.FeaturesRequest+ work name dom0\0", door=Door.MISC) == b"0\0"
+        )
+        assert await _features(daemon, "work") == {}
+
+
+@pytest.mark.parametrize(
+    ("caller", "payload", "about", "found"),
+    [
+        ("tpl", b"3\n", "tpl", "1"),
+        ("work", b"3", "tpl", "1"),
+        ("tpl", b"0", "tpl", ""),
+    ],
+)
+async def test_updates_are_noted_where_they_are_installed(
+    tmp_path: Path, caller: str, payload: bytes, about: str, found: str
+) -> None:
+    """On the qube itself, or on the template that it is based on."""
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        raw = f"qubes.NotifyUpdates+ {caller} name dom0".encode() + b"\0" + payload
+        assert await daemon.send(raw, door=Door.MISC) == b"0\0"
+        features = await _features(daemon, about)
+        assert features["updates-available"] == found
+        assert ("last-update" in features) == (found == "")
+
+
+async def test_a_qube_cannot_hide_the_updates_of_its_template(tmp_path: Path) -> None:
+    """Its word that there are none counts for nothing."""
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        await daemon.send(b"qubes.NotifyUpdates+ tpl name dom0\x003", door=Door.MISC)
+        await daemon.send(b"qubes.NotifyUpdates+ work name dom0\x000", door=Door.MISC)
+        assert await daemon.ok("admin.vm.feature.Get+updates-available", "tpl") == "1"
+
+
+@pytest.mark.parametrize("payload", [b"", b"many", b"-1", b"1 2", b"9" * 20, b"\xff"])
+async def test_what_is_no_number_of_updates_is_refused(tmp_path: Path, payload: bytes) -> None:
+    """Nothing is stored."""
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        raw = b"qubes.NotifyUpdates+ tpl name dom0\0" + payload
+        assert (await daemon.send(raw, door=Door.MISC)).startswith(b"2\0ProtocolError\0")
+        assert await _features(daemon, "tpl") == {}
+
+
+async def test_the_policy_decides_who_may_announce(tmp_path: Path) -> None:
+    """Without a rule nobody may, and each socket serves its own methods only."""
+    async with running_daemon(tmp_path) as daemon:
+        await daemon.populate()
+        raw = b"qubes.FeaturesRequest+ tpl name dom0\0"
+        assert (await daemon.send(raw, door=Door.MISC)).startswith(b"2\0PermissionDenied\0")
+        assert (await daemon.send(raw)).startswith(b"2\0ProtocolError\0")
+        raw = b"admin.vm.List+ dom0 name dom0\0"
+        assert (await daemon.send(raw, door=Door.MISC)).startswith(b"2\0ProtocolError\0")
