@@ -214,8 +214,7 @@ class Whole:
         self._outside_made = False
         for directory in (self.paths.run, self.paths.log, self.paths.etc / "policy.d"):
             directory.mkdir(parents=True)
-        for policy in SHIPPED_POLICY.glob("*.policy"):
-            shutil.copy(policy, self.paths.etc / "policy.d")
+        shutil.copytree(SHIPPED_POLICY, self.paths.etc / "policy.d", dirs_exist_ok=True)
 
     # The daemons.
 

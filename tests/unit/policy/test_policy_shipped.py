@@ -1,10 +1,15 @@
 """The shipped policy: it loads, and its defaults are the safe ones."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from caisson.admin.methods import METHODS
+from caisson.admin.registry import Scope
 from caisson.policy import Decision, PolicySet, Request, SystemInfo, decide, parse_policy
+from caisson.store.policy_files import read_policy_directory
 
 SHIPPED = Path(__file__).parents[3] / "policy.d"
 SYSTEM = SystemInfo.from_dict(
@@ -23,7 +28,7 @@ SYSTEM = SystemInfo.from_dict(
 @pytest.fixture(scope="module")
 def policy() -> PolicySet:
     """The policy as it is installed."""
-    return parse_policy({file.name: file.read_bytes() for file in SHIPPED.iterdir()})
+    return parse_policy(read_policy_directory(SHIPPED))
 
 
 def _decide(policy: PolicySet, service: str, source: str, target: str) -> Decision:
@@ -95,3 +100,46 @@ def test_examples_in_the_user_file_are_valid():
     text = (SHIPPED / "30-user.policy").read_text()
     examples = [line[1:] for line in text.splitlines() if line.startswith("#   ")]
     assert len(parse_policy({"a.policy": "\n".join(examples)}).rules) == 3
+
+
+def _administered(*files: str) -> PolicySet:
+    """The shipped policy with an administrator in some of the include files."""
+    text = dict(read_policy_directory(SHIPPED))
+    for file in files:
+        text[f"include/{file}"] = (
+            b"work @adminvm allow\nwork @tag:created-by-work allow target=dom0\n"
+            + bytes(text[f"include/{file}"])
+        )
+    return parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed"),
+    [
+        ((), set()),
+        (("admin-local-ro",), {("local", "ro")}),
+        (("admin-local-rwx",), {("local", "ro"), ("local", "rwx")}),
+        (("admin-global-ro",), {("global", "ro")}),
+        (("admin-global-rwx",), {("global", "ro"), ("global", "rwx")}),
+    ],
+)
+def test_each_method_of_the_admin_api_is_decided_by_its_include_file(
+    files: tuple[str, ...], allowed: set[tuple[str, str]]
+):
+    """Generated from the registry: no method is left out, none is decided by another file."""
+    rules = _administered(*files)
+    for method in METHODS.methods.values():
+        if method.scope not in {Scope.GLOBAL, Scope.LOCAL}:
+            continue
+        access = "ro" if method.access.value == "ro" else "rwx"
+        expected = "Allow" if (method.scope.value, access) in allowed else "Deny"
+        assert type(_decide(rules, method.name, "work", "dom0")).__name__ == expected, method.name
+
+
+def test_what_is_written_from_the_registry_is_up_to_date():
+    """Policy files and references follow from the code: `script/reference` writes them."""
+    reference = Path(__file__).parents[3] / "script/reference.py"
+    done = subprocess.run(
+        [sys.executable, reference, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
