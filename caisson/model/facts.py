@@ -1,116 +1,37 @@
-"""What is: every qube, label and stored property, and all that follows from them.
+"""What follows from the records: who is whose template and network, what every property is.
 
-`Facts` reads and applies; what may change is decided in `system`.
+`Facts` reads; what may change is decided in the plans.
 Look-ups cost the size of their answer, not of the system: 10,000 qubes are fine.
 """
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 from uuid import UUID
 
 from caisson.errors import (
-    CaissonError,
-    InternalError,
     InvalidUUIDError,
     LabelNotFoundError,
     NoSuchPropertyError,
     QubeNotFoundError,
 )
-from caisson.model.addresses import ipv4_of, ipv4_of_disposable, ipv6_of, ipv6_of_disposable
-from caisson.model.changes import (
-    AddLabel,
-    AddQube,
-    AddTag,
-    Change,
-    Op,
-    RemoveFeature,
-    RemoveLabel,
-    RemoveQube,
-    RemoveTag,
-    RemoveVolume,
-    ResetProperty,
-    SetFeature,
-    SetProperty,
-    SetVolume,
-)
 from caisson.model.declarations import GLOBAL, PROPERTIES
-from caisson.model.klass import Klass, PowerState
-from caisson.model.labels import BUILT_IN, REFERENCE, Label
-from caisson.model.property import (
-    Host,
-    Missing,
-    Owner,
-    Property,
-    PropertyType,
-    Value,
-    render,
-)
-from caisson.model.qube import ADMIN_UUID, Qube
-from caisson.names import DOM0, FeatureName, LabelName, PropertyName, QubeName, shown
+from caisson.model.klass import Klass
+from caisson.model.labels import REFERENCE, Label
+from caisson.model.property import Missing, Owner, Property, PropertyType, Value, render
+from caisson.model.qube import Qube
+from caisson.model.records import Records
+from caisson.names import FeatureName, LabelName, PropertyName, QubeName, shown
 
-DISPID_MAX = 9_999
 UUID_PREFIX = "uuid:"
 _NETVM = PropertyName("netvm")
 _TEMPLATE = PropertyName("template")
-_DISPID = PropertyName("dispid")
-_ADDRESSES = frozenset({"ip", "ip6"})
-_TOLD_PROPERTIES = frozenset(
-    {"label", "template", "template_for_dispvms", "default_dispvm", "guivm"}
-)
-_ISOLATION = {
-    "container": "container",
-    "pvh": "virtual machine",
-    "hvm": "virtual machine",
-    "pv": "virtual machine",
-}
-# What a qube takes from its template, and the broker hears of.
-_TOLD_INHERITED = frozenset({"template", "virt_mode", "default_user"})
-_TOLD_FEATURES = frozenset({"internal", "servicevm"})
 
 Reference = tuple[Owner, PropertyName]
 
 
-def _not_running(_qube: Qube, _name: str) -> object | None:
-    return None
-
-
-class Facts:
-    """The model in memory.
-
-    Args:
-        host: the machine, as far as defaults depend on it.
-        runtime: answers for `xid`, `start_time`, … of a qube that runs; None where unknown.
-    """
-
-    def __init__(
-        self,
-        host: Host | None = None,
-        runtime: Callable[[Qube, str], object | None] = _not_running,
-    ) -> None:
-        self.host = host or Host()
-        self.runtime = runtime
-        self._globals: dict[PropertyName, str] = {}
-        self._labels = {label.name: label for label in BUILT_IN}
-        self._names: dict[QubeName, Qube] = {}
-        self._uuids: dict[UUID, Qube] = {}
-        self._qids: dict[int, Qube] = {}
-        self._dispids: set[int] = set()
-        self._addresses: set[str] = set()
-        self._lowest = 1
-        self._users: dict[QubeName, dict[tuple[UUID | None, PropertyName], None]] = defaultdict(
-            dict
-        )
-        self.qubes: Mapping[QubeName, Qube] = MappingProxyType(self._names)
-        self.by_uuid: Mapping[UUID, Qube] = MappingProxyType(self._uuids)
-        self.labels: Mapping[LabelName, Label] = MappingProxyType(self._labels)
-        self._add_qube(AddQube(ADMIN_UUID, DOM0, Klass.ADMIN, 0))
-        self.dom0 = self._names[DOM0]
+class Facts(Records):
+    """What is, stored or by default."""
 
     # --- qubes ---------------------------------------------------------------------------
 
@@ -282,210 +203,6 @@ class Facts:
                 hint="use one of: " + ", ".join(self._labels),
             )
         return label
-
-    # --- what the broker is told ---------------------------------------------------------
-
-    def info(self, power_state: Callable[[Qube], PowerState]) -> dict[str, dict[str, Any]]:
-        """All qubes as `internal.GetSystemInfo` tells them under `domains`."""
-        return {
-            str(name): self.info_of(qube, power_state(qube)) for name, qube in self._names.items()
-        }
-
-    def info_of(self, qube: Qube, power_state: PowerState) -> dict[str, Any]:
-        """One qube as `internal.GetSystemInfo` tells it (sheet `qrexec`, section 4.2)."""
-        label = self.value(qube, "label") if self.has(qube, "label") else None
-        return {
-            "internal": qube.features.get(FeatureName("internal")),
-            "tags": sorted(map(str, qube.tags)),
-            "type": qube.klass.value,
-            "template_for_dispvms": self._told(qube, "template_for_dispvms") == "True",
-            "default_dispvm": self._told(qube, "default_dispvm"),
-            "icon": self._told(qube, "icon"),
-            "label": label.color if isinstance(label, Label) else None,
-            "guivm": self._told(qube, "guivm"),
-            "relayvm": self._told(qube, "relayvm"),
-            "transport_rpc": self._told(qube, "transport_rpc"),
-            "power_state": power_state.value,
-            "uuid": str(qube.uuid),
-            # Not upstream's: how the qube is walled off, for prompts; and who runs its services.
-            "isolation": _ISOLATION.get(self._told(qube, "virt_mode") or ""),
-            "default_user": self._told(qube, "default_user"),
-        }
-
-    def _told(self, qube: Qube, name: str) -> str | None:
-        value = self.value(qube, name) if self.has(qube, name) else None
-        return None if value is None else render(value)
-
-    def affected_by(self, change: Change) -> set[QubeName]:
-        """The qubes for which `info_of` tells something else once the change is applied.
-
-        Ask before `apply`: a qube that the change removes is then still known.
-        """
-        names: set[QubeName] = set()
-        for op in change.ops:
-            match op:
-                case AddQube():
-                    names.add(op.name)
-                case SetProperty(uuid=None) | ResetProperty(uuid=None):
-                    if op.name in {"default_dispvm", "default_guivm"}:
-                        names.update(qube.name for qube in self.followers_of(op.name))
-                case SetProperty(uuid=UUID() as uuid) | ResetProperty(uuid=UUID() as uuid) if (
-                    op.name in _TOLD_INHERITED
-                ):
-                    names.update(self._built_on(uuid))
-                case SetProperty() | ResetProperty() if op.name not in _TOLD_PROPERTIES:
-                    pass
-                case SetFeature() | RemoveFeature() if op.name not in _TOLD_FEATURES:
-                    pass
-                case (
-                    RemoveQube(uuid=UUID() as uuid)
-                    | SetProperty(uuid=UUID() as uuid)
-                    | ResetProperty(uuid=UUID() as uuid)
-                    | SetFeature(uuid=uuid)
-                    | RemoveFeature(uuid=uuid)
-                    | AddTag(uuid=uuid)
-                    | RemoveTag(uuid=uuid)
-                ):
-                    if uuid in self._uuids:
-                        names.add(self._uuids[uuid].name)
-                case _:
-                    pass
-        return names
-
-    def _built_on(self, uuid: UUID) -> set[QubeName]:
-        """The qube, and all that have it in their chain of templates."""
-        return {
-            name
-            for name, qube in self._names.items()
-            if any(each.uuid == uuid for each in self.template_chain(qube))
-        }
-
-    # --- applying ------------------------------------------------------------------------
-
-    def apply(self, change: Change) -> None:
-        """Make a plan real in memory. It was checked when it was drawn up: it cannot fail."""
-        for op in change.ops:
-            self.apply_op(op)
-
-    def load(self, ops: Iterable[Op]) -> None:
-        """Take over what a store holds."""
-        for op in ops:
-            self.apply_op(op)
-
-    def apply_op(self, op: Op) -> None:  # noqa: C901 - one case an operation
-        """Apply one operation.
-
-        Raises:
-            InternalError: it contradicts what is known, so no plan of ours made it.
-        """
-        match op:
-            case AddQube():
-                self._add_qube(op)
-            case RemoveQube():
-                self._remove_qube(self._known(op.uuid))
-            case SetProperty():
-                self._store(op.uuid, op.name, op.text)
-            case ResetProperty():
-                self._unstore(op.uuid, op.name)
-            case SetFeature():
-                self._known(op.uuid).features[op.name] = op.value
-            case RemoveFeature():
-                self._known(op.uuid).features.pop(op.name, None)
-            case AddTag():
-                self._known(op.uuid).tags.add(op.tag)
-            case RemoveTag():
-                self._known(op.uuid).tags.discard(op.tag)
-            case AddLabel():
-                self._labels[op.name] = Label(op.name, op.index, op.color)
-            case RemoveLabel():
-                self._labels.pop(op.name, None)
-            case SetVolume():
-                self._known(op.uuid).volumes[op.volume.name] = op.volume
-            case RemoveVolume():
-                self._known(op.uuid).volumes.pop(op.name, None)
-
-    def _known(self, uuid: UUID) -> Qube:
-        qube = self._uuids.get(uuid)
-        if qube is None:
-            raise InternalError(f"an operation on qube `{uuid}`, which does not exist")
-        return qube
-
-    def _add_qube(self, op: AddQube) -> None:
-        if op.uuid in self._uuids or op.name in self._names or op.qid in self._qids:
-            raise InternalError(f"qube `{op.name}` is added a second time")
-        qube = Qube(op.uuid, op.name, Klass(op.klass), op.qid)
-        self._names[qube.name] = self._uuids[qube.uuid] = self._qids[qube.qid] = qube
-
-    def _remove_qube(self, qube: Qube) -> None:
-        for name in tuple(qube.stored):
-            self._unstore(qube.uuid, name)
-        self._users.pop(qube.name, None)
-        del self._names[qube.name], self._uuids[qube.uuid], self._qids[qube.qid]
-        self._lowest = min(self._lowest, max(qube.qid, 1))
-
-    def _store(self, uuid: UUID | None, name: PropertyName, text: str) -> None:
-        owner = None if uuid is None else self._known(uuid)
-        self._unstore(uuid, name)
-        stored = self._globals if owner is None else owner.stored
-        stored[name] = text
-        if self._refers(owner, name):
-            self._users[QubeName(text)][uuid, name] = None
-        elif name == _DISPID:
-            self._dispids.add(int(text))
-        elif name in _ADDRESSES:
-            self._addresses.add(text)
-
-    def _unstore(self, uuid: UUID | None, name: PropertyName) -> None:
-        owner = None if uuid is None else self._known(uuid)
-        text = (self._globals if owner is None else owner.stored).pop(name, None)
-        if text is None:
-            return
-        if self._refers(owner, name):
-            users = self._users[QubeName(text)]
-            users.pop((uuid, name), None)
-            if not users:
-                del self._users[QubeName(text)]
-        elif name == _DISPID:
-            self._dispids.discard(int(text))
-        elif name in _ADDRESSES:
-            self._addresses.discard(text)
-
-    def _refers(self, owner: Owner, name: PropertyName) -> bool:
-        declared = self.properties(owner).get(name)
-        return declared is not None and declared.type is PropertyType.QUBE
-
-    # --- numbers -------------------------------------------------------------------------
-
-    def _free_qid(self) -> int:
-        """The lowest number that no qube has and whose addresses nobody was given."""
-        while self._lowest in self._qids:
-            self._lowest += 1
-        qid = self._lowest
-        while qid in self._qids or self._are_given(ipv4_of(qid), ipv6_of(qid)):
-            qid += 1
-        return qid
-
-    def _free_dispid(self, rng: random.Random) -> int:
-        """A number that is free, and its name and addresses with it.
-
-        Not 0: that would give the address of the whole network.
-        """
-        start = rng.randrange(DISPID_MAX)
-        for step in range(DISPID_MAX):
-            dispid = (start + step) % DISPID_MAX + 1
-            if not (
-                dispid in self._dispids
-                or QubeName(f"disp{dispid}") in self._names
-                or self._are_given(ipv4_of_disposable(dispid), ipv6_of_disposable(dispid))
-            ):
-                return dispid
-        raise CaissonError(
-            f"there are {DISPID_MAX} disposables, no number is left",
-            hint="shut some of them down first",
-        )
-
-    def _are_given(self, *addresses: IPv4Address | IPv6Address) -> bool:
-        return not self._addresses.isdisjoint(map(str, addresses))
 
 
 def _canonical_uuid(untrusted_reference: str) -> UUID:

@@ -32,8 +32,8 @@ from caisson.model.changes import (
 )
 from caisson.model.declarations import PROPERTIES
 from caisson.model.events import joined, untagged
-from caisson.model.facts import Facts
 from caisson.model.klass import Klass
+from caisson.model.numbers import Numbers
 from caisson.model.property import Value
 from caisson.model.property import render as rendered
 from caisson.model.qube import Qube
@@ -61,7 +61,7 @@ class _Birth:
     dispid: int | None
 
 
-class LifePlans(Facts):
+class LifePlans(Numbers):
     """What qubes may come to be, and which may go."""
 
     def plan_create(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from caisson.model.life_plans import LifePlans
 from caisson.model.mark_plans import MarkPlans
+from caisson.model.told import Told
 
 
-class System(LifePlans, MarkPlans):
+class System(LifePlans, MarkPlans, Told):
     """All qubes, and every plan that can be made for them."""

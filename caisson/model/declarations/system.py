@@ -1,0 +1,130 @@
+"""What the system as a whole has (sheet `admin-api`, section 5.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caisson.model import checks, defaults, parsing
+from caisson.model.declarations.declare import (
+    BOOL,
+    INT,
+    QUBE,
+    SECONDS_MAX,
+    STR,
+    Table,
+    computed,
+    prop,
+    table,
+)
+from caisson.model.defaults import global_property
+from caisson.model.property import Property, constant
+from caisson.model.volumes import KERNEL, KERNELS, LAYERS, PRIVATE, ROOT, VOLATILE
+from caisson.names import VolumeName
+
+
+def _pool(name: str, volume: VolumeName, text: str, **rest: Any) -> Property:
+    return prop(name, STR, text, normalise=parsing.pool_for(volume), **rest)
+
+
+GLOBAL: Table = table(
+    prop(
+        "check_updates_vm",
+        BOOL,
+        "Whether new qubes look for updates.",
+        default=constant(True),
+    ),
+    prop("clockvm", QUBE, "Qube that the others take the time from.", default=constant(None)),
+    prop(
+        "default_audiovm",
+        QUBE,
+        "Qube that plays the sound of those that name none.",
+        default=defaults.admin_qube,
+    ),
+    prop(
+        "default_guivm",
+        QUBE,
+        "Qube that shows the windows and prompts of those that name none.",
+        default=defaults.admin_qube,
+    ),
+    prop(
+        "default_dispvm",
+        QUBE,
+        "Template of disposables for qubes that name none.",
+        default=constant(None),
+        check=checks.base_of_disposables,
+    ),
+    prop(
+        "management_dispvm",
+        QUBE,
+        "Template of the disposables from which qubes are managed.",
+        default=constant(None),
+        check=checks.base_of_disposables,
+    ),
+    prop(
+        "default_kernel",
+        STR,
+        "Version of the kernel for virtual machines that name none.",
+        normalise=parsing.kernel,
+    ),
+    prop(
+        "default_netvm",
+        QUBE,
+        "Qube that gives network to those that name none. Empty: they have none.",
+        default=constant(None),
+        check=checks.default_netvm,
+    ),
+    _pool("default_pool", PRIVATE, "Pool for new volumes.", default=constant(LAYERS)),
+    _pool(
+        "default_pool_private",
+        PRIVATE,
+        "Pool for new private volumes.",
+        default=global_property("default_pool"),
+    ),
+    _pool(
+        "default_pool_root",
+        ROOT,
+        "Pool for new root volumes.",
+        default=global_property("default_pool"),
+    ),
+    _pool(
+        "default_pool_volatile",
+        VOLATILE,
+        "Pool for new volatile volumes.",
+        default=global_property("default_pool"),
+    ),
+    _pool("default_pool_kernel", KERNEL, "Pool for kernels.", default=constant(KERNELS)),
+    prop(
+        "default_qrexec_timeout",
+        INT,
+        "How many seconds a qube may take to start.",
+        default=constant(60),
+        at_least=1,
+        at_most=SECONDS_MAX,
+    ),
+    prop(
+        "default_shutdown_timeout",
+        INT,
+        "How many seconds a qube may take to shut down.",
+        default=constant(60),
+        at_least=1,
+        at_most=SECONDS_MAX,
+    ),
+    prop(
+        "default_template",
+        QUBE,
+        "Template of new qubes that name none.",
+        check=checks.template_or_none,
+    ),
+    computed("maxmem", INT, "Memory of the machine, in MiB.", default=defaults.host_memory),
+    computed("no_cpus", INT, "Processors of the machine.", default=defaults.host_cpus),
+    prop(
+        "stats_interval",
+        INT,
+        "How many seconds pass between two reports of statistics.",
+        default=constant(3),
+        at_least=1,
+        at_most=SECONDS_MAX,
+    ),
+    prop("updatevm", QUBE, "Qube through which the machine is updated.", default=constant(None)),
+)
+"""What the system as a whole has."""

@@ -1,0 +1,167 @@
+"""The model in memory: every qube, label and stored property, and the indexes kept with them.
+
+`Records` applies operations; it checks nothing, since a plan was checked when it was drawn up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from uuid import UUID
+
+from caisson.errors import InternalError
+from caisson.model.changes import (
+    AddLabel,
+    AddQube,
+    AddTag,
+    Change,
+    Op,
+    RemoveFeature,
+    RemoveLabel,
+    RemoveQube,
+    RemoveTag,
+    RemoveVolume,
+    ResetProperty,
+    SetFeature,
+    SetProperty,
+    SetVolume,
+)
+from caisson.model.declarations import GLOBAL, PROPERTIES
+from caisson.model.klass import Klass
+from caisson.model.labels import BUILT_IN, Label
+from caisson.model.property import Host, Owner, PropertyType
+from caisson.model.qube import ADMIN_UUID, Qube
+from caisson.names import DOM0, LabelName, PropertyName, QubeName
+
+_DISPID = PropertyName("dispid")
+_ADDRESSES = frozenset({"ip", "ip6"})
+
+
+def _not_running(_qube: Qube, _name: str) -> object | None:
+    return None
+
+
+class Records:
+    """The model in memory.
+
+    Args:
+        host: the machine, as far as defaults depend on it.
+        runtime: answers for `xid`, `start_time`, … of a qube that runs; None where unknown.
+    """
+
+    def __init__(
+        self,
+        host: Host | None = None,
+        runtime: Callable[[Qube, str], object | None] = _not_running,
+    ) -> None:
+        self.host = host or Host()
+        self.runtime = runtime
+        self._globals: dict[PropertyName, str] = {}
+        self._labels = {label.name: label for label in BUILT_IN}
+        self._names: dict[QubeName, Qube] = {}
+        self._uuids: dict[UUID, Qube] = {}
+        self._qids: dict[int, Qube] = {}
+        self._dispids: set[int] = set()
+        self._addresses: set[str] = set()
+        self._lowest = 1
+        self._users: dict[QubeName, dict[tuple[UUID | None, PropertyName], None]] = defaultdict(
+            dict
+        )
+        self.qubes: Mapping[QubeName, Qube] = MappingProxyType(self._names)
+        self.by_uuid: Mapping[UUID, Qube] = MappingProxyType(self._uuids)
+        self.labels: Mapping[LabelName, Label] = MappingProxyType(self._labels)
+        self._add_qube(AddQube(ADMIN_UUID, DOM0, Klass.ADMIN, 0))
+        self.dom0 = self._names[DOM0]
+
+    def apply(self, change: Change) -> None:
+        """Make a plan real in memory. It was checked when it was drawn up: it cannot fail."""
+        for op in change.ops:
+            self.apply_op(op)
+
+    def load(self, ops: Iterable[Op]) -> None:
+        """Take over what a store holds."""
+        for op in ops:
+            self.apply_op(op)
+
+    def apply_op(self, op: Op) -> None:  # noqa: C901 - one case an operation
+        """Apply one operation.
+
+        Raises:
+            InternalError: it contradicts what is known, so no plan of ours made it.
+        """
+        match op:
+            case AddQube():
+                self._add_qube(op)
+            case RemoveQube():
+                self._remove_qube(self._known(op.uuid))
+            case SetProperty():
+                self._store(op.uuid, op.name, op.text)
+            case ResetProperty():
+                self._unstore(op.uuid, op.name)
+            case SetFeature():
+                self._known(op.uuid).features[op.name] = op.value
+            case RemoveFeature():
+                self._known(op.uuid).features.pop(op.name, None)
+            case AddTag():
+                self._known(op.uuid).tags.add(op.tag)
+            case RemoveTag():
+                self._known(op.uuid).tags.discard(op.tag)
+            case AddLabel():
+                self._labels[op.name] = Label(op.name, op.index, op.color)
+            case RemoveLabel():
+                self._labels.pop(op.name, None)
+            case SetVolume():
+                self._known(op.uuid).volumes[op.volume.name] = op.volume
+            case RemoveVolume():
+                self._known(op.uuid).volumes.pop(op.name, None)
+
+    def _known(self, uuid: UUID) -> Qube:
+        qube = self._uuids.get(uuid)
+        if qube is None:
+            raise InternalError(f"an operation on qube `{uuid}`, which does not exist")
+        return qube
+
+    def _add_qube(self, op: AddQube) -> None:
+        if op.uuid in self._uuids or op.name in self._names or op.qid in self._qids:
+            raise InternalError(f"qube `{op.name}` is added a second time")
+        qube = Qube(op.uuid, op.name, Klass(op.klass), op.qid)
+        self._names[qube.name] = self._uuids[qube.uuid] = self._qids[qube.qid] = qube
+
+    def _remove_qube(self, qube: Qube) -> None:
+        for name in tuple(qube.stored):
+            self._unstore(qube.uuid, name)
+        self._users.pop(qube.name, None)
+        del self._names[qube.name], self._uuids[qube.uuid], self._qids[qube.qid]
+        self._lowest = min(self._lowest, max(qube.qid, 1))
+
+    def _store(self, uuid: UUID | None, name: PropertyName, text: str) -> None:
+        owner = None if uuid is None else self._known(uuid)
+        self._unstore(uuid, name)
+        stored = self._globals if owner is None else owner.stored
+        stored[name] = text
+        if self._refers(owner, name):
+            self._users[QubeName(text)][uuid, name] = None
+        elif name == _DISPID:
+            self._dispids.add(int(text))
+        elif name in _ADDRESSES:
+            self._addresses.add(text)
+
+    def _unstore(self, uuid: UUID | None, name: PropertyName) -> None:
+        owner = None if uuid is None else self._known(uuid)
+        text = (self._globals if owner is None else owner.stored).pop(name, None)
+        if text is None:
+            return
+        if self._refers(owner, name):
+            users = self._users[QubeName(text)]
+            users.pop((uuid, name), None)
+            if not users:
+                del self._users[QubeName(text)]
+        elif name == _DISPID:
+            self._dispids.discard(int(text))
+        elif name in _ADDRESSES:
+            self._addresses.discard(text)
+
+    def _refers(self, owner: Owner, name: PropertyName) -> bool:
+        declared = (GLOBAL if owner is None else PROPERTIES[owner.klass]).get(name)
+        return declared is not None and declared.type is PropertyType.QUBE
