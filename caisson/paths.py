@@ -74,6 +74,11 @@ class Paths:
         return self.state / "pool"
 
     @property
+    def kernels(self) -> Path:
+        """The kernels of virtual machines, a directory each."""
+        return self.state / "vm-kernels"
+
+    @property
     def engine(self) -> Path:
         """Run-time records and mount points of the engines."""
         return self.run / "engine"

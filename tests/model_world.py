@@ -12,12 +12,22 @@ from caisson.names import DOM0, QubeName
 class World:
     """A system, the qubes that run in it, and every change made to it.
 
+    The machine has two kernels, one of them with options of its own.
+
     Args:
         keep: called with each change before it is applied, as a store would be.
     """
 
     def __init__(self, keep: Callable[[Change], None] = lambda _: None) -> None:
-        self.system = System(Host(memory=8000, cpus=4))
+        self.kernels = {"6.12.1-1.fc41+x~y": None, "6.6.63-1": "quiet"}
+        self.system = System(
+            Host(
+                memory=8000,
+                cpus=4,
+                has_kernel=self.kernels.__contains__,
+                kernel_options=self.kernels.get,
+            )
+        )
         self.running: set[Qube] = set()
         self._keep = keep
         self.make(Klass.TEMPLATE, "debian", label="black")

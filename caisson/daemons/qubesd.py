@@ -11,13 +11,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, Services
-from caisson.daemons import doctor, lifeline, logs
+from caisson.daemons import doctor, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
@@ -46,7 +47,7 @@ async def serve(paths: Paths, user: str, *, until_eof: bool = False) -> None:
         remember_machine_root()
         enter_private_namespace()
         store = Store.open(paths.database)
-        system = System(Host(memory=_memory_mib(), cpus=os.cpu_count() or 1))
+        system = System(_host(paths))
         system.load(store.load())
         engine = OciEngine(paths)
         try:
@@ -154,6 +155,15 @@ def _only_one(paths: Paths) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _host(paths: Paths) -> Host:
+    return Host(
+        memory=_memory_mib(),
+        cpus=os.cpu_count() or 1,
+        has_kernel=partial(kernels.has_kernel, paths.kernels),
+        kernel_options=partial(kernels.kernel_options, paths.kernels),
+    )
 
 
 def _memory_mib() -> int:

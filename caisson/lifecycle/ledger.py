@@ -9,7 +9,7 @@ from caisson.errors import PermissionDeniedError, QubeNotFoundError
 from caisson.lifecycle.door import Door
 from caisson.lifecycle.events import EventBus
 from caisson.lifecycle.power import Power
-from caisson.model import Change, Event, PowerState, Qube, System
+from caisson.model import Change, Event, Klass, PowerState, Qube, System
 from caisson.names import DOM0, QubeName
 from caisson.store import Store
 
@@ -47,8 +47,8 @@ class Ledger:
         return self.powers.setdefault(qube, Power())
 
     def state(self, qube: Qube) -> PowerState:
-        """What a qube is doing; the admin qube always runs."""
-        if qube is self.system.dom0:
+        """What a qube is doing; the admin qube and those elsewhere always run."""
+        if qube.klass in {Klass.ADMIN, Klass.REMOTE}:
             return PowerState.RUNNING
         power = self.powers.get(qube)
         return PowerState.HALTED if power is None else power.state

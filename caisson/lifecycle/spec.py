@@ -15,7 +15,8 @@ PIDS = 4_096
 
 def etc_files(system: System, qube: Qube) -> dict[str, bytes]:
     """The files that tell a qube its name and its resolvers."""
-    dns = system.value(qube, "dns")
+    # The end of a chain has no resolver in front of it.
+    dns = None if system.netvm_of(qube) is None else system.value(qube, "dns")
     resolvers = "".join(f"nameserver {address}\n" for address in str(dns or "").split())
     return {
         "hostname": f"{qube.name}\n".encode(),

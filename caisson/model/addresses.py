@@ -13,6 +13,7 @@ DNS = (IPv4Address("10.139.1.1"), IPv4Address("10.139.1.2"))
 _QUBES6 = int(IPv6Address("fd09:24ef:4179::a89:0"))
 _DISPOSABLES6 = int(IPv6Address("fd09:24ef:4179::a8a:0"))
 _OCTET = 255
+_MOST = 0xFFFF
 
 
 def _ipv4(prefix: str, number: int) -> IPv4Address:
@@ -30,6 +31,28 @@ def ipv4_of(qid: int) -> IPv4Address:
 def ipv4_of_disposable(dispid: int) -> IPv4Address:
     """The IPv4 address of the disposable with this dispid."""
     return _ipv4(DISPOSABLES, dispid)
+
+
+def qid_at(address: IPv4Address | IPv6Address) -> int | None:
+    """The qid that gives this address; None where none does."""
+    return _number(address, QUBES, _QUBES6)
+
+
+def dispid_at(address: IPv4Address | IPv6Address) -> int | None:
+    """The dispid that gives this address; None where none does."""
+    return _number(address, DISPOSABLES, _DISPOSABLES6)
+
+
+def _number(address: IPv4Address | IPv6Address, prefix: str, base6: int) -> int | None:
+    if isinstance(address, IPv6Address):
+        number = int(address) - base6
+        return number if 0 <= number <= _MOST else None
+    first, second, high, low = address.packed
+    if f"{first}.{second}" != prefix:
+        return None
+    if high == 0:
+        return low if low < _OCTET else None
+    return high * 254 + low if 0 < low < _OCTET else None
 
 
 def ipv6_of(qid: int) -> IPv6Address:

@@ -6,7 +6,6 @@ a restriction that holds on one route only is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from caisson.errors import (
@@ -84,6 +83,24 @@ def still_a_base(view: View, owner: Owner, value: Value, _running: Running) -> N
                 f"qube `{owner.name}` is {_place(user, name)}, it stays a template for disposables",
                 hint="change that property first",
             )
+
+
+def kernel(view: View, _owner: Owner, value: Value, _running: Running) -> None:
+    """A kernel that the machine has, or none."""
+    if isinstance(value, str) and value and not view.host.has_kernel(value):
+        raise PropertyValueError(
+            f"no kernel `{value}` on this machine",
+            hint="put its `vmlinuz` into a directory of that name in `/var/lib/qubes/vm-kernels`",
+        )
+
+
+def maxmem(view: View, owner: Owner, _value: Value, running: Running) -> None:
+    """What a virtual machine may grow to is laid out at its start; a container has no such plan."""
+    if owner is not None and running(owner) and view.value(owner, "virt_mode") != "container":
+        raise NotHaltedError(
+            f"qube `{owner.name}` is running, its `maxmem` cannot change",
+            hint=f"shut it down first: `qvm-shutdown --wait {owner.name}`",
+        )
 
 
 def netvm(view: View, owner: Owner, value: Value, running: Running) -> None:
@@ -164,25 +181,11 @@ def address(view: View, owner: Owner, value: Value, _running: Running) -> None:
         raise PropertyValueError(
             f"address `{value}` is not one that a qube can have", hint="use a private address"
         )
-    for qube in view.qubes.values():
-        if qube is not owner and value in _addresses_of(view, qube):
+    for qube in view.holders_of(value):
+        if qube is not owner:
             raise PropertyValueError(
                 f"address `{value}` belongs to qube `{qube.name}`", hint="use another address"
             )
-
-
-def _addresses_of(view: View, qube: Qube) -> Iterator[Value]:
-    """What a qube has, and what it will have when it gets a network or loses its own choice."""
-    for name in ("ip", "ip6"):
-        if view.has(qube, name) and not view.is_default(qube, name):
-            yield view.value(qube, name)
-    dispid = view.value(qube, "dispid") if view.has(qube, "dispid") else None
-    if isinstance(dispid, int):
-        yield addresses.ipv4_of_disposable(dispid)
-        yield addresses.ipv6_of_disposable(dispid)
-    else:
-        yield addresses.ipv4_of(qube.qid)
-        yield addresses.ipv6_of(qube.qid)
 
 
 def _place(user: Owner, name: str) -> str:

@@ -110,8 +110,12 @@ def host_cpus(view: View, _owner: Owner) -> int:
     return view.host.cpus
 
 
-def maxmem(view: View, _owner: Owner) -> int:
-    """A fixed amount, but never more than half of the machine."""
+@of_qube
+def maxmem(view: View, qube: Qube) -> int:
+    """Ten times the memory for Linux, else a fixed amount; never more than half of the machine."""
+    memory = view.value(qube, "memory")
+    if isinstance(memory, int) and view.feature(view.template_chain(qube), "os") == "Linux":
+        return min(memory * 10, view.host.memory // 2)
     return min(MAXMEM, view.host.memory // 2)
 
 
@@ -129,23 +133,35 @@ def kept_unless_cleaned_up(view: View, qube: Qube) -> bool:
 
 @of_qube
 def kernel_options(view: View, qube: Qube) -> Value:
-    """None to give without a kernel; else the template's, else one that fits virtual machines."""
-    if not view.value(qube, "kernel"):
+    """None without a kernel; else the template's, else what came with the kernel."""
+    kernel = view.value(qube, "kernel")
+    if not kernel:
         return ""
     template = view.template_of(qube)
-    return "swiotlb=2048" if template is None else view.value(template, "kernelopts")
+    if template is not None:
+        return view.value(template, "kernelopts")
+    came_with_it = view.host.kernel_options(str(kernel))
+    return "swiotlb=2048" if came_with_it is None else came_with_it
 
 
 @of_qube
 def bootmode(view: View, qube: Qube) -> Value:
-    """The mode that is active, else what the template gives to its qubes."""
+    """The active mode if the qube offers it, else what the template gives to its qubes.
+
+    A mode is offered by the feature `boot-mode.kernelopts.MODE`.
+    """
     active = view.feature(view.template_chain(qube), "boot-mode.active")
-    if active:
+    if active and _offers(view, qube, active):
         return active
     for template in view.template_chain(qube):
         if view.has(template, "appvm_default_bootmode") and template is not qube:
             return view.value(template, "appvm_default_bootmode")
     return "default"
+
+
+def _offers(view: View, qube: Qube, mode: str) -> bool:
+    offered = view.feature(view.template_chain(qube), f"boot-mode.kernelopts.{mode}")
+    return mode == "default" or offered is not None
 
 
 @of_qube
@@ -261,7 +277,7 @@ def visible_gateway6(view: View, qube: Qube) -> Value:
 @of_qube
 def dns(view: View, qube: Qube) -> Value:
     """Name servers: two addresses that the uplink's qube answers."""
-    if view.netvm_of(qube) is None:
+    if not _networked(view, qube):
         return None
     return " ".join(str(address) for address in addresses.DNS)
 

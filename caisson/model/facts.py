@@ -7,6 +7,7 @@ Look-ups cost the size of their answer, not of the system: 10,000 qubes are fine
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from uuid import UUID
 
 from caisson.errors import (
@@ -15,13 +16,14 @@ from caisson.errors import (
     NoSuchPropertyError,
     QubeNotFoundError,
 )
+from caisson.model.addresses import dispid_at, qid_at
 from caisson.model.declarations import GLOBAL, PROPERTIES
 from caisson.model.klass import Klass
 from caisson.model.labels import REFERENCE, Label
 from caisson.model.property import Missing, Owner, Property, PropertyType, Value, render
 from caisson.model.qube import Qube
 from caisson.model.records import Records
-from caisson.names import FeatureName, LabelName, PropertyName, QubeName, shown
+from caisson.names import FeatureName, LabelName, PropertyName, QubeName, Tag, shown
 
 UUID_PREFIX = "uuid:"
 _NETVM = PropertyName("netvm")
@@ -90,10 +92,28 @@ class Facts(Records):
 
     def followers_of(self, name: str) -> tuple[Qube, ...]:
         """The qubes for which the default of a property is this global property."""
+        return tuple(self._followers.get(PropertyName(name), ()))
+
+    def based_on(self, qube: Qube) -> Iterator[Qube]:
+        """The qubes that have this one in their chain of templates."""
+        for user, name in self.users_of(qube):
+            if user is not None and name == _TEMPLATE:
+                yield user
+                yield from self.based_on(user)
+
+    def tagged(self, tag: str) -> tuple[Qube, ...]:
+        """The qubes with that tag."""
+        return tuple(self._tagged.get(Tag(tag), ()))
+
+    def holders_of(self, address: IPv4Address | IPv6Address) -> tuple[Qube, ...]:
+        """The qubes that have the address, or will have it with a network or by default."""
+        numbered = self._qids.get(qid) if (qid := qid_at(address)) is not None else None
+        if numbered is not None and numbered.klass is Klass.DISPOSABLE:
+            numbered = None
+        disposable = self._dispids.get(dispid_at(address) or 0)
+        stored = self._addresses.get(str(address), ())
         return tuple(
-            qube
-            for qube in self._names.values()
-            if any(each not in qube.stored for each in _FOLLOWING[qube.klass].get(name, ()))
+            dict.fromkeys(each for each in (numbered, disposable, *stored) if each is not None)
         )
 
     def users_of(self, qube: Qube) -> tuple[Reference, ...]:
@@ -217,15 +237,3 @@ def _canonical_uuid(untrusted_reference: str) -> UUID:
             hint="use `uuid:` and 36 characters in lower case",
         )
     return uuid
-
-
-def _following(klass: Klass) -> Mapping[str, tuple[PropertyName, ...]]:
-    table: dict[str, tuple[PropertyName, ...]] = {}
-    for each in PROPERTIES[klass].values():
-        if each.follows is not None:
-            table[each.follows] = (*table.get(each.follows, ()), each.name)
-    return table
-
-
-_FOLLOWING = {klass: _following(klass) for klass in Klass}
-"""Per class: global property → the properties whose default it is."""

@@ -11,7 +11,6 @@ from uuid import UUID
 from caisson.errors import (
     CaissonError,
     NotHaltedError,
-    NotImplementedHereError,
     ProtocolError,
     QubeError,
     QubeExistsError,
@@ -45,7 +44,6 @@ MOST_DISPOSABLES = 32
 """How many a qube may have at once, with those that its disposables ask for."""
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 _TEMPLATED = frozenset({Klass.APP, Klass.DISPOSABLE})
-_CREATED = _TEMPLATED | {Klass.TEMPLATE, Klass.STANDALONE}
 _DEFAULT_TEMPLATE = {Klass.APP: "default_template", Klass.DISPOSABLE: "default_dispvm"}
 
 
@@ -74,7 +72,7 @@ class LifePlans(Numbers):
         *,
         pools: Mapping[VolumeName, PoolName] = _NO_POOLS,
     ) -> Change:
-        """Plan a new qube.
+        """Plan a new qube; a RemoteVM is a record of one that runs elsewhere.
 
         A DispVM that a qube without network asks for has no network either, see
         `plan_create_disposable`.
@@ -90,16 +88,11 @@ class LifePlans(Numbers):
         Raises:
             ValueRefusedError: a bad name, or no template where one is needed.
             ProtocolError: a template for a class that has none.
-            QubeExistsError: the name is taken.
+            QubeExistsError: the name is taken, or it would be a second admin qube.
             QubeNotFoundError: the template or the origin does not exist.
             LabelNotFoundError: the label does not exist.
             CaissonError: a pool does not exist or does not fit the volume.
         """
-        if klass not in _CREATED:
-            raise NotImplementedHereError(
-                f"qubes of class `{klass}` cannot be created here",
-                hint="use one of: " + ", ".join(sorted(_CREATED)),
-            )
         name = QubeName.parse(untrusted_name)
         if template is not None and klass not in _TEMPLATED:
             raise ProtocolError(
@@ -107,6 +100,10 @@ class LifePlans(Numbers):
             )
         if name in self._names:
             raise QubeExistsError(f"qube `{name}` exists", hint="choose another name")
+        if klass is Klass.ADMIN:
+            raise QubeExistsError(
+                f"the admin qube exists, it is `{self.dom0.name}`", hint="choose another class"
+            )
         base = self._base_for(klass, template) if klass in _TEMPLATED else None
         label = self.label(LabelName.parse(untrusted_label))
         volumes = self._placed(klass, pools)
@@ -140,7 +137,12 @@ class LifePlans(Numbers):
         creator = self.qube(origin)
         self._check_share(creator)
         base: Value
-        base = self.value(creator, "default_dispvm") if template is None else self.qube(template)
+        if template is not None:
+            base = self.qube(template)
+        elif self.has(creator, "default_dispvm"):
+            base = self.value(creator, "default_dispvm")
+        else:
+            base = None
         if not isinstance(base, Qube):
             raise CaissonError(
                 f"qube `{origin}` has no `default_dispvm`",
@@ -167,18 +169,30 @@ class LifePlans(Numbers):
         first = self._first_asker(creator)
         if first is self.dom0:
             return
-        disposables = [qube for qube in self.qubes.values() if self._asker(qube) is not None]
-        if sum(self._first_asker(qube) is first for qube in disposables) >= MOST_DISPOSABLES:
+        found = {first}
+        asking = [first]
+        while asking:
+            asker = asking.pop()
+            made = {qube for qube in self._asked_by(asker) if qube not in found}
+            found |= made
+            asking += made
+        if len(found) > MOST_DISPOSABLES:
             raise QubeError(
                 f"qube `{first.name}` has {MOST_DISPOSABLES} disposables already",
                 hint="wait until one of them ends",
             )
 
+    def _asked_by(self, asker: Qube) -> Iterator[Qube]:
+        """The disposables that a qube asked for itself."""
+        for qube in self.tagged(tags.of_origin(asker.name)[0]):
+            if self._asker(qube) is asker:
+                yield qube
+
     def _asker(self, qube: Qube) -> Qube | None:
         """Who asked for a disposable; None for all other qubes."""
         if qube.klass is not Klass.DISPOSABLE or not self.value(qube, "auto_cleanup"):
             return None
-        mark = next((tag for tag in qube.tags if tag.startswith(tags.CREATED_BY)), "")
+        mark = min((tag for tag in qube.tags if tag.startswith(tags.CREATED_BY)), default="")
         return self.qubes.get(QubeName(mark.removeprefix(tags.CREATED_BY))) if mark else None
 
     def _first_asker(self, qube: Qube) -> Qube:
@@ -195,6 +209,11 @@ class LifePlans(Numbers):
             for volume in INITIAL_VOLUMES[klass]
             if not volume.snap_on_start
         }
+        absent = sorted(set(pools) - {volume.name for volume in INITIAL_VOLUMES[klass]})
+        if absent:
+            raise CaissonError(
+                f"a qube of class `{klass}` has no volume `{absent[0]}`", hint="leave out its pool"
+            )
         wanted = default | dict(pools)
         return [
             placed(volume, wanted.get(volume.name, volume.pool))
@@ -255,7 +274,7 @@ class LifePlans(Numbers):
             if self._is_offline(birth.creator):
                 properties[PropertyName("netvm")] = ""
         gui = birth.creator.features.get(FeatureName("set-created-guivm"), "")
-        if QubeName(gui) in self._names:
+        if "guivm" in PROPERTIES[birth.klass] and QubeName(gui) in self._names:
             properties[PropertyName("guivm")] = gui
         return properties
 
@@ -278,7 +297,7 @@ class LifePlans(Numbers):
                 for name, value in birth.base.features.items()
                 if not name.startswith(features.PRELOAD)
             }
-        if not self.value(None, "check_updates_vm"):
+        if birth.klass is not Klass.REMOTE and not self.value(None, "check_updates_vm"):
             first.setdefault(features.CHECK_UPDATES, "")
         return first
 
@@ -289,9 +308,13 @@ class LifePlans(Numbers):
             marks |= {tag for tag in birth.base.tags if not tags.is_managed(tag)}
         wished = birth.creator.features.get(FeatureName("tag-created-vm-with"), "")
         marks |= tags.free_ones(wished.split())
-        for name, prefix in tags.SCREENS.items():
-            stored = properties.get(PropertyName(name))
-            whose = rendered(self.value(None, f"default_{name}")) if stored is None else stored
+        for name, prefix in tags.REFERENCES.items():
+            declared = PROPERTIES[birth.klass].get(PropertyName(name))
+            if declared is None:
+                continue
+            whose = properties.get(declared.name, "")
+            if declared.name not in properties and declared.follows is not None:
+                whose = rendered(self.value(None, declared.follows))
             if whose:
                 marks.add(Tag(prefix + whose))
         return marks
@@ -310,18 +333,22 @@ class LifePlans(Numbers):
     def plan_remove(self, qube: Qube, halted: bool) -> Change:
         """Plan to remove a qube; those that it created lose the tags that say so.
 
+        Args:
+            qube: it, or the record of one that runs elsewhere, whatever that one does.
+            halted: whether it is halted.
+
         Raises:
             QubeInUseError: the machine or another qube needs it.
             NotHaltedError: it is not halted.
         """
         if qube is self.dom0:
             raise QubeInUseError("the admin qube cannot be removed")
-        if self.value(qube, "installed_by_rpm"):
+        if self.has(qube, "installed_by_rpm") and self.value(qube, "installed_by_rpm"):
             raise QubeInUseError(
                 f"qube `{qube.name}` belongs to a package of the machine",
                 hint="remove the package, or set its property `installed_by_rpm` to `False`",
             )
-        if not halted:
+        if not (halted or qube.klass is Klass.REMOTE):
             raise NotHaltedError(
                 f"qube `{qube.name}` is not halted",
                 hint=f"shut it down first: `qvm-shutdown --wait {qube.name}`",
@@ -344,6 +371,6 @@ class LifePlans(Numbers):
     def _disowned(self, qube: Qube) -> Iterator[Change]:
         """Qubes forget who created them, lest another qube of that name inherit a say over them."""
         for tag in tags.of_origin(qube.name):
-            for other in self._names.values():
-                if tag in other.tags and other is not qube:
+            for other in self.tagged(tag):
+                if other is not qube:
                     yield untagged(other, tag)

@@ -45,4 +45,4 @@ class Numbers(Facts):
         )
 
     def _are_given(self, *addresses: IPv4Address | IPv6Address) -> bool:
-        return not self._addresses.isdisjoint(map(str, addresses))
+        return any(str(address) in self._addresses for address in addresses)

@@ -42,17 +42,29 @@ Owner = Qube | None
 """Whose property it is; None for a global one."""
 
 
+def _no_kernel(_version: str) -> bool:
+    return False
+
+
+def _no_options(_version: str) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Host:
-    """The machine, as far as defaults depend on it.
+    """The machine, as far as properties depend on it.
 
     Args:
         memory: MiB of RAM.
         cpus: how many processors.
+        has_kernel: whether the machine has that version of a kernel for virtual machines.
+        kernel_options: the command line that came with a version; None where none came.
     """
 
     memory: int = 8000
     cpus: int = 1
+    has_kernel: Callable[[str], bool] = _no_kernel
+    kernel_options: Callable[[str], str | None] = _no_options
 
 
 class View(Protocol):
@@ -105,6 +117,9 @@ class View(Protocol):
     def users_of(self, qube: Qube) -> Iterable[tuple[Owner, PropertyName]]:
         """Where a property stores this qube."""
 
+    def holders_of(self, address: IPv4Address | IPv6Address) -> Iterable[Qube]:
+        """The qubes that have the address, or will have it with a network or by default."""
+
     def feature(self, chain: Iterable[Qube], name: str) -> str | None:
         """The value of a feature at the first qube that has it."""
 
@@ -148,6 +163,7 @@ class Property:
         required: has to be stored, cannot be reset.
         optional: a reference to a qube may be empty.
         follows: the global property that is the default.
+        inherited: the default is what the template has.
         cloned: a disposable takes it over from its template.
         normalise: checks a `str` and returns the form to store; raises `PropertyValueError`.
         at_least: lower limit of an `int`.
@@ -166,6 +182,7 @@ class Property:
     required: bool = False
     optional: bool = True
     follows: PropertyName | None = None
+    inherited: bool = False
     cloned: bool = True
     normalise: Parse = any_text
     at_least: int | None = None

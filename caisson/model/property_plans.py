@@ -157,9 +157,28 @@ class PropertyPlans(Facts):
         if owner is None:
             return self._global_consequences(declared, value)
         change = self._followed(owner, declared.name)
-        if declared.name in tags.SCREENS:
-            change += self._retagged(owner, tags.SCREENS[declared.name], value)
+        if declared.name in tags.REFERENCES:
+            change += self._retagged(owner, tags.REFERENCES[declared.name], value)
+        if declared.name == "template":
+            inherited = (each for each in self.properties(owner).values() if each.inherited)
+            change += joined(self._default_changed(owner, each) for each in inherited)
+        elif declared.inherited:
+            change += self._handed_down(owner, declared)
         return change
+
+    def _default_changed(self, qube: Qube, declared: Property) -> Change:
+        """What a qube takes from its template is another value now, here and further down."""
+        if declared.name in qube.stored or not self.has(qube, declared.name):
+            return Change()
+        told_here = Change(events=(reset_event(qube, declared.name),))
+        return told_here + self._handed_down(qube, declared)
+
+    def _handed_down(self, qube: Qube, declared: Property) -> Change:
+        return joined(
+            self._default_changed(user, declared)
+            for user, name in self.users_of(qube)
+            if user is not None and name == "template"
+        )
 
     def _global_consequences(self, declared: Property, value: Value) -> Change:
         followers = self.followers_of(declared.name)
@@ -172,8 +191,8 @@ class PropertyPlans(Facts):
             if each.follows == default and each.name not in qube.stored:
                 change += Change(events=(reset_event(qube, each.name),))
                 change += self._followed(qube, each.name)
-                if each.name in tags.SCREENS:
-                    change += self._retagged(qube, tags.SCREENS[each.name], value)
+                if each.name in tags.REFERENCES:
+                    change += self._retagged(qube, tags.REFERENCES[each.name], value)
         return change
 
     def _followed(self, qube: Qube, name: str) -> Change:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 from uuid import UUID
 
 from caisson.errors import InternalError
@@ -32,7 +33,7 @@ from caisson.model.klass import Klass
 from caisson.model.labels import BUILT_IN, Label
 from caisson.model.property import Host, Owner, PropertyType
 from caisson.model.qube import ADMIN_UUID, Qube
-from caisson.names import DOM0, LabelName, PropertyName, QubeName
+from caisson.names import DOM0, LabelName, PropertyName, QubeName, Tag
 
 _DISPID = PropertyName("dispid")
 _ADDRESSES = frozenset({"ip", "ip6"})
@@ -62,9 +63,11 @@ class Records:
         self._names: dict[QubeName, Qube] = {}
         self._uuids: dict[UUID, Qube] = {}
         self._qids: dict[int, Qube] = {}
-        self._dispids: set[int] = set()
-        self._addresses: set[str] = set()
+        self._dispids: dict[int, Qube] = {}
+        self._addresses: dict[str, dict[Qube, None]] = {}
         self._lowest = 1
+        self._tagged: dict[Tag, dict[Qube, None]] = {}
+        self._followers: dict[PropertyName, dict[Qube, None]] = defaultdict(dict)
         self._users: dict[QubeName, dict[tuple[UUID | None, PropertyName], None]] = defaultdict(
             dict
         )
@@ -104,9 +107,13 @@ class Records:
             case RemoveFeature():
                 self._known(op.uuid).features.pop(op.name, None)
             case AddTag():
-                self._known(op.uuid).tags.add(op.tag)
+                qube = self._known(op.uuid)
+                qube.tags.add(op.tag)
+                _enter(self._tagged, op.tag, qube)
             case RemoveTag():
-                self._known(op.uuid).tags.discard(op.tag)
+                qube = self._known(op.uuid)
+                qube.tags.discard(op.tag)
+                _strike(self._tagged, op.tag, qube)
             case AddLabel():
                 self._labels[op.name] = Label(op.name, op.index, op.color)
             case RemoveLabel():
@@ -127,10 +134,16 @@ class Records:
             raise InternalError(f"qube `{op.name}` is added a second time")
         qube = Qube(op.uuid, op.name, Klass(op.klass), op.qid)
         self._names[qube.name] = self._uuids[qube.uuid] = self._qids[qube.qid] = qube
+        for followed in _FOLLOWED[qube.klass].values():
+            self._followers[followed][qube] = None
 
     def _remove_qube(self, qube: Qube) -> None:
         for name in tuple(qube.stored):
             self._unstore(qube.uuid, name)
+        for followed in _FOLLOWED[qube.klass].values():
+            del self._followers[followed][qube]
+        for tag in qube.tags:
+            _strike(self._tagged, tag, qube)
         self._users.pop(qube.name, None)
         del self._names[qube.name], self._uuids[qube.uuid], self._qids[qube.qid]
         self._lowest = min(self._lowest, max(qube.qid, 1))
@@ -142,10 +155,14 @@ class Records:
         stored[name] = text
         if self._refers(owner, name):
             self._users[QubeName(text)][uuid, name] = None
+        if owner is None:
+            return
+        if name in _FOLLOWED[owner.klass]:
+            self._followers[_FOLLOWED[owner.klass][name]].pop(owner, None)
         elif name == _DISPID:
-            self._dispids.add(int(text))
+            self._dispids[int(text)] = owner
         elif name in _ADDRESSES:
-            self._addresses.add(text)
+            _enter(self._addresses, text, owner)
 
     def _unstore(self, uuid: UUID | None, name: PropertyName) -> None:
         owner = None if uuid is None else self._known(uuid)
@@ -157,11 +174,36 @@ class Records:
             users.pop((uuid, name), None)
             if not users:
                 del self._users[QubeName(text)]
+        if owner is None:
+            return
+        if name in _FOLLOWED[owner.klass]:
+            self._followers[_FOLLOWED[owner.klass][name]][owner] = None
         elif name == _DISPID:
-            self._dispids.discard(int(text))
+            self._dispids.pop(int(text), None)
         elif name in _ADDRESSES:
-            self._addresses.discard(text)
+            _strike(self._addresses, text, owner)
 
     def _refers(self, owner: Owner, name: PropertyName) -> bool:
         declared = (GLOBAL if owner is None else PROPERTIES[owner.klass]).get(name)
         return declared is not None and declared.type is PropertyType.QUBE
+
+
+Key = TypeVar("Key")
+
+
+def _enter(index: dict[Key, dict[Qube, None]], key: Key, qube: Qube) -> None:
+    index.setdefault(key, {})[qube] = None
+
+
+def _strike(index: dict[Key, dict[Qube, None]], key: Key, qube: Qube) -> None:
+    entry = index.get(key, {})
+    entry.pop(qube, None)
+    if not entry:
+        index.pop(key, None)
+
+
+_FOLLOWED: Mapping[Klass, Mapping[PropertyName, PropertyName]] = {
+    klass: {each.name: each.follows for each in table.values() if each.follows is not None}
+    for klass, table in PROPERTIES.items()
+}
+"""Per class: a property → the global property that is its default."""

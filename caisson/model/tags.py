@@ -9,11 +9,11 @@ from caisson.names import DOM0, QubeName, Tag
 
 CREATED_BY = "created-by-"
 DISPOSABLE_CREATED_BY = "disp-created-by-"
-SCREENS = {"guivm": "guivm-", "audiovm": "audiovm-"}
+REFERENCES = {"guivm": "guivm-", "audiovm": "audiovm-", "relayvm": "relayvm-"}
 """Properties that a tag of the qube repeats, for policies to build on."""
 
 _ORIGINS = (CREATED_BY, DISPOSABLE_CREATED_BY)
-_MANAGED = (*_ORIGINS, "guivm-", "audiovm-", "relayvm-", "backup-restore-in-progress")
+_MANAGED = (*_ORIGINS, *REFERENCES.values(), "backup-restore-in-progress")
 
 
 def of_origin(creator: QubeName) -> tuple[Tag, Tag]:

@@ -25,7 +25,15 @@ from caisson.model.qube import Qube
 from caisson.names import FeatureName, QubeName
 
 _TOLD_PROPERTIES = frozenset(
-    {"label", "template", "template_for_dispvms", "default_dispvm", "guivm"}
+    {
+        "label",
+        "template",
+        "template_for_dispvms",
+        "default_dispvm",
+        "guivm",
+        "relayvm",
+        "transport_rpc",
+    }
 )
 _ISOLATION = {
     "container": "container",
@@ -110,8 +118,5 @@ class Told(Facts):
 
     def _built_on(self, uuid: UUID) -> set[QubeName]:
         """The qube, and all that have it in their chain of templates."""
-        return {
-            name
-            for name, qube in self._names.items()
-            if any(each.uuid == uuid for each in self.template_chain(qube))
-        }
+        qube = self._uuids.get(uuid)
+        return set() if qube is None else {each.name for each in (qube, *self.based_on(qube))}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from caisson.model.defaults import global_property
-from caisson.model.property import Property, PropertyType
+from caisson.model.defaults import global_property, of_template
+from caisson.model.property import Default, Property, PropertyType
 from caisson.names import PropertyName
 
 MEMORY_MAX = 1 << 24
@@ -40,6 +40,13 @@ def following(name: str, text: str, follows: str, **rest: Any) -> Property:
         follows=PropertyName(follows),
         **rest,
     )
+
+
+def inherited(
+    name: str, kind: PropertyType, text: str, otherwise: Default, **rest: Any
+) -> Property:
+    """A property whose default is what the template has; `otherwise` without a template."""
+    return prop(name, kind, text, default=of_template(name, otherwise), inherited=True, **rest)
 
 
 def table(*declared: Property) -> Table:

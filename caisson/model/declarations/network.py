@@ -16,13 +16,12 @@ from caisson.model.declarations.declare import (
 )
 from caisson.model.property import constant
 
+NETVM_HELP = (
+    "Qube that gives this one its network; empty: it has none. A running qube is moved at once."
+)
+
 NETWORK: Table = table(
-    following(
-        "netvm",
-        "Qube that gives this one its network. Empty: it has none.",
-        "default_netvm",
-        check=checks.netvm,
-    ),
+    following("netvm", NETVM_HELP, "default_netvm", check=checks.netvm),
     prop(
         "provides_network",
         BOOL,
@@ -33,7 +32,7 @@ NETWORK: Table = table(
     prop(
         "ip",
         STR,
-        "IPv4 address of the qube.",
+        "IPv4 address of the qube. It follows from its number unless it is set.",
         default=defaults.ip,
         normalise=parsing.ipv4,
         check=checks.address,
@@ -43,29 +42,44 @@ NETWORK: Table = table(
     prop(
         "ip6",
         STR,
-        "IPv6 address of the qube, where its network has IPv6.",
+        "IPv6 address of the qube, where the feature ipv6 is on along its chain of network qubes. "
+        "It follows from its number unless it is set.",
         default=defaults.ip6,
         normalise=parsing.ipv6,
         check=checks.address,
         decode=IPv6Address,
         cloned=False,
     ),
-    computed("gateway", STR, "IPv4 gateway for its clients.", default=defaults.gateway),
-    computed("gateway6", STR, "IPv6 gateway for its clients.", default=defaults.gateway6),
-    computed("visible_ip", STR, "IPv4 address that the qube sees.", default=defaults.visible_ip),
+    computed(
+        "gateway", STR, "IPv4 gateway of the qubes behind this one.", default=defaults.gateway
+    ),
+    computed(
+        "gateway6", STR, "IPv6 gateway of the qubes behind this one.", default=defaults.gateway6
+    ),
+    computed(
+        "visible_ip",
+        STR,
+        "IPv4 address that the qube sees as its own: the feature net.fake-ip, or ip.",
+        default=defaults.visible_ip,
+    ),
     computed(
         "visible_gateway",
         STR,
-        "IPv4 gateway that the qube sees.",
+        "IPv4 gateway that the qube sees: the feature net.fake-gateway, or that of its netvm.",
         default=defaults.visible_gateway,
     ),
     computed(
         "visible_netmask",
         STR,
-        "IPv4 netmask that the qube sees.",
+        "IPv4 netmask that the qube sees: the feature net.fake-netmask, or one of a single host.",
         default=defaults.visible_netmask,
     ),
-    computed("visible_ip6", STR, "IPv6 address that the qube sees.", default=defaults.visible_ip6),
+    computed(
+        "visible_ip6",
+        STR,
+        "IPv6 address that the qube sees as its own.",
+        default=defaults.visible_ip6,
+    ),
     computed(
         "visible_gateway6",
         STR,
@@ -76,7 +90,7 @@ NETWORK: Table = table(
     prop(
         "mac",
         STR,
-        "Hardware address of the network interface.",
+        "Hardware address of the network interface, six pairs of hexadecimal digits.",
         default=constant("00:16:3e:5e:6c:00"),
         normalise=parsing.mac,
         cloned=False,

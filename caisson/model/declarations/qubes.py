@@ -17,12 +17,13 @@ from caisson.model.declarations.declare import (
     computed,
     extended,
     following,
+    inherited,
     prop,
     table,
 )
 from caisson.model.declarations.machine import MACHINE
-from caisson.model.declarations.network import NETWORK
-from caisson.model.defaults import global_property, of_template
+from caisson.model.declarations.network import NETVM_HELP, NETWORK
+from caisson.model.defaults import global_property
 from caisson.model.klass import Klass
 from caisson.model.property import constant
 
@@ -52,17 +53,26 @@ _QID = prop(
 )
 _KLASS = computed("klass", STR, "Class of the qube.", default=defaults.klass)
 _ICON = computed("icon", STR, "Name of the icon: kind of qube and label.", default=defaults.icon)
+_IN_BACKUPS_HELP = "Whether a backup that names no qubes includes this one."
 _IN_BACKUPS = prop(
     "include_in_backups",
     BOOL,
-    "Whether a backup includes the qube unless told otherwise.",
+    _IN_BACKUPS_HELP,
     default=constant(True),
+    cloned=False,
+)
+_LABEL = prop(
+    "label",
+    LABEL,
+    "Colour by which people recognise the qube and its degree of trust.",
+    required=True,
     cloned=False,
 )
 _DENIED = prop(
     "devices_denied",
     STR,
-    "Codes of device interfaces, seven characters each, that are never attached to the qube.",
+    "Codes of device interfaces, seven characters each, written one after the other: a device "
+    "that offers one of them is not attached to the qube.",
     default=constant(""),
     normalise=parsing.denied_interfaces,
 )
@@ -72,10 +82,13 @@ _DEFAULT_DISPVM = following(
     "default_dispvm",
     check=checks.base_of_disposables,
 )
+_KEYBOARD_EFFECT = (
+    "It has an effect on qubes whose windows a GUI qube shows; a qube without windows keeps it."
+)
 _KEYBOARD = prop(
     "keyboard_layout",
     STR,
-    "Keyboard of the qube: layout, variant and options, joined by plus signs.",
+    "Keyboard of the qube: layout, variant and options, joined by plus signs. " + _KEYBOARD_EFFECT,
     default=defaults.keyboard_layout,
     normalise=parsing.keyboard_layout,
 )
@@ -94,13 +107,7 @@ Q: Table = MappingProxyType(
             _NAME,
             _UUID,
             _QID,
-            prop(
-                "label",
-                LABEL,
-                "Colour by which people recognise the qube and its degree of trust.",
-                required=True,
-                cloned=False,
-            ),
+            _LABEL,
             _KLASS,
             _ICON,
             prop(
@@ -115,22 +122,21 @@ Q: Table = MappingProxyType(
                 INT,
                 "When the qube was last part of a backup, in seconds since the epoch.",
                 default=constant(None),
-                at_least=0,
                 cloned=False,
             ),
             _DEFAULT_DISPVM,
-            prop(
+            inherited(
                 "management_dispvm",
                 QUBE,
                 "Template of the disposables from which the qube is managed.",
-                default=of_template("management_dispvm", global_property("management_dispvm")),
+                global_property("management_dispvm"),
                 check=checks.base_of_disposables,
             ),
-            prop(
+            inherited(
                 "default_user",
                 STR,
-                "User as whom programs start in the qube.",
-                default=of_template("default_user", constant("user")),
+                "User as whom programs start in the qube unless a call or the policy names one.",
+                constant("user"),
                 normalise=parsing.user_name,
             ),
             _DENIED,
@@ -149,9 +155,17 @@ Q: Table = MappingProxyType(
                 default=defaults.updateable,
             ),
             following(
-                "guivm", "Qube that shows the windows and prompts of this one.", "default_guivm"
+                "guivm",
+                "Qube that shows the windows and prompts of this one; empty: none does. The tag "
+                "guivm-NAME follows it. It has an effect on qubes with a graphical session.",
+                "default_guivm",
             ),
-            following("audiovm", "Qube that plays the sound of this one.", "default_audiovm"),
+            following(
+                "audiovm",
+                "Qube that plays the sound of this one; empty: none does. The tag audiovm-NAME "
+                "follows it. It has an effect on qubes with a sound daemon.",
+                "default_audiovm",
+            ),
             _KEYBOARD,
         ),
         **MACHINE,
@@ -167,16 +181,16 @@ TEMPLATE: Table = extended(
     prop(
         "netvm",
         QUBE,
-        "Qube that gives this one its network. Empty: it has none.",
+        NETVM_HELP,
         default=constant(None),
         check=checks.netvm,
     ),
     prop(
         "appvm_default_bootmode",
         STR,
-        "Mode in which the qubes based on this template boot.",
+        "Mode in which the qubes based on this template boot. It has an effect on virtual "
+        "machines; a container has no boot to choose a mode for.",
         default=defaults.appvm_default_bootmode,
-        normalise=parsing.one_line,
     ),
 )
 
@@ -231,7 +245,7 @@ DISPOSABLE: Table = extended(
     prop(
         "include_in_backups",
         BOOL,
-        "Whether a backup includes the qube unless told otherwise.",
+        _IN_BACKUPS_HELP,
         default=defaults.kept_unless_cleaned_up,
         cloned=False,
     ),
@@ -257,7 +271,8 @@ ADMIN: Table = table(
     prop(
         "keyboard_layout",
         STR,
-        "Keyboard of the admin qube: layout, variant and options, joined by plus signs.",
+        "Keyboard of the admin qube: layout, variant and options, joined by plus signs. The "
+        "qubes whose windows it shows have it by default.",
         default=constant("us++"),
         normalise=parsing.keyboard_layout,
     ),
@@ -270,6 +285,41 @@ ADMIN: Table = table(
     ),
 )
 
+REMOTE: Table = table(
+    _NAME,
+    _UUID,
+    _QID,
+    _LABEL,
+    _KLASS,
+    _ICON,
+    prop(
+        "include_in_backups",
+        BOOL,
+        "Whether a backup that names no qubes includes the record of this one.",
+        default=constant(False),
+    ),
+    prop(
+        "relayvm",
+        QUBE,
+        "Qube that carries calls to and from this one; empty: no call reaches it. The tag "
+        "relayvm-NAME follows it.",
+        default=constant(None),
+    ),
+    prop(
+        "remote_name",
+        STR,
+        "Name of the qube on the machine where it runs; no value: the same as here.",
+        default=constant(None),
+    ),
+    prop(
+        "transport_rpc",
+        STR,
+        "Service of the relay qube that carries the calls; no value: no call reaches it.",
+        default=constant(None),
+    ),
+)
+"""The record of a qube that runs on another machine."""
+
 PROPERTIES: Mapping[Klass, Table] = MappingProxyType(
     {
         Klass.ADMIN: ADMIN,
@@ -277,7 +327,7 @@ PROPERTIES: Mapping[Klass, Table] = MappingProxyType(
         Klass.STANDALONE: STANDALONE,
         Klass.APP: APP,
         Klass.DISPOSABLE: DISPOSABLE,
-        Klass.REMOTE: table(_NAME, _UUID, _QID, _KLASS, _ICON),
+        Klass.REMOTE: REMOTE,
     }
 )
 """What each class of qube has."""

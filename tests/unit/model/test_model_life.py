@@ -11,7 +11,6 @@ from caisson.errors import (
     InvalidUUIDError,
     LabelNotFoundError,
     NotHaltedError,
-    NotImplementedHereError,
     PropertyValueError,
     ProtocolError,
     QubeExistsError,
@@ -76,8 +75,12 @@ REFUSED = [
     (Klass.DISPOSABLE, "new", "red", "debian", ValueRefusedError),
     (Klass.TEMPLATE, "new", "red", "debian", ProtocolError),
     (Klass.STANDALONE, "new", "red", "debian", ProtocolError),
-    (Klass.ADMIN, "new", "red", None, NotImplementedHereError),
-    (Klass.REMOTE, "new", "red", None, NotImplementedHereError),
+    (Klass.ADMIN, "new", "red", None, QubeExistsError),
+    (Klass.ADMIN, "dom0", "red", None, QubeExistsError),
+    (Klass.ADMIN, "new", "red", "debian", ProtocolError),
+    (Klass.REMOTE, "new", "pink", None, LabelNotFoundError),
+    (Klass.REMOTE, "work", "red", None, QubeExistsError),
+    (Klass.REMOTE, "new", "red", "debian", ProtocolError),
 ]
 
 
@@ -266,7 +269,7 @@ def test_disposables_never_share_a_number_an_address_or_a_name(networked: World)
     networked.app("base", template_for_dispvms="True")
     networked.app("disp7")
     networked.app("work", ip="10.138.0.8")
-    networked.system._dispids.update(range(10, 10_000))
+    networked.system._dispids.update(dict.fromkeys(range(10, 10_000), networked.qube("work")))
     made = {networked.disposable("dom0", "base").name for _ in range(7)}
     assert made == {"disp1", "disp2", "disp3", "disp4", "disp5", "disp6", "disp9"}
     with pytest.raises(CaissonError, match="no number"):
