@@ -162,6 +162,42 @@ class StorageError(CaissonError):
     wire_name = "StoragePoolException"
 
 
+class PoolInUseError(CaissonError):
+    """The pool exists already, or something lives in it."""
+
+    wire_name = "QubesPoolInUseError"
+
+
+class CopyTokenNotFoundError(CaissonError):
+    """No copy of a volume was begun with that token, or it was used."""
+
+    wire_name = "QubesVolumeCopyTokenNotFoundError"
+
+
+class NotesError(CaissonError):
+    """The notes of a qube cannot be read or written."""
+
+    wire_name = "QubesNotesError"
+
+
+class DeviceNotAssignedError(CaissonError):
+    """The device is neither assigned nor attached to the qube."""
+
+    wire_name = "DeviceNotAssigned"
+
+
+class AssignmentModeError(CaissonError):
+    """No mode of an assignment has that name."""
+
+    wire_name = "QubesUnrecognizedDeviceAssignmentMode"
+
+
+class BackupProfileNotFoundError(CaissonError):
+    """No backup profile has that name."""
+
+    wire_name = "QubesBackupProfileNotFoundError"
+
+
 class NotImplementedHereError(CaissonError):
     """A part of the interface that this version does not have."""
 

@@ -22,6 +22,8 @@ from caisson.model.changes import (
     RemoveVolume,
     ResetProperty,
     SetFeature,
+    SetNotes,
+    SetPool,
     SetProperty,
     SetVolume,
 )
@@ -38,7 +40,7 @@ from caisson.model.property import (
 )
 from caisson.model.qube import ADMIN_UUID, Qube
 from caisson.model.system import System
-from caisson.model.volumes import Revision, VolumeState
+from caisson.model.volumes import PoolState, Revision, VolumeState
 
 __all__ = [
     "ADMIN_UUID",
@@ -53,6 +55,7 @@ __all__ = [
     "Klass",
     "Label",
     "Op",
+    "PoolState",
     "PowerState",
     "Property",
     "PropertyType",
@@ -65,6 +68,8 @@ __all__ = [
     "ResetProperty",
     "Revision",
     "SetFeature",
+    "SetNotes",
+    "SetPool",
     "SetProperty",
     "SetVolume",
     "System",

@@ -12,7 +12,15 @@ from types import MappingProxyType
 from uuid import UUID
 
 from caisson.model.volumes import VolumeState
-from caisson.names import FeatureName, LabelName, PropertyName, QubeName, Tag, VolumeName
+from caisson.names import (
+    FeatureName,
+    LabelName,
+    PoolName,
+    PropertyName,
+    QubeName,
+    Tag,
+    VolumeName,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,22 @@ class RemoveVolume:
     name: VolumeName
 
 
+@dataclass(frozen=True, slots=True)
+class SetNotes:
+    """What a person noted about a qube; the empty text means nothing."""
+
+    uuid: UUID
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPool:
+    """The settings of a pool are stored as a whole."""
+
+    name: PoolName
+    revisions_to_keep: int
+
+
 Op = (
     AddQube
     | RemoveQube
@@ -127,6 +151,8 @@ Op = (
     | RemoveLabel
     | SetVolume
     | RemoveVolume
+    | SetNotes
+    | SetPool
 )
 
 

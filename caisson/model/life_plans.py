@@ -216,7 +216,7 @@ class LifePlans(Numbers):
             )
         wanted = default | dict(pools)
         return [
-            placed(volume, wanted.get(volume.name, volume.pool))
+            placed(volume, wanted.get(volume.name, volume.pool), self.pools)
             for volume in INITIAL_VOLUMES[klass]
         ]
 

@@ -10,12 +10,21 @@ from caisson.errors import (
     LabelInUseError,
     LabelNotFoundError,
     LabelValueError,
+    NotesError,
     ProtocolError,
     TagNotFoundError,
 )
-from caisson.model import features, tags
-from caisson.model.changes import AddLabel, Change, RemoveLabel, RemoveVolume, SetVolume
+from caisson.model import features, notes, tags
+from caisson.model.changes import (
+    AddLabel,
+    Change,
+    RemoveLabel,
+    RemoveVolume,
+    SetNotes,
+    SetVolume,
+)
 from caisson.model.events import feature_removed, feature_set, tagged, untagged
+from caisson.model.klass import Klass
 from caisson.model.labels import BUILT_IN, REFERENCE
 from caisson.model.property_plans import PropertyPlans
 from caisson.model.qube import Qube
@@ -84,6 +93,18 @@ class MarkPlans(PropertyPlans):
                 hint=f"list them with `qvm-tags {qube.name} list`",
             )
         return untagged(qube, tag)
+
+    def plan_notes(self, qube: Qube, untrusted: bytes) -> Change:
+        """Plan other notes about a qube; nothing removes them.
+
+        Raises:
+            NotesError: this class of qube has none.
+            ProtocolError: they are too long, or not UTF-8.
+        """
+        if qube.klass in {Klass.ADMIN, Klass.REMOTE}:
+            raise NotesError(f"{qube.klass} `{qube.name}` has no notes")
+        text = notes.parse(untrusted)
+        return Change() if text == qube.notes else Change((SetNotes(qube.uuid, text),))
 
     def plan_volume(self, qube: Qube, volume: VolumeState) -> Change:
         """Plan to store the state of a volume, as the storage room computed it."""

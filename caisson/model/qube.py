@@ -28,6 +28,7 @@ class Qube:
     features: dict[FeatureName, str] = field(default_factory=dict)
     tags: set[Tag] = field(default_factory=set)
     volumes: dict[VolumeName, VolumeState] = field(default_factory=dict)
+    notes: str = ""
 
     def __str__(self) -> str:
         return self.name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 from uuid import UUID
@@ -25,6 +26,8 @@ from caisson.model.changes import (
     RemoveVolume,
     ResetProperty,
     SetFeature,
+    SetNotes,
+    SetPool,
     SetProperty,
     SetVolume,
 )
@@ -33,7 +36,8 @@ from caisson.model.klass import Klass
 from caisson.model.labels import BUILT_IN, Label
 from caisson.model.property import Host, Owner, PropertyType
 from caisson.model.qube import ADMIN_UUID, Qube
-from caisson.names import DOM0, LabelName, PropertyName, QubeName, Tag
+from caisson.model.volumes import BUILT_IN_POOLS, PoolState
+from caisson.names import DOM0, LabelName, PoolName, PropertyName, QubeName, Tag
 
 _DISPID = PropertyName("dispid")
 _ADDRESSES = frozenset({"ip", "ip6"})
@@ -60,6 +64,7 @@ class Records:
         self.runtime = runtime
         self._globals: dict[PropertyName, str] = {}
         self._labels = {label.name: label for label in BUILT_IN}
+        self._pools = {pool.name: pool for pool in BUILT_IN_POOLS}
         self._names: dict[QubeName, Qube] = {}
         self._uuids: dict[UUID, Qube] = {}
         self._qids: dict[int, Qube] = {}
@@ -74,6 +79,7 @@ class Records:
         self.qubes: Mapping[QubeName, Qube] = MappingProxyType(self._names)
         self.by_uuid: Mapping[UUID, Qube] = MappingProxyType(self._uuids)
         self.labels: Mapping[LabelName, Label] = MappingProxyType(self._labels)
+        self.pools: Mapping[PoolName, PoolState] = MappingProxyType(self._pools)
         self._add_qube(AddQube(ADMIN_UUID, DOM0, Klass.ADMIN, 0))
         self.dom0 = self._names[DOM0]
 
@@ -87,7 +93,7 @@ class Records:
         for op in ops:
             self.apply_op(op)
 
-    def apply_op(self, op: Op) -> None:  # noqa: C901 - one case an operation
+    def apply_op(self, op: Op) -> None:  # noqa: C901, PLR0912 - one case an operation
         """Apply one operation.
 
         Raises:
@@ -122,12 +128,22 @@ class Records:
                 self._known(op.uuid).volumes[op.volume.name] = op.volume
             case RemoveVolume():
                 self._known(op.uuid).volumes.pop(op.name, None)
+            case SetNotes():
+                self._known(op.uuid).notes = op.text
+            case SetPool():
+                self._set_pool(op)
 
     def _known(self, uuid: UUID) -> Qube:
         qube = self._uuids.get(uuid)
         if qube is None:
             raise InternalError(f"an operation on qube `{uuid}`, which does not exist")
         return qube
+
+    def _set_pool(self, op: SetPool) -> None:
+        if op.name not in self._pools:
+            raise InternalError(f"an operation on pool `{op.name}`, which does not exist")
+        changed = replace(self._pools[op.name], revisions_to_keep=op.revisions_to_keep)
+        self._pools[op.name] = changed
 
     def _add_qube(self, op: AddQube) -> None:
         if op.uuid in self._uuids or op.name in self._names or op.qid in self._qids:

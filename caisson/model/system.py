@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from caisson.model.life_plans import LifePlans
 from caisson.model.mark_plans import MarkPlans
+from caisson.model.storage_plans import StoragePlans
 from caisson.model.told import Told
 
 
-class System(LifePlans, MarkPlans, Told):
+class System(LifePlans, MarkPlans, StoragePlans, Told):
     """All qubes, and every plan that can be made for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from caisson.errors import CaissonError
@@ -17,6 +18,29 @@ LAYERS = PoolName("varlibqubes")
 HOST = PoolName("host")
 KERNELS = PoolName("linux-kernel")
 POOLS = (LAYERS, HOST, KERNELS)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """All that is known about one pool.
+
+    Args:
+        name: its name.
+        driver: what kind of pool it is.
+        revisions_to_keep: how many former states a new volume of it keeps.
+    """
+
+    name: PoolName
+    driver: str
+    revisions_to_keep: int = 0
+
+
+BUILT_IN_POOLS = (
+    PoolState(LAYERS, "layers", 1),
+    PoolState(HOST, "host"),
+    PoolState(KERNELS, "linux-kernel"),
+)
+"""The pools of a new system; their settings may change, they themselves stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +116,19 @@ def fitting(name: VolumeName) -> tuple[PoolName, ...]:
     return (LAYERS, HOST) if name == ROOT else (LAYERS,)
 
 
-def placed(volume: VolumeState, pool: PoolName) -> VolumeState:
-    """An initial volume, moved to the pool that was asked for.
+def placed(volume: VolumeState, pool: PoolName, pools: Mapping[PoolName, PoolState]) -> VolumeState:
+    """An initial volume, moved to the pool that was asked for, with what that pool prescribes.
+
+    Args:
+        volume: as its class has it.
+        pool: the name of the pool.
+        pools: all that there are.
 
     Raises:
         CaissonError: there is no such pool, or it cannot hold the volume.
     """
-    if pool not in POOLS:
-        raise CaissonError(f"no pool `{shown(pool)}`", hint="use one of: " + ", ".join(POOLS))
+    if pool not in pools:
+        raise CaissonError(f"no pool `{shown(pool)}`", hint="use one of: " + ", ".join(pools))
     if pool != volume.pool and volume.snap_on_start:
         raise CaissonError(
             f"volume `{volume.name}` is a snapshot, it lives in the pool of its source",
@@ -110,8 +139,8 @@ def placed(volume: VolumeState, pool: PoolName) -> VolumeState:
             f"pool `{pool}` cannot hold the volume `{volume.name}`",
             hint="use one of: " + ", ".join(fitting(volume.name)),
         )
-    # The machine's own directories are shown, never written, and have no former states.
-    kept = 0 if pool == HOST else volume.revisions_to_keep
+    # What is not kept has no former states.
+    kept = pools[pool].revisions_to_keep if volume.save_on_stop else 0
     return replace(volume, pool=pool, revisions_to_keep=kept)
 
 

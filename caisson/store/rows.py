@@ -21,6 +21,8 @@ from caisson.model.changes import (
     RemoveVolume,
     ResetProperty,
     SetFeature,
+    SetNotes,
+    SetPool,
     SetProperty,
     SetVolume,
 )
@@ -85,6 +87,12 @@ def statement(op: Op) -> Statement:  # noqa: C901, PLR0911, PLR0912 - one case a
             return "INSERT OR REPLACE INTO volume VALUES (?, ?, ?)", (uuid.bytes, volume.name, kept)
         case RemoveVolume(uuid, volume_name):
             return "DELETE FROM volume WHERE qube = ? AND name = ?", (uuid.bytes, volume_name)
+        case SetNotes(uuid, ""):
+            return "DELETE FROM notes WHERE qube = ?", (uuid.bytes,)
+        case SetNotes(uuid, text):
+            return "INSERT OR REPLACE INTO notes VALUES (?, ?)", (uuid.bytes, text)
+        case SetPool(name, revisions_to_keep):
+            return "INSERT OR REPLACE INTO pool VALUES (?, ?)", (name, revisions_to_keep)
 
 
 def operations(connection: sqlite3.Connection) -> Iterator[Op]:
@@ -106,6 +114,10 @@ def operations(connection: sqlite3.Connection) -> Iterator[Op]:
         yield AddTag(UUID(bytes=uuid), Tag(tag))
     for uuid, name, state in connection.execute("SELECT * FROM volume"):
         yield SetVolume(UUID(bytes=uuid), _volume(name, state))
+    for uuid, text in connection.execute("SELECT * FROM notes"):
+        yield SetNotes(UUID(bytes=uuid), text)
+    for name, revisions_to_keep in connection.execute("SELECT * FROM pool"):
+        yield SetPool(PoolName(name), revisions_to_keep)
 
 
 def _volume_text(volume: VolumeState) -> str:

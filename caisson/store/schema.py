@@ -57,7 +57,19 @@ CREATE TABLE volume (
 ) STRICT, WITHOUT ROWID;
 """
 
-STEPS: Final[tuple[str, ...]] = (_FIRST,)
+_SECOND: Final = """
+CREATE TABLE notes (
+    qube BLOB NOT NULL PRIMARY KEY REFERENCES qube ON DELETE CASCADE,
+    text TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pool (
+    name TEXT NOT NULL PRIMARY KEY,
+    revisions_to_keep INTEGER NOT NULL CHECK (revisions_to_keep >= -1)
+) STRICT, WITHOUT ROWID;
+"""
+
+STEPS: Final[tuple[str, ...]] = (_FIRST, _SECOND)
 """Each leads from the version of its index to the next one."""
 
 VERSION: Final = len(STEPS)
