@@ -17,7 +17,9 @@ from caisson.lifecycle.door import Door
 from caisson.lifecycle.ledger import Judgement, Ledger, Rule
 from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
+from caisson.lifecycle.sleep import Sleep
 from caisson.lifecycle.stats import Stats
+from caisson.lifecycle.volume_acts import VolumeActs
 from caisson.lifecycle.volumes import Volumes, lacks_private, with_private
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, SetFeature, System
 from caisson.model.volumes import ROOT
@@ -68,6 +70,8 @@ class Qubes:
             tasks=tasks,
             retire=self._retire,
         )
+        self.volumes = VolumeActs(self._ledger, self._volumes)
+        self._sleep = Sleep(self._ledger, self.running)
         system.runtime = self._runtime_value
 
     async def recover(self) -> None:
@@ -191,6 +195,19 @@ class Qubes:
     async def unpause(self, name: QubeName) -> None:
         """Let a frozen qube go on."""
         await self._to_the_end(self.running.unpause(self.system.qube(name)))
+
+    async def resume(self, name: QubeName) -> None:
+        """Let a suspended qube go on."""
+        qube = self.system.qube(name)
+        await self._to_the_end(self.running.resume(qube))
+
+    async def fall_asleep(self) -> None:
+        """Freeze every running qube, before the machine sleeps."""
+        await self._to_the_end(self._sleep.begin())
+
+    async def wake_up(self) -> None:
+        """Let those qubes go on that `fall_asleep` froze."""
+        await self._to_the_end(self._sleep.end())
 
     async def usage(self, qube: Qube) -> Usage:
         """The memory and the processor time that a qube uses; nothing where it does not run."""
@@ -325,7 +342,9 @@ class Qubes:
             await self.running.kill(qube)
 
     async def _erase(self, qube: Qube, origin: QubeName = DOM0) -> None:
-        change = self.system.plan_remove(qube, self._ledger.state(qube) is PowerState.HALTED)
+        # A qube of another machine never halts here, and has nothing that runs.
+        halted = qube.klass is Klass.REMOTE or self._ledger.state(qube) is PowerState.HALTED
+        change = self.system.plan_remove(qube, halted)
         states = tuple(qube.volumes.values())
         await self._ledger.commit(change, origin)
         self._ledger.powers.pop(qube, None)

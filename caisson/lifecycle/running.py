@@ -158,6 +158,11 @@ class Running:
             power.state = PowerState.RUNNING
             await self._tell(qube, "domain-unpaused")
 
+    async def resume(self, qube: Qube) -> None:
+        """Let a qube go on that was sent to sleep: it was frozen."""
+        await self.unpause(qube)
+        self._ledger.publish(qube, "domain-resumed")
+
     async def usage(self, qube: Qube) -> Usage:
         """What a qube uses; nothing where it does not run."""
         power = self._ledger.powers.get(qube)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -24,6 +24,7 @@ from caisson.storage import (
     flattened,
     garbage,
     host_template,
+    is_begun,
     lay_out,
     layers_of,
     new_private,
@@ -34,6 +35,8 @@ from caisson.storage import (
 )
 
 _log = structlog.get_logger(__name__)
+Commit = Callable[[Change], Awaitable[None]]
+"""Enters a planned change, after what else its caller has to check."""
 
 
 class Volumes:
@@ -57,6 +60,25 @@ class Volumes:
     async def fill(self, qube: Qube, name: VolumeName, layer: str) -> None:
         """Give a volume that is not in use new content; the old becomes a revision."""
         await self._settle(qube, plan_replace(qube.volumes[name], [layer], now=_now()))
+
+    async def change(self, qube: Qube, plan: StopPlan, commit: Commit, *told: Change) -> None:
+        """Give a volume of a halted qube the content that was planned for it.
+
+        Plan and call belong together: nothing may be awaited in between.
+
+        Args:
+            qube: the qube, whose turn the caller holds.
+            plan: the volume from now on.
+            commit: enters the change.
+            told: further changes that are entered with it.
+        """
+        change = self._ledger.system.plan_volume(qube, plan.state)
+        for each in told:
+            change += each
+        await commit(change)
+        self._collect(plan.dropped)
+        if plan.flatten:
+            self._tasks.create_task(self._flatten(qube, plan.state))
 
     async def begin(self, qube: Qube) -> StartPlan:
         """Make the writable layers of a start, and note them."""
@@ -86,14 +108,16 @@ class Volumes:
     async def end(self, qube: Qube) -> None:
         """Commit what a stopped qube keeps, drop what it does not."""
         for state in tuple(qube.volumes.values()):
-            if state.dirty is None:
+            if not is_begun(state):
                 continue
-            newest = state.layers[0] if state.layers else None
-            empty = await asyncio.to_thread(self._pool.is_empty, state.dirty, like=newest)
-            plan = plan_stop(state, empty=empty, now=_now())
+            empty = True
+            if state.dirty is not None:
+                newest = state.layers[0] if state.layers else None
+                empty = await asyncio.to_thread(self._pool.is_empty, state.dirty, like=newest)
+            # Its settings may be changed while a thread works.
+            plan = plan_stop(qube.volumes[state.name], empty=empty, now=_now())
             if plan.seal is not None:
                 await asyncio.to_thread(self._pool.seal, plan.seal)
-                # Its settings may have been changed meanwhile.
                 plan = plan_stop(qube.volumes[state.name], empty=empty, now=_now())
             await self._settle(qube, plan)
             # What it borrowed, too: its template may have moved on while it ran.
@@ -123,6 +147,7 @@ class Volumes:
             newest = state.layers[0] if state.layers else None
             layer = await asyncio.to_thread(host_template.current, self._pool, newest)
             if layer != newest:
+                state = template.volumes[ROOT]
                 await self._settle(template, plan_replace(state, [layer], now=_now()))
 
     async def _settle(self, qube: Qube, plan: StopPlan) -> None:
@@ -145,7 +170,10 @@ class Volumes:
             plan = None
             if qube in self._ledger.system.qubes.values():
                 present = qube.volumes[state.name]
-                plan = None if present.dirty is not None else flattened(present, merged, layer)
+                used = is_begun(present)
+                if not present.rw:  # then its state does not tell
+                    used = not self._ledger.power(qube).gone.is_set()
+                plan = None if used else flattened(present, merged, layer)
             if plan is None:
                 self._pool.remove([layer])
             else:

@@ -215,6 +215,12 @@ class Pool:
             self._sizes[known] = size
         return self._sizes[known]
 
+    def space(self) -> tuple[int, int]:
+        """The bytes of the pool's file system, and how many of them are used."""
+        with storage_errors(f"measure the pool `{self.directory}`"):
+            found = os.statvfs(self.directory)
+        return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
+
     def remove(self, layers: Iterable[str]) -> None:
         """Drop layers: gone at once, erased in the background. Missing ones do not matter."""
         for layer in layers:

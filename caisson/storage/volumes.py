@@ -36,11 +36,13 @@ class VolumePlan:
         lower: immutable layers, newest first.
         upper: the layer that takes the writes; None until `lay_out` made it.
         kept: True where the writes are committed at shutdown.
+        writable: False where nothing may be written.
     """
 
     lower: tuple[str, ...]
     upper: str | None = None
     kept: bool = False
+    writable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,42 +125,52 @@ def plan_start(qube: Volumes, *templates: Volumes) -> StartPlan:
     root = origin(ROOT, chain)
     private = origin(PRIVATE, chain) if PRIVATE in qube else None
     return StartPlan(
-        root=VolumePlan(root.layers, kept=is_kept(qube[ROOT])),
+        root=VolumePlan(root.layers, kept=is_kept(qube[ROOT]), writable=qube[ROOT].rw),
         private=None
         if private is None
-        else VolumePlan(private.layers, kept=is_kept(qube[PRIVATE])),
+        else VolumePlan(private.layers, kept=is_kept(qube[PRIVATE]), writable=qube[PRIVATE].rw),
         host_usr=root.pool == HOST,
     )
 
 
 def lay_out(pool: Pool, plan: StartPlan) -> StartPlan:
     """Make the writable layers of a start; none is left behind on failure."""
-    root = pool.new_layer(like=plan.root.lower[0])
-    if plan.private is None:
-        return replace(plan, root=replace(plan.root, upper=root))
+    made: list[str] = []
+
+    def with_upper(part: VolumePlan) -> VolumePlan:
+        if not part.writable:
+            return part
+        made.append(pool.new_layer(like=part.lower[0]))
+        return replace(part, upper=made[-1])
+
     try:
-        private = pool.new_layer(like=plan.private.lower[0])
+        root = with_upper(plan.root)
+        private = None if plan.private is None else with_upper(plan.private)
     except BaseException:
-        pool.remove([root])
+        pool.remove(made)
         raise
-    return replace(
-        plan,
-        root=replace(plan.root, upper=root),
-        private=replace(plan.private, upper=private),
-    )
+    return replace(plan, root=root, private=private)
 
 
 def begun(qube: Volumes, plan: StartPlan) -> tuple[VolumeState, ...]:
     """The states to store before the mount: writable layers noted, borrowed ones held.
 
     A borrowed volume names its layers while the qube runs, so that `garbage` spares them
-    when the template moves on.
+    when the template moves on. One that cannot be written gets no writable layer.
     """
     states = []
     for name, part in ((ROOT, plan.root), (PRIVATE, plan.private)):
         if part is not None:
             states.append(replace(qube[name], layers=part.lower, dirty=part.upper))
     return tuple(states)
+
+
+def is_begun(state: VolumeState) -> bool:
+    """Tell whether the volume is in use, or was not put away after a crash.
+
+    Of a volume of its own that a qube only reads, the state does not tell.
+    """
+    return state.dirty is not None or (state.snap_on_start and bool(state.layers))
 
 
 def plan_stop(state: VolumeState, *, empty: bool, now: int) -> StopPlan:
@@ -190,7 +202,7 @@ def plan_stop(state: VolumeState, *, empty: bool, now: int) -> StopPlan:
 
 def is_outdated(state: VolumeState, chain: Sequence[Volumes]) -> bool:
     """Tell whether the source of a running qube's borrowed volume has changed since its start."""
-    if not state.snap_on_start or state.dirty is None:
+    if not state.snap_on_start or not state.layers:
         return False
     return origin(state.name, chain).layers != state.layers
 
@@ -203,7 +215,8 @@ def plan_revert(state: VolumeState, revision: str | None, *, now: int) -> StopPl
         revision: its id; None for the newest.
         now: seconds since the epoch.
     """
-    _require_halted(state)
+    if state.dirty is not None:
+        raise StorageError(f"volume `{state.name}` is in use", hint="shut the qube down first")
     if not state.revisions:
         raise StorageError(f"volume `{state.name}` has no revisions")
     wanted = next(
@@ -219,11 +232,58 @@ def plan_revert(state: VolumeState, revision: str | None, *, now: int) -> StopPl
 
 
 def plan_replace(state: VolumeState, layers: Sequence[str], *, now: int) -> StopPlan:
-    """Give a volume new content, as a clone or an import does; the old becomes a revision."""
+    """Give a volume new content; the old becomes a revision."""
     _require_halted(state)
     revisions = _revisions(state, now) if state.layers else state.revisions
     after = replace(state, layers=tuple(layers), revisions=revisions)
     return StopPlan(after, dropped=_dropped(state, after), flatten=len(after.layers) > DEEPEST)
+
+
+def plan_clone(
+    state: VolumeState, source: VolumeState, *, revisions_to_keep: int, now: int
+) -> StopPlan:
+    """Let a volume share the layers of another; what it had becomes a revision.
+
+    It also gets the size of its source, and moves to its pool: the machine's own directories
+    cannot be had as layers, nor layers as those.
+
+    Args:
+        state: the volume that is overwritten, of a halted qube.
+        source: one that has its own content.
+        revisions_to_keep: of a volume that moves to another pool.
+        now: seconds since the epoch.
+
+    Raises:
+        StorageError: the volume does not keep its content, or the source has none.
+        NotHaltedError: the volume is in use.
+    """
+    require_own(state)
+    if not source.layers or not source.save_on_stop:
+        raise StorageError(f"volume `{source.name}` has no content to copy")
+    plan = plan_replace(state, source.layers, now=now)
+    after = replace(plan.state, size=source.size, pool=source.pool)
+    if after.pool != state.pool:
+        after = replace(after, revisions_to_keep=revisions_to_keep, revisions=())
+    return replace(plan, state=after, dropped=_dropped(state, after))
+
+
+def require_own(state: VolumeState) -> None:
+    """Refuse to give content to a volume that would not keep it.
+
+    Raises:
+        StorageError: its content comes from elsewhere, or is thrown away.
+    """
+    if not state.save_on_stop or state.snap_on_start:
+        why = "is a snapshot" if state.snap_on_start else "does not keep its content"
+        raise StorageError(
+            f"volume `{state.name}` {why}, nothing can be put into it",
+            hint="give the content to the volume of its template" if state.snap_on_start else None,
+        )
+    if not state.rw:
+        raise StorageError(
+            f"volume `{state.name}` is read-only",
+            hint="make it writable first: `qvm-volume config VM:VOLUME rw True`",
+        )
 
 
 def plan_flatten(state: VolumeState) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def test_a_revert_names_the_revisions_that_there_are():
     assert caught.value.hint == "it has `1`"
     with pytest.raises(StorageError, match="has no revisions"):
         plan_revert(APP[PRIVATE], None, now=2)
-    with pytest.raises(NotHaltedError):
+    with pytest.raises(StorageError, match="in use"):
         plan_revert(replace(state, dirty="v"), None, now=2)
 
 
