@@ -113,6 +113,11 @@ class Paths:
         return self.log / "audit" / "qrexec.jsonl"
 
     @property
+    def backup_profiles(self) -> Path:
+        """The profiles of backups, `NAME.conf` each."""
+        return self.etc / "backup"
+
+    @property
     def policy_dirs(self) -> tuple[Path, Path]:
         """Policy directories, the one that wins first."""
         return (self.run / "policy.d", self.etc / "policy.d")

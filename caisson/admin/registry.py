@@ -112,6 +112,10 @@ class Call:
         except UnicodeDecodeError:
             raise ProtocolError(f"the payload of `{self.method.name}` is not ASCII") from None
 
+    async def commit(self, change: Change) -> None:
+        """Make a planned change real; plan and commit with nothing awaited in between."""
+        await self.qubes.commit(change)
+
 
 Answer = Callable[[Call], Awaitable[bytes | str | None]]
 Stream = Callable[[Call], AsyncGenerator[Event, None]]

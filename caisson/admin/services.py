@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from caisson.admin.copy_tokens import CopyTokens
 from caisson.errors import NotImplementedHereError
 from caisson.findings import Finding
 from caisson.names import shown
@@ -12,6 +13,14 @@ from caisson.names import shown
 
 def _unmeasured(_layer: str) -> int:
     return 0
+
+
+def _unknown_space(_pool: str) -> tuple[int, int] | None:
+    return None
+
+
+def _no_profiles(_name: str) -> bool:
+    return False
 
 
 async def _nothing_to_check() -> Sequence[Finding]:
@@ -29,12 +38,19 @@ class Services:
 
     Args:
         layer_usage: bytes on disk of a layer; may take a while, and runs in a thread.
+        pool_space: bytes of the disk below a pool, and how many of them are used; None where
+            nobody knows. Runs in a thread.
+        has_backup_profile: whether a backup profile of that name exists.
         doctor: checks the machine.
         build_template: builds a template from a recipe and yields a line of progress at a time.
         recipes: names of the recipes that can be built.
+        copies: the copies of volumes that were begun.
     """
 
     layer_usage: Callable[[str], int] = _unmeasured
+    pool_space: Callable[[str], tuple[int, int] | None] = _unknown_space
+    has_backup_profile: Callable[[str], bool] = _no_profiles
     doctor: Callable[[], Awaitable[Sequence[Finding]]] = _nothing_to_check
     build_template: Callable[[str], AsyncGenerator[str, None]] = _no_recipes
     recipes: tuple[str, ...] = ()
+    copies: CopyTokens = field(default_factory=CopyTokens)

@@ -25,6 +25,7 @@ from caisson.errors import CaissonError, DaemonError
 from caisson.ext import Core, Extensions, NoPolicy
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
+from caisson.model.volumes import LAYERS
 from caisson.names import QubeName
 from caisson.network import Network, remember_machine_root
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
@@ -105,6 +106,8 @@ async def _serve(
     )
     services = Services(
         layer_usage=pool.usage,
+        pool_space=lambda name: pool.space() if name == LAYERS else None,
+        has_backup_profile=lambda name: _is_file(paths.backup_profiles / f"{name}.conf"),
         doctor=lambda: doctor.examine(paths, engine, network),
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
@@ -122,6 +125,14 @@ async def _serve(
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
     await stop.wait()
     await link.close()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 async def _broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: QubeName) -> str:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from caisson.admin.registry import Door
 
 NIL = "00000000-0000-0000-0000-000000000000"
+DEVICES = b"0\0block\nmic\npci\nusb\n"
 ADMIN_LINE = f"dom0 class=AdminVM state=Running uuid={NIL}\n".encode()
 
 
@@ -41,7 +42,7 @@ async def test_request_and_reply_have_exactly_these_bytes(daemon: Daemon) -> Non
     """Section 1.2 and 1.3: what an unmodified client sends and expects."""
     assert await daemon.send(b"admin.vm.List+ dom0 name dom0\0") == b"0\0" + ADMIN_LINE
     assert await daemon.send(b"admin.label.Get+red dom0 name dom0\0") == b"0\x000xcc0000"
-    assert await daemon.send(b"admin.deviceclass.List+ dom0 name dom0\0") == b"0\0"
+    assert await daemon.send(b"admin.deviceclass.List+ dom0 name dom0\0") == DEVICES
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ async def test_features_and_tags(peopled: Daemon) -> None:
         ("Create.AppVM", b"name=n\xc3\xa9 label=red", "ProtocolError"),
         ("Create.AppVM", b"", "ProtocolError"),
         ("Create.TemplateVM+tpl", b"name=new label=red", "ProtocolError"),
-        ("Create.RemoteVM", b"name=new label=red", "ProtocolError"),
+        ("Create.AdminVM", b"name=new label=red", "QubesException"),
         ("Create.DispVM+work", b"name=new label=red", "QubesValueError"),
         ("CreateInPool.AppVM", b"name=new label=red pool=nosuch", "QubesException"),
         ("CreateInPool.AppVM", b"name=new label=red", "ProtocolError"),

@@ -33,17 +33,6 @@ async def list_qubes(call: Call) -> str:
     )
 
 
-@method(
-    "admin.deviceclass.List",
-    to=To.ADMIN,
-    scope=Scope.GLOBAL,
-    help="List the classes of devices.",
-)
-async def list_device_classes(_call: Call) -> str:
-    """No class of devices is supported yet."""
-    return ""
-
-
 def shown_qubes(call: Call) -> list[Qube]:
     """The qubes that a call on this destination is about: the admin qube first, then by name."""
     if call.destination.name != DOM0:

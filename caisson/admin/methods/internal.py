@@ -4,7 +4,31 @@ from __future__ import annotations
 
 import msgspec
 
-from caisson.admin.registry import Call, Scope, To, method
+from caisson.admin.registry import Access, Call, Scope, To, method
+
+
+@method(
+    "internal.SuspendPre",
+    to=To.ADMIN,
+    scope=Scope.INTERNAL,
+    access=Access.EXECUTE,
+    help="Pause every running qube, before the machine sleeps.",
+)
+async def fall_asleep(call: Call) -> None:
+    """Pause every running qube."""
+    await call.qubes.fall_asleep()
+
+
+@method(
+    "internal.SuspendPost",
+    to=To.ADMIN,
+    scope=Scope.INTERNAL,
+    access=Access.EXECUTE,
+    help="Let the qubes go on that `internal.SuspendPre` paused.",
+)
+async def wake_up(call: Call) -> None:
+    """Let the qubes go on that were paused for the sleep."""
+    await call.qubes.wake_up()
 
 
 @method(

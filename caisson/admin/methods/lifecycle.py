@@ -7,8 +7,11 @@ from types import MappingProxyType
 
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
 from caisson.errors import (
+    CaissonError,
     InvalidLabelError,
     NotHaltedError,
+    NotImplementedHereError,
+    NotRunningError,
     PermissionDeniedError,
     ProtocolError,
     QubeError,
@@ -19,7 +22,13 @@ from caisson.names import DOM0, LabelName, PoolName, QubeName, VolumeName, shown
 
 _KIB = 1024
 _NANOSECONDS = 1_000_000
-_CREATED_CLASSES = (Klass.TEMPLATE, Klass.APP, Klass.STANDALONE, Klass.DISPOSABLE)
+_CREATED_CLASSES = (
+    Klass.TEMPLATE,
+    Klass.APP,
+    Klass.STANDALONE,
+    Klass.DISPOSABLE,
+    Klass.REMOTE,
+)
 _TEMPLATED_CLASSES = frozenset({Klass.APP, Klass.DISPOSABLE})
 _DEFAULT_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 _POOL_KEYS = frozenset({"pool", "pool:root", "pool:private", "pool:volatile", "pool:kernel"})
@@ -113,6 +122,28 @@ for _klass in _CREATED_CLASSES:
     _declare_creation(_klass)
 
 
+def _declare_refused_creation(name: str) -> None:
+    @method(
+        f"admin.vm.{name}.{Klass.ADMIN}",
+        to=To.ADMIN,
+        argument=Text.OPTIONAL,
+        payload=Text.REQUIRED,
+        scope=Scope.GLOBAL,
+        access=Access.WRITE,
+        help="Always refused: there is one admin qube.",
+    )
+    async def refuse(call: Call) -> None:
+        _creation_options(call, in_pool=name == "CreateInPool")
+        raise CaissonError(
+            f"there is one admin qube, `{DOM0}`; another cannot be created",
+            hint="use one of the classes: " + ", ".join(_CREATED_CLASSES),
+        )
+
+
+for _name in ("Create", "CreateInPool"):
+    _declare_refused_creation(_name)
+
+
 @method(
     "admin.vm.CreateDisposable",
     argument=Text.OPTIONAL,
@@ -123,6 +154,11 @@ for _klass in _CREATED_CLASSES:
 )
 async def create_disposable(call: Call) -> str:
     """Create a disposable, halted; it goes when it stops."""
+    if call.untrusted_argument == "preload":
+        raise NotImplementedHereError(
+            "disposables cannot be preloaded yet: there is no pool of started ones",
+            hint="leave out the argument: a disposable starts in well under a second",
+        )
     if call.untrusted_argument:
         raise PermissionDeniedError(
             f"argument `{shown(call.untrusted_argument)}` of `{call.method.name}` is not available"
@@ -193,6 +229,45 @@ async def unpause(call: Call) -> None:
     await call.qubes.unpause(call.destination.name)
 
 
+@method(
+    "admin.vm.Suspend",
+    access=Access.EXECUTE,
+    help="Send a running qube to sleep; one that has no state of sleep is paused.",
+)
+async def suspend(call: Call) -> None:
+    """Freeze a running qube: a container has no state of sleep."""
+    _refuse_admin(call, "suspended")
+    await call.qubes.pause(call.destination.name)
+
+
+@method("admin.vm.Resume", access=Access.EXECUTE, help="Let a suspended or paused qube go on.")
+async def resume(call: Call) -> None:
+    """Let a qube go on."""
+    _refuse_admin(call, "resumed")
+    await call.qubes.resume(call.destination.name)
+
+
+@method(
+    "admin.vm.Console",
+    access=Access.WRITE,
+    help="Tell the path of the terminal of a running qube; not available yet.",
+)
+async def console(call: Call) -> None:
+    """Refuse the terminal of a qube, with what would refuse it anyway first."""
+    _refuse_admin(call, "reached by a console")
+    if call.destination.klass is Klass.REMOTE:
+        raise QubeError(f"qube `{call.destination.name}` is on another machine")
+    if not call.qubes.is_up(call.destination):
+        raise NotRunningError(
+            f"qube `{call.destination.name}` is not running",
+            hint=f"start it: `qvm-start {call.destination.name}`",
+        )
+    raise NotImplementedHereError(
+        "consoles are not available yet: qubes have no terminal outside of services",
+        hint=f"run a shell: `qvm-run --pass-io {call.destination.name} bash`",
+    )
+
+
 def _refuse_admin(call: Call, what: str) -> None:
     if call.destination.name == DOM0:
         raise QubeError(f"the admin qube cannot be {what}")
@@ -207,8 +282,8 @@ async def current_state(call: Call) -> str:
     qube = call.destination
     power = call.qubes.state_of(qube)
     most = 0
-    if power is not PowerState.HALTED and qube.name != DOM0:
-        system = call.qubes.system
+    system = call.qubes.system
+    if power is not PowerState.HALTED and system.has(qube, "memory"):
         most = int(str(system.value(qube, "maxmem") or system.value(qube, "memory"))) * _KIB
     usage = await call.qubes.usage(qube)
     return (

@@ -1,0 +1,50 @@
+"""Tokens of copies: what `CloneFrom` hands out and `CloneTo` takes back, once."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from caisson.errors import CopyTokenNotFoundError
+from caisson.model import Qube
+from caisson.names import VolumeName
+
+MOST: Final = 64
+"""How many a caller may hold at once; a further one takes the place of its oldest."""
+_BYTES: Final = 16
+Source = tuple[Qube, VolumeName]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTokens:
+    """The copies that were begun, by their callers. Kept in memory only, without an expiry."""
+
+    _of: dict[Qube, OrderedDict[str, Source]] = field(default_factory=dict)
+
+    def issue(self, origin: Qube, source: Source) -> str:
+        """Return a token of 32 characters for a copy from `source`, good for `origin` alone."""
+        mine = self._of.setdefault(origin, OrderedDict())
+        token = secrets.token_hex(_BYTES)
+        mine[token] = source
+        if len(mine) > MOST:
+            mine.popitem(last=False)
+        return token
+
+    def redeem(self, origin: Qube, untrusted_token: str) -> Source:
+        """Take a token back and return what it stands for; it is of no use from now on.
+
+        Raises:
+            CopyTokenNotFoundError: it was never issued to `origin`, or was used.
+        """
+        mine = self._of.get(origin, OrderedDict())
+        source = mine.pop(untrusted_token, None)
+        if not mine:
+            self._of.pop(origin, None)
+        if source is None:
+            raise CopyTokenNotFoundError(
+                "no copy of a volume was begun with that token",
+                hint="begin it anew: a token can be used once",
+            )
+        return source
