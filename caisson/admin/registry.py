@@ -97,7 +97,10 @@ class Call:
     shows: Filter
 
     async def commit(self, change: Change) -> None:
-        """Make a change real that the caller has the right to bring about."""
+        """Make a planned change real, if the caller has the right to bring it about.
+
+        Plan and commit with nothing awaited in between.
+        """
         await self.qubes.commit(change, self.origin.name)
 
     @property
@@ -111,10 +114,6 @@ class Call:
             return self.untrusted_payload.decode("ascii")
         except UnicodeDecodeError:
             raise ProtocolError(f"the payload of `{self.method.name}` is not ASCII") from None
-
-    async def commit(self, change: Change) -> None:
-        """Make a planned change real; plan and commit with nothing awaited in between."""
-        await self.qubes.commit(change)
 
 
 Answer = Callable[[Call], Awaitable[bytes | str | None]]

@@ -71,7 +71,7 @@ def _declare_creation(klass: Klass) -> None:
             to=To.ADMIN,
             argument=Text.OPTIONAL,
             payload=Text.REQUIRED,
-            scope=Scope.GLOBAL,
+            scope=Scope.TRUSTED if klass is Klass.REMOTE else Scope.GLOBAL,
             access=Access.WRITE,
             help=f"Create a qube of the class {klass}; the argument names its template.",
         )(run)
@@ -231,6 +231,7 @@ async def unpause(call: Call) -> None:
 
 @method(
     "admin.vm.Suspend",
+    scope=Scope.TRUSTED,
     access=Access.EXECUTE,
     help="Send a running qube to sleep; one that has no state of sleep is paused.",
 )
@@ -240,7 +241,12 @@ async def suspend(call: Call) -> None:
     await call.qubes.pause(call.destination.name)
 
 
-@method("admin.vm.Resume", access=Access.EXECUTE, help="Let a suspended or paused qube go on.")
+@method(
+    "admin.vm.Resume",
+    scope=Scope.TRUSTED,
+    access=Access.EXECUTE,
+    help="Let a suspended or paused qube go on.",
+)
 async def resume(call: Call) -> None:
     """Let a qube go on."""
     _refuse_admin(call, "resumed")
