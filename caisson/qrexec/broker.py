@@ -1,7 +1,6 @@
-"""The broker itself: decides calls, connects the two sides, and writes down what happened.
+"""The broker itself: what qubesd and the qubes say to it, and whose turn it is.
 
-The way of an allowed call between running qubes is synchronous, from the caller's datagram to
-the agent's; whatever must wait (a person, a start, qubesd) goes on in a task of its own.
+`deciding` judges calls, `connecting` connects and ends them.
 """
 
 from __future__ import annotations
@@ -9,29 +8,24 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
-from caisson.errors import CaissonError, DaemonError, ValueRefusedError
+from caisson.errors import CaissonError
 from caisson.names import DOM0, QubeName
 from caisson.paths import Paths
-from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
-from caisson.policy import Request as PolicyRequest
 from caisson.qrexec import sparing, wire
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
-from caisson.qrexec.calls import Call, CallError, Ended, PipeBudget, Pipes, Untaken
+from caisson.qrexec.calls import Call, Ended
 from caisson.qrexec.channel import Channel
+from caisson.qrexec.connecting import Connector
 from caisson.qrexec.daemon_link import DaemonLink
-from caisson.qrexec.endpoint import (
-    CLIENT_QUEUE,
-    FIRST_MESSAGE_TIMEOUT,
-    MOST_CALLS,
-    MOST_WAITING,
-    Endpoint,
-)
+from caisson.qrexec.deciding import Decider
+from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
+from caisson.qrexec.known import Known
 from caisson.qrexec.link import (
     Admit,
     AgentGone,
@@ -44,11 +38,9 @@ from caisson.qrexec.link import (
     ToBroker,
 )
 from caisson.qrexec.rules import Rules
-from caisson.qrexec.targets import AGENT_TIMEOUT, Targets
+from caisson.qrexec.targets import Targets
 
-LINK_PATIENCE = 5.0
 AGENT_GRACE = 10.0
-CALLS_A_DRAIN = 8
 RESERVED_DESCRIPTORS = 256
 
 _log = structlog.get_logger("broker")
@@ -66,21 +58,35 @@ class Broker:
         self._paths = paths
         self._audit = Audit(paths.audit)
         self._rules = Rules(paths)
+        self._known = Known()
         self._link = DaemonLink(paths.link, daemon_uid, on_message=self._obey)
-        self._system = SystemInfo({})
-        self._infos: dict[str, Mapping[str, Any]] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._dom0 = Endpoint(self, DOM0, paths.dom0_socket, 0o660)
         self._budget = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
         self._connections = 0
-        self._pipes = PipeBudget()
-        self._person = Person(paths.prompt_agent, self._background)
         self._targets = Targets(self._link, self._endpoints, self._background)
+        self._connector = Connector(
+            self._known,
+            self._audit,
+            self._endpoint_of,
+            self._targets,
+            self._budget,
+            still=lambda call: self._decider.still(call),  # noqa: PLW0108 - it is made below
+            sweep_later=self._sweep_later,
+        )
+        self._decider = Decider(
+            self._known,
+            self._rules,
+            self._link,
+            self._audit,
+            self._endpoints,
+            self._targets,
+            Person(paths.prompt_agent, self._background),
+            self._connector,
+            self._spawn,
+        )
         self._silent: deque[tuple[float, Channel, Endpoint]] = deque()
         self._paused: set[Endpoint] = set()
-        self._behind: set[Endpoint] = set()
-        # Half of what the kernel lets lie unread in our sockets, at three descriptors a call.
-        self._untaken = Untaken(self._budget // 6)
         self._sweeping = False
         self._ring: dict[Endpoint, None] = {}
         self._turn_due = False
@@ -106,6 +112,15 @@ class Broker:
                 endpoint.close()
             self._audit.close()
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.create_task(work)
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._spawn(_safely(work))
+
+    def _endpoint_of(self, name: str) -> Endpoint | None:
+        return self._dom0 if name == DOM0 else self._endpoints.get(name)
+
     # What qubesd says.
 
     def _obey(self, message: ToBroker) -> None:
@@ -120,22 +135,15 @@ class Broker:
                 endpoint = self._endpoints.get(name)
                 if endpoint is not None and endpoint.admit(pid):
                     self._targets.settle(name, True)
-                    self._drain(endpoint)
+                    self._connector.drain(endpoint)
             case Reject(name, pid, reason):
                 if (endpoint := self._endpoints.get(name)) is not None:
                     endpoint.reject(pid, reason)
 
     def _take(self, snapshot: Snapshot) -> None:
         if snapshot.full:
-            self._infos = {}
-            self._system = SystemInfo({})
-        for name in snapshot.removed:
-            self._infos.pop(name, None)
-        self._infos.update(snapshot.domains)
-        try:
-            self._system = self._system.with_changes(snapshot.domains, snapshot.removed)
-        except ValueRefusedError:
-            self._take_one_by_one(snapshot)
+            self._known.clear()
+        self._known.take(snapshot.domains, snapshot.removed)
         if snapshot.full:
             # qubesd made the directories before it listened.
             self._audit.ready()
@@ -152,16 +160,6 @@ class Broker:
                 endpoint.examine_again()
             self._link.send(Holding(sorted(self._targets.held)))
             self._targets.discard_again()
-
-    def _take_one_by_one(self, snapshot: Snapshot) -> None:
-        """A qube with malformed information does not exist for decisions; the others do."""
-        self._system = self._system.with_changes({}, [*snapshot.removed, *snapshot.domains])
-        for name, info in snapshot.domains.items():
-            try:
-                self._system = self._system.with_changes({name: info})
-            except ValueRefusedError as e:
-                self._infos.pop(name, None)
-                _log.error("a qube is left out", error=str(e))
 
     def _open(self, name: str) -> None:
         if name in self._endpoints or name == DOM0:
@@ -186,11 +184,8 @@ class Broker:
             return
         endpoint.close()
         self._paused.discard(endpoint)
-        self._behind.discard(endpoint)
         self._ring.pop(endpoint, None)
-        for call in tuple(endpoint.calls):
-            self._end(call, Ended.CALLER_GONE)
-        self._lose_calls(endpoint)
+        self._connector.forget(endpoint)
         self._targets.settle(name, False)
 
     # What endpoints say.
@@ -227,12 +222,7 @@ class Broker:
         paused, self._paused = self._paused, set()
         for endpoint in paused:
             endpoint.resume()
-        for endpoint in tuple(self._behind):
-            for call in endpoint.waiting.expired(now):
-                self._fail(call, "the target's agent does not answer")
-            if not endpoint.waiting:
-                self._behind.discard(endpoint)
-        if self._silent or self._behind:
+        if self._connector.expire(now) or self._silent:
             self._sweep_later()
 
     def examine(self, endpoint: Endpoint, applicant: Channel, hello: wire.Hello) -> None:
@@ -246,17 +236,13 @@ class Broker:
 
     def _agent_missing(self, endpoint: Endpoint) -> None:
         if endpoint.agent is None:
-            self._lose_calls(endpoint)
-
-    def _lose_calls(self, endpoint: Endpoint) -> None:
-        for call in (*endpoint.serving.values(), *endpoint.waiting.take_all()):
-            self._end(call, Ended.TARGET_GONE, wire.exited(wire.Code.LOST), wire.Code.LOST)
+            self._connector.lose_calls(endpoint)
 
     def exited(self, endpoint: Endpoint, message: wire.Exited) -> None:
         """The service ended: so does the call."""
         call = endpoint.serving.get(message.id)
         if call is not None:
-            self._end(call, Ended.EXITED, wire.exited(message.code), message.code)
+            self._connector.end(call, Ended.EXITED, wire.exited(message.code), message.code)
 
     def malformed(self, endpoint: Endpoint, channel: Channel, error: CaissonError) -> None:
         """Refuse, and write it down; in its turn, like a call."""
@@ -287,7 +273,7 @@ class Broker:
             call.flags = message.flags
         self._own(endpoint, call, channel)
         if len(endpoint.calls) > MOST_CALLS:
-            self._refuse(call, f"the qube has {MOST_CALLS} calls in flight")
+            self._connector.refuse(call, f"the qube has {MOST_CALLS} calls in flight")
         else:
             self._submit(endpoint, call)
 
@@ -296,7 +282,7 @@ class Broker:
             endpoint.undecided.append(call)
         else:
             self._in_turn(endpoint)
-            self._begin(call)
+            self._decider.begin(call)
 
     def _own(self, endpoint: Endpoint, call: Call, channel: Channel) -> None:
         endpoint.calls.add(call)
@@ -305,7 +291,7 @@ class Broker:
             if reason:
                 sparing.warning("a session is closed", qube=endpoint.name, reason=reason)
             endpoint.forget(channel)
-            self._end(call, Ended.CALLER_GONE)
+            self._connector.end(call, Ended.CALLER_GONE)
 
         def spoke(_: bytes) -> None:
             endpoint.end_session(channel)
@@ -331,349 +317,9 @@ class Broker:
                 call = endpoint.undecided.popleft()
                 if not call.ended:
                     self._in_turn(endpoint)
-                    self._begin(call)
+                    self._decider.begin(call)
                     break
             endpoint.resume()
-
-    # Deciding.
-
-    def _begin(self, call: Call) -> None:
-        if call.malformed:
-            self._refuse(call, call.malformed)
-            return
-        if not self._audit.ready():
-            self._refuse(call, "the audit log cannot be written")
-            return
-        self._link.pump()
-        if call.ended:
-            return
-        if self._link.synced:
-            self._decide(call)
-        else:
-            self._spawn(call, self._decide_later(call))
-
-    async def _decide_later(self, call: Call) -> None:
-        """Without qubesd nobody knows what exists: wait for it, a little."""
-        try:
-            async with asyncio.timeout(LINK_PATIENCE):
-                await self._link.wait_synced()
-        except TimeoutError:
-            raise CallError("qubesd is not running") from None
-        call.task = None
-        self._decide(call)
-
-    def _decide(self, call: Call) -> None:
-        if call.source == DOM0:
-            self._admin_call(call)
-            return
-        decision = self._judge(call)
-        match decision:
-            case Deny():
-                self._deny(call, decision)
-            case Allow():
-                self._allowed(call, decision)
-            case Ask():
-                self._spawn(call, self._ask(call, decision))
-
-    def _judge(self, call: Call) -> Decision:
-        return self._rules.decide(
-            PolicyRequest(
-                service=call.service,
-                argument=f"+{call.argument}",
-                source=call.source,
-                target=call.requested,
-            ),
-            self._system,
-        )
-
-    def _deny(self, call: Call, deny: Deny) -> None:
-        call.decision = "deny"
-        call.rule = deny.rule
-        if deny.notify:
-            self._person.tell(call, "deny", call.requested)
-        self._end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, deny.text)
-
-    def _allowed(self, call: Call, allow: Allow) -> None:
-        """Go on with an allowed call; its way is synchronous if the target runs."""
-        call.rule = allow.rule
-        call.allow = allow
-        call.identity = _identity(self._system, allow.target)
-        call.user = allow.user or ""
-        if allow.relay is not None:
-            self._fail(call, "targets on other machines are not supported yet")
-            return
-        if allow.target.startswith("@dispvm:"):
-            call.decision = "allow"
-            call.target = allow.target
-            self._spawn(call, self._in_disposable(call, allow))
-            return
-        target = self._system.find(allow.target)
-        if target is None:
-            self._refuse(call, "the target does not exist")
-            return
-        call.target = target.name
-        if target.name == call.source:
-            call.decision = "deny"
-            self._end(
-                call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, "a qube cannot call itself"
-            )
-            return
-        call.decision = "allow"
-        if allow.notify:
-            self._person.tell(call, "allow", call.target)
-        if target.name == DOM0:
-            self._in_admin_qube(call)
-            return
-        endpoint = self._endpoints.get(target.name)
-        if endpoint is not None and endpoint.agent is not None:
-            self._connect(call, endpoint)
-        else:
-            self._spawn(call, self._in_started(call, allow.autostart))
-
-    def _in_admin_qube(self, call: Call) -> None:
-        """Services of the admin qube: none are run yet.
-
-        The Admin API over qrexec will pass the call on to qubesd here.
-        """
-        self._end(
-            call,
-            Ended.FAILED,
-            wire.problem(wire.Code.NOT_FOUND, "the admin qube has no such service"),
-            wire.Code.NOT_FOUND,
-            "no services in the admin qube",
-        )
-
-    def _admin_call(self, call: Call) -> None:
-        """A call by the admin qube is not policed; it is written down all the same."""
-        call.decision = "allow"
-        call.target = call.requested
-        endpoint = self._endpoints.get(call.target)
-        if endpoint is None:
-            self._fail(call, f"qube `{call.target}` is not running")
-        elif endpoint.agent is not None:
-            self._connect(call, endpoint)
-        else:
-            self._spawn(call, self._in_endpoint(call))
-
-    # What takes time.
-
-    def _spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
-        call.task = self._tasks.create_task(self._guard(call, work))
-
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.create_task(_safely(work))
-
-    async def _guard(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
-        """A call that fails takes nothing else with it."""
-        try:
-            await work
-        except CallError as e:
-            self._fail(call, str(e))
-        except DaemonError as e:
-            self._fail(call, f"qubesd: {e.message}")
-        except Exception:  # noqa: BLE001 - one call must not end the broker
-            _log.exception("a call failed; this is a bug in Caisson, report it", call=call.id)
-            self._fail(call, "internal error")
-
-    async def _ask(self, call: Call, ask: Ask) -> None:
-        """Ask a person, then judge again: the world may have changed meanwhile."""
-        call.rule = ask.rule
-        asked_of = self._system
-        source = self._system.find(call.source)
-        if source is None or source.guivm is None:
-            self._refuse(call, "the calling qube has no GUI qube that could be asked")
-            return
-        if source.guivm != DOM0:
-            self._refuse(call, f"GUI qube `{source.guivm}`: only `dom0` is supported yet")
-            return
-        try:
-            answer = await self._person.ask(call, ask, self._system, self._infos)
-        except CaissonError as e:
-            call.decision = "deny"
-            self._end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, e.message)
-            return
-        call.answered_by = answer.by
-        if answer.target is None:
-            self._deny(call, ask.refuse())
-            return
-        self._link.pump()
-        again = self._judge(call) if self._link.synced else None
-        chosen = again.choose(answer.target) if isinstance(again, Ask) else again
-        call.task = None
-        if chosen is None:
-            self._refuse(call, "qubesd went away")
-        elif _identity(asked_of, answer.target) != _identity(self._system, answer.target):
-            self._refuse(call, "the chosen qube is not the one that was shown")
-        elif isinstance(chosen, Deny):
-            self._deny(call, chosen)
-        elif isinstance(chosen, Allow) and (
-            isinstance(again, Ask) or chosen.target == answer.target
-        ):
-            self._allowed(call, chosen)
-        else:
-            self._refuse(call, "the policy changed while the person was asked")
-
-    async def _in_started(self, call: Call, autostart: bool) -> None:
-        """Start the target first; if it runs already, wait for its agent."""
-        if call.target not in self._endpoints:
-            if not autostart:
-                raise CallError("the target does not run, and the rule says `autostart=no`")
-            await self._targets.start(call.target, call.source)
-        await self._in_endpoint(call)
-
-    async def _in_endpoint(self, call: Call) -> None:
-        endpoint = await self._targets.agent(call.target)
-        if call.allow is not None and not self._still(call, call.allow):
-            self._refuse(call, "what the decision rested on changed while the target started")
-        elif not call.ended:
-            self._connect(call, endpoint)
-
-    def _still(self, call: Call, allow: Allow) -> bool:
-        """Whether the decision is the same after a wait."""
-        self._link.pump()
-        if not self._link.synced or _identity(self._system, allow.target) != call.identity:
-            return False
-        again = self._judge(call)
-        if isinstance(again, Ask) and call.answered_by is not None:
-            again = again.choose(allow.target)
-        return isinstance(again, Allow) and (again.target, again.user) == (allow.target, allow.user)
-
-    async def _in_disposable(self, call: Call, allow: Allow) -> None:
-        """Run the call in a disposable of its own, which ends with the call."""
-        base = allow.target.removeprefix("@dispvm:")
-        found = self._system.find(base)
-        # If the caller leaves meanwhile, the answer is still awaited: somebody must discard it.
-        call.shielded = True
-        try:
-            name = await self._targets.disposable(found.name if found else base, call.source)
-        finally:
-            call.shielded = False
-        if call.ended:
-            self._targets.discard(name)
-            return
-        call.disposable = call.target = name
-        await self._in_endpoint(call)
-
-    # Connecting and ending.
-
-    def _connect(self, call: Call, endpoint: Endpoint) -> None:
-        """Connect the two sides, or wait for an agent that is behind."""
-        if not endpoint.waiting and endpoint.agent is not None and not endpoint.agent.backed_up:
-            self._hand_over(call, endpoint, endpoint.agent)
-        elif len(endpoint.waiting) >= MOST_WAITING:
-            self._fail(call, "too many calls wait for the target")
-        else:
-            endpoint.waiting.add(self._loop.time() + AGENT_TIMEOUT, call)
-            self._behind.add(endpoint)
-            self._sweep_later()
-            self._drain(endpoint)
-
-    def _drain(self, endpoint: Endpoint) -> None:
-        """Hand over the calls that wait, as far as the agent keeps up."""
-        for _ in range(CALLS_A_DRAIN):
-            if not endpoint.waiting or (agent := endpoint.agent) is None:
-                return
-            if agent.backed_up:
-                break
-            call = endpoint.waiting.next()
-            if call.ended:
-                continue
-            if call.allow is not None and not self._still(call, call.allow):
-                self._refuse(call, "what the decision rested on changed while the target was busy")
-            else:
-                self._hand_over(call, endpoint, agent)
-        # The rest in another turn of the loop, so that other qubes get theirs.
-        if endpoint.waiting and endpoint.agent is not None:
-            endpoint.agent.when_drained(lambda: self._drain(endpoint))
-
-    def _hand_over(self, call: Call, endpoint: Endpoint, agent: Channel) -> None:
-        """Give each side its ends of the pipes, and step out of the way."""
-        client = call.client
-        if client is None or not self._untaken.admits(call.source):
-            self._fail(call, "the caller does not take its pipes")
-            return
-        call.slot = self._audit.begin(call.record(Ended.BROKER_GONE, None, ""))
-        if call.slot is None:
-            self._refuse(call, "the audit log cannot be written")
-            return
-        try:
-            pipes = Pipes.make()
-        except OSError as e:
-            self._fail(call, f"no pipes: {e.strerror}")
-            return
-        user = call.user or str(self._infos.get(call.target, {}).get("default_user") or "")
-        message = (
-            wire.start_command(call.id, user, call.command)
-            if call.command
-            else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
-        )
-        try:
-            if self._pipes.take(call):
-                pipes.enlarge()
-            if not agent.send(message, pipes.service):
-                self._fail(call, "the target does not take the call")
-                return
-            call.serving = endpoint.serving
-            call.serving[call.id] = call
-            if client.send(wire.ACCEPTED, pipes.caller):
-                self._untaken.add(client, call.source)
-            else:
-                self._fail(call, "the caller does not take its pipes")
-        finally:
-            pipes.close()
-
-    def _refuse(self, call: Call, reason: str) -> None:
-        call.decision = "refuse"
-        self._end(call, Ended.REFUSED, wire.REFUSED, wire.Code.REFUSED, reason)
-
-    def _fail(self, call: Call, reason: str) -> None:
-        """The caller learns that it failed; not why, which may name qubes that it must not know."""
-        told = reason if call.source == DOM0 else "the target could not be reached"
-        self._end(
-            call, Ended.FAILED, wire.problem(wire.Code.PROBLEM, told), wire.Code.PROBLEM, reason
-        )
-
-    def _end(
-        self,
-        call: Call,
-        how: Ended,
-        message: bytes | None = None,
-        code: int | None = None,
-        reason: str = "",
-    ) -> None:
-        """The one way out: write it down, tell the caller, give everything back."""
-        if call.ended:
-            return
-        call.ended = True
-        self._audit.write(call.record(how, code, reason))
-        if call.slot is not None:
-            self._audit.end(call.slot)
-        if how in {Ended.REFUSED, Ended.FAILED} and reason:
-            sparing.info("a call failed", qube=call.source, call=call.id, reason=reason)
-        client, call.client = call.client, None
-        endpoint = self._dom0 if call.source == DOM0 else self._endpoints.get(call.source)
-        if client is not None:
-            self._untaken.remove(client)
-            if message is not None:
-                client.send(message)
-            client.finish()
-            if endpoint is not None:
-                endpoint.forget(client)
-        if endpoint is not None:
-            endpoint.calls.discard(call)
-        self._give_back(call)
-
-    def _give_back(self, call: Call) -> None:
-        """What a call held, other than its client."""
-        if call.serving is not None:
-            call.serving.pop(call.id, None)
-            call.serving = None
-        self._pipes.give_back(call)
-        if call.disposable:
-            self._targets.discard(call.disposable)
-        if call.task is not None and not call.shielded and call.task is not asyncio.current_task():
-            call.task.cancel()
-        call.task = None
 
 
 async def _safely(work: Coroutine[Any, Any, None]) -> None:
@@ -682,9 +328,3 @@ async def _safely(work: Coroutine[Any, Any, None]) -> None:
         await work
     except Exception:  # noqa: BLE001 - the broker goes on
         _log.exception("this is a bug in Caisson, report it")
-
-
-def _identity(system: SystemInfo, target: str) -> str | None:
-    """Which qube a target is, or is based on: a name may pass to another qube in the meantime."""
-    found = system.find(target.removeprefix("@dispvm:"))
-    return None if found is None else found.uuid

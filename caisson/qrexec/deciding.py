@@ -1,0 +1,291 @@
+"""Deciding: from a caller's request to a target that is there to be connected.
+
+The way of an allowed call between running qubes is synchronous; whatever must wait (a person,
+a start, qubesd) goes on in a task of its own, and the call is judged again after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from caisson.errors import CaissonError, DaemonError
+from caisson.names import DOM0
+from caisson.policy import Allow, Ask, Decision, Deny
+from caisson.policy import Request as PolicyRequest
+from caisson.qrexec import wire
+from caisson.qrexec.asking import Person
+from caisson.qrexec.audit import Audit
+from caisson.qrexec.calls import Call, CallError, Ended
+from caisson.qrexec.connecting import Connector
+from caisson.qrexec.daemon_link import DaemonLink
+from caisson.qrexec.endpoint import Endpoint
+from caisson.qrexec.known import Known, identity
+from caisson.qrexec.rules import Rules
+from caisson.qrexec.targets import Targets
+
+LINK_PATIENCE = 5.0
+
+_log = structlog.get_logger("broker")
+
+
+class Decider:
+    """Decides each call by the policy and by what exists.
+
+    Args:
+        known: what exists.
+        rules: the policy.
+        link: the link to qubesd, without which nothing is decided.
+        audit: the record of calls, without which nothing is decided either.
+        endpoints: the qubes that run, by name.
+        targets: starts qubes and makes disposables.
+        person: is asked where the policy says so.
+        connector: connects the two sides.
+        spawn: begins a task that lives as long as the broker.
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        rules: Rules,
+        link: DaemonLink,
+        audit: Audit,
+        endpoints: Mapping[str, Endpoint],
+        targets: Targets,
+        person: Person,
+        connector: Connector,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._known = known
+        self._rules = rules
+        self._link = link
+        self._audit = audit
+        self._endpoints = endpoints
+        self._targets = targets
+        self._person = person
+        self._connector = connector
+        self._spawn_task = spawn
+
+    def begin(self, call: Call) -> None:
+        """Decide a call: now if nothing has to be waited for."""
+        if call.malformed:
+            self._connector.refuse(call, call.malformed)
+            return
+        if not self._audit.ready():
+            self._connector.refuse(call, "the audit log cannot be written")
+            return
+        self._link.pump()
+        if call.ended:
+            return
+        if self._link.synced:
+            self._decide(call)
+        else:
+            self._spawn(call, self._decide_later(call))
+
+    async def _decide_later(self, call: Call) -> None:
+        """Without qubesd nobody knows what exists: wait for it, a little."""
+        try:
+            async with asyncio.timeout(LINK_PATIENCE):
+                await self._link.wait_synced()
+        except TimeoutError:
+            raise CallError("qubesd is not running") from None
+        call.task = None
+        self._decide(call)
+
+    def _decide(self, call: Call) -> None:
+        if call.source == DOM0:
+            self._admin_call(call)
+            return
+        decision = self._judge(call)
+        match decision:
+            case Deny():
+                self._deny(call, decision)
+            case Allow():
+                self._allowed(call, decision)
+            case Ask():
+                self._spawn(call, self._ask(call, decision))
+
+    def _judge(self, call: Call) -> Decision:
+        return self._rules.decide(
+            PolicyRequest(
+                service=call.service,
+                argument=f"+{call.argument}",
+                source=call.source,
+                target=call.requested,
+            ),
+            self._known.system,
+        )
+
+    def _deny(self, call: Call, deny: Deny) -> None:
+        call.decision = "deny"
+        call.rule = deny.rule
+        if deny.notify:
+            self._person.tell(call, "deny", call.requested)
+        self._connector.end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, deny.text)
+
+    def _allowed(self, call: Call, allow: Allow) -> None:
+        """Go on with an allowed call; its way is synchronous if the target runs."""
+        call.rule = allow.rule
+        call.allow = allow
+        call.identity = identity(self._known.system, allow.target)
+        call.user = allow.user or ""
+        if allow.relay is not None:
+            self._connector.fail(call, "targets on other machines are not supported yet")
+            return
+        if allow.target.startswith("@dispvm:"):
+            call.decision = "allow"
+            call.target = allow.target
+            self._spawn(call, self._in_disposable(call, allow))
+            return
+        target = self._known.system.find(allow.target)
+        if target is None:
+            self._connector.refuse(call, "the target does not exist")
+            return
+        call.target = target.name
+        if target.name == call.source:
+            call.decision = "deny"
+            self._connector.end(
+                call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, "a qube cannot call itself"
+            )
+            return
+        call.decision = "allow"
+        if allow.notify:
+            self._person.tell(call, "allow", call.target)
+        if target.name == DOM0:
+            self._in_admin_qube(call)
+            return
+        endpoint = self._endpoints.get(target.name)
+        if endpoint is not None and endpoint.agent is not None:
+            self._connector.connect(call, endpoint)
+        else:
+            self._spawn(call, self._in_started(call, allow.autostart))
+
+    def _in_admin_qube(self, call: Call) -> None:
+        """Services of the admin qube: none are run yet.
+
+        The Admin API over qrexec will pass the call on to qubesd here.
+        """
+        self._connector.end(
+            call,
+            Ended.FAILED,
+            wire.problem(wire.Code.NOT_FOUND, "the admin qube has no such service"),
+            wire.Code.NOT_FOUND,
+            "no services in the admin qube",
+        )
+
+    def _admin_call(self, call: Call) -> None:
+        """A call by the admin qube is not policed; it is written down all the same."""
+        call.decision = "allow"
+        call.target = call.requested
+        endpoint = self._endpoints.get(call.target)
+        if endpoint is None:
+            self._connector.fail(call, f"qube `{call.target}` is not running")
+        elif endpoint.agent is not None:
+            self._connector.connect(call, endpoint)
+        else:
+            self._spawn(call, self._in_endpoint(call))
+
+    # What takes time.
+
+    def _spawn(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        call.task = self._spawn_task(self._guard(call, work))
+
+    async def _guard(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        """A call that fails takes nothing else with it."""
+        try:
+            await work
+        except CallError as e:
+            self._connector.fail(call, str(e))
+        except DaemonError as e:
+            self._connector.fail(call, f"qubesd: {e.message}")
+        except Exception:  # noqa: BLE001 - one call must not end the broker
+            _log.exception("a call failed; this is a bug in Caisson, report it", call=call.id)
+            self._connector.fail(call, "internal error")
+
+    async def _ask(self, call: Call, ask: Ask) -> None:
+        """Ask a person, then judge again: the world may have changed meanwhile."""
+        call.rule = ask.rule
+        asked_of = self._known.system
+        source = self._known.system.find(call.source)
+        if source is None or source.guivm is None:
+            self._connector.refuse(call, "the calling qube has no GUI qube that could be asked")
+            return
+        if source.guivm != DOM0:
+            self._connector.refuse(call, f"GUI qube `{source.guivm}`: only `dom0` is supported yet")
+            return
+        try:
+            answer = await self._person.ask(call, ask, self._known.system, self._known.infos)
+        except CaissonError as e:
+            call.decision = "deny"
+            self._connector.end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, e.message)
+            return
+        call.answered_by = answer.by
+        if answer.target is None:
+            self._deny(call, ask.refuse())
+            return
+        self._link.pump()
+        again = self._judge(call) if self._link.synced else None
+        chosen = again.choose(answer.target) if isinstance(again, Ask) else again
+        call.task = None
+        if chosen is None:
+            self._connector.refuse(call, "qubesd went away")
+        elif identity(asked_of, answer.target) != identity(self._known.system, answer.target):
+            self._connector.refuse(call, "the chosen qube is not the one that was shown")
+        elif isinstance(chosen, Deny):
+            self._deny(call, chosen)
+        elif isinstance(chosen, Allow) and (
+            isinstance(again, Ask) or chosen.target == answer.target
+        ):
+            self._allowed(call, chosen)
+        else:
+            self._connector.refuse(call, "the policy changed while the person was asked")
+
+    async def _in_started(self, call: Call, autostart: bool) -> None:
+        """Start the target first; if it runs already, wait for its agent."""
+        if call.target not in self._endpoints:
+            if not autostart:
+                raise CallError("the target does not run, and the rule says `autostart=no`")
+            await self._targets.start(call.target, call.source)
+        await self._in_endpoint(call)
+
+    async def _in_endpoint(self, call: Call) -> None:
+        endpoint = await self._targets.agent(call.target)
+        if not self.still(call):
+            self._connector.refuse(
+                call, "what the decision rested on changed while the target started"
+            )
+        elif not call.ended:
+            self._connector.connect(call, endpoint)
+
+    def still(self, call: Call) -> bool:
+        """Whether the decision is the same after a wait; the admin qube's calls are not policed."""
+        allow = call.allow
+        if allow is None:
+            return True
+        self._link.pump()
+        system = self._known.system
+        if not self._link.synced or identity(system, allow.target) != call.identity:
+            return False
+        again = self._judge(call)
+        if isinstance(again, Ask) and call.answered_by is not None:
+            again = again.choose(allow.target)
+        return isinstance(again, Allow) and (again.target, again.user) == (allow.target, allow.user)
+
+    async def _in_disposable(self, call: Call, allow: Allow) -> None:
+        """Run the call in a disposable of its own, which ends with the call."""
+        base = allow.target.removeprefix("@dispvm:")
+        found = self._known.system.find(base)
+        # If the caller leaves meanwhile, the answer is still awaited: somebody must discard it.
+        call.shielded = True
+        try:
+            name = await self._targets.disposable(found.name if found else base, call.source)
+        finally:
+            call.shielded = False
+        if call.ended:
+            self._targets.discard(name)
+            return
+        call.disposable = call.target = name
+        await self._in_endpoint(call)
