@@ -93,6 +93,11 @@ class Paths:
         """The socket between qubesd and the broker."""
         return self.broker / "link.sock"
 
+    @property
+    def admin_calls(self) -> Path:
+        """Where the broker hands calls for the admin qube over to qubesd."""
+        return self.broker / "admin.sock"
+
     def socket_dir(self, qube: QubeName) -> Path:
         """The directory that one qube sees as `/run/qubes`."""
         return self.broker / "q" / qube

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from caisson.admin import AdminServer, Services
+from caisson.admin import AdminServer, Responder, Services
 from caisson.admin.registry import Door
 from caisson.engines import BARRIERS, MemoryEngine
 from caisson.engines.memory import MemoryInstance
@@ -160,7 +160,8 @@ async def _live(
             tasks=tasks,
         )
         extensions = Extensions.load(core(qubes))
-        server = AdminServer(extensions, paths, services=services, request_seconds=request_seconds)
+        responder = Responder(extensions, services)
+        server = AdminServer(responder, paths, request_seconds=request_seconds)
         server.bind()
         serving = tasks.create_task(server.run())
         extending = tasks.create_task(extensions.run())

@@ -23,9 +23,7 @@ import structlog
 from caisson.admin import wire
 from caisson.admin.registry import Door
 from caisson.admin.responder import Responder
-from caisson.admin.services import Services
 from caisson.errors import DaemonError, InternalError
-from caisson.ext import Extensions
 from caisson.paths import Paths
 
 _log = structlog.get_logger()
@@ -44,21 +42,19 @@ class AdminServer:
     """Serves the Admin API on its three sockets.
 
     Args:
-        extensions: asked about every call; with them comes the life of all qubes.
+        responder: answers requests.
         paths: where the sockets are.
-        services: what else methods need.
         request_seconds: how long a client may take to send its request.
     """
 
     def __init__(
         self,
-        extensions: Extensions,
+        responder: Responder,
         paths: Paths,
         *,
-        services: Services | None = None,
         request_seconds: float = REQUEST_SECONDS,
     ) -> None:
-        self._responder = Responder(extensions, services or Services())
+        self._responder = responder
         self._paths = paths
         self._request_seconds = request_seconds
         self._listeners: list[tuple[socket.socket, Door]] = []

@@ -17,19 +17,19 @@ from pathlib import Path
 import structlog
 
 from caisson import __version__
-from caisson.admin import AdminServer, Services
+from caisson.admin import AdminServer, PipedCalls, Responder, Services
 from caisson.daemons import doctor, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
-from caisson.ext import Core, Extensions, NoPolicy
+from caisson.ext import Core, Extensions
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
 from caisson.model.volumes import LAYERS
 from caisson.names import QubeName
 from caisson.network import Network, remember_machine_root
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
-from caisson.qrexec import BrokerLink, Operation, broker_user
+from caisson.qrexec import AdminCalls, BrokerLink, Judge, Operation, Rules, broker_user
 from caisson.storage import Pool, debian_template, qube_files
 from caisson.store import Store
 
@@ -112,15 +112,20 @@ async def _serve(
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
     )
-    extensions = Extensions.load(Core(qubes, NoPolicy()))
-    server = AdminServer(extensions, paths, services=services)
+    extensions = Extensions.load(Core(qubes, Judge(Rules(paths), link.known)))
+    responder = Responder(extensions, services)
+    server = AdminServer(responder, paths)
+    piped = PipedCalls(responder)
+    calls = AdminCalls(paths, account.pw_uid, account.pw_gid, serve=piped.serve)
     server.bind()
     await qubes.recover()
     await asyncio.to_thread(qube_files.remove_unused, paths.state, files)
     await link.replace(system.info(qubes.state_of))
+    calls.bind()
     await link.start()
     tasks.create_task(extensions.run())
     tasks.create_task(server.run())
+    tasks.create_task(calls.run())
     Notifier().ready()
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
     await stop.wait()

@@ -42,8 +42,13 @@ class SystemInfo:
     """
 
     def __init__(self, domains: Mapping[str, Domain]) -> None:
-        self.domains: Mapping[str, Domain] = MappingProxyType(dict(domains))
-        self._by_uuid = {f"uuid:{d.uuid}": d for d in self.domains.values() if d.uuid}
+        own = dict(domains)
+        self._keep(own, {f"uuid:{d.uuid}": d for d in own.values() if d.uuid})
+
+    def _keep(self, domains: dict[str, Domain], by_uuid: dict[str, Domain]) -> None:
+        self._domains = domains
+        self._by_uuid = by_uuid
+        self.domains: Mapping[str, Domain] = MappingProxyType(domains)
 
     @classmethod
     def from_dict(cls, domains: Mapping[str, Mapping[str, Any]]) -> SystemInfo:
@@ -59,14 +64,22 @@ class SystemInfo:
     ) -> SystemInfo:
         """A snapshot in which some qubes are changed or new, and some are gone.
 
+        Copies two tables and derives nothing anew: a change costs little among 10,000 qubes.
+
         Raises:
             ValueRefusedError: as `from_dict`.
         """
-        domains = dict(self.domains)
-        for name in removed:
-            domains.pop(name, None)
-        domains |= {name: _domain(name, info) for name, info in changed.items()}
-        return SystemInfo(domains)
+        fresh = {name: _domain(name, info) for name, info in changed.items()}
+        domains, by_uuid = self._domains.copy(), self._by_uuid.copy()
+        for name in (*removed, *fresh):
+            former = domains.pop(name, None)
+            if former is not None and by_uuid.get(f"uuid:{former.uuid}") is former:
+                del by_uuid[f"uuid:{former.uuid}"]
+        domains |= fresh
+        by_uuid |= {f"uuid:{d.uuid}": d for d in fresh.values() if d.uuid}
+        made = SystemInfo({})
+        made._keep(domains, by_uuid)
+        return made
 
     def find(self, reference: str) -> Domain | None:
         """The qube of a name or `uuid:` form; None if there is none."""

@@ -17,14 +17,17 @@ from caisson.errors import CaissonError
 from caisson.names import DOM0, QubeName
 from caisson.paths import Paths
 from caisson.qrexec import sparing, wire
+from caisson.qrexec.admin_messages import MOST_CALLS as MOST_TO_DAEMON
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
 from caisson.qrexec.calls import Call, Ended
 from caisson.qrexec.channel import Channel
 from caisson.qrexec.connecting import Connector
 from caisson.qrexec.daemon_link import DaemonLink
+from caisson.qrexec.daemon_services import DaemonServices
 from caisson.qrexec.deciding import Decider
 from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
+from caisson.qrexec.judging import Judge
 from caisson.qrexec.known import Known
 from caisson.qrexec.link import (
     Admit,
@@ -62,7 +65,9 @@ class Broker:
         self._link = DaemonLink(paths.link, daemon_uid, on_message=self._obey)
         self._endpoints: dict[str, Endpoint] = {}
         self._dom0 = Endpoint(self, DOM0, paths.dom0_socket, 0o660)
-        self._budget = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
+        most_to_daemon = min(MOST_TO_DAEMON, descriptors // 8)
+        self._budget = descriptors - most_to_daemon
         self._connections = 0
         self._targets = Targets(self._link, self._endpoints, self._background)
         self._connector = Connector(
@@ -70,13 +75,14 @@ class Broker:
             self._audit,
             self._endpoint_of,
             self._targets,
+            DaemonServices(paths.admin_calls, daemon_uid, most_to_daemon),
             self._budget,
             still=lambda call: self._decider.still(call),  # noqa: PLW0108 - it is made below
             sweep_later=self._sweep_later,
         )
         self._decider = Decider(
             self._known,
-            self._rules,
+            Judge(self._rules, self._known),
             self._link,
             self._audit,
             self._endpoints,

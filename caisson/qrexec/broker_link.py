@@ -16,7 +16,9 @@ import structlog
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import QubeName, shown
 from caisson.paths import Paths
+from caisson.policy import SystemInfo
 from caisson.qrexec.directories import prepare, prepare_qube, remove_qube, socket_dirs
+from caisson.qrexec.known import Known
 from caisson.qrexec.link import (
     LONGEST_LINE,
     Ack,
@@ -56,7 +58,8 @@ OnRequest = Callable[[Operation, QubeName, QubeName], Awaitable[str]]
 class BrokerLink:
     """qubesd's half: the server.
 
-    It remembers what was pushed and opened, so that a broker that comes back gets everything.
+    It remembers what was pushed and opened, so that a broker that comes back gets everything;
+    `known` is what was pushed last, for decisions of qubesd's own.
 
     Args:
         paths: the instance.
@@ -86,7 +89,7 @@ class BrokerLink:
         self._on_gone = on_gone
         self._on_request = on_request
         self._disposables = disposables
-        self._domains: dict[str, dict[str, Any]] = {}
+        self.known = Known()
         self._open: dict[str, None] = {}
         self._seq = 0
         self._peer: _BrokerPeer | None = None
@@ -136,6 +139,11 @@ class BrokerLink:
         await asyncio.gather(*self._tasks, *self._sessions, return_exceptions=True)
 
     @property
+    def system_info(self) -> SystemInfo:
+        """What exists, as the broker is told."""
+        return self.known.system
+
+    @property
     def connected(self) -> bool:
         """Whether a broker is there."""
         return self._peer is not None
@@ -148,9 +156,7 @@ class BrokerLink:
         """Hand over what changed; returns when the broker decides by it, or when it is gone."""
         gone = [str(name) for name in removed]
         fresh = {str(name): dict(info) for name, info in changed.items()}
-        for name in gone:
-            self._domains.pop(name, None)
-        self._domains |= fresh
+        self.known.take(fresh, gone)
         self._seq += 1
         if self._peer is not None:
             message = Snapshot(seq=self._seq, full=False, domains=fresh, removed=gone)
@@ -158,7 +164,7 @@ class BrokerLink:
 
     async def replace(self, domains: Mapping[str, DomainInfo]) -> None:
         """Hand over everything that exists; returns as `push` does."""
-        await self.push(domains, [name for name in self._domains if name not in domains])
+        await self.push(domains, [name for name in self.known.infos if name not in domains])
 
     async def open_qube(self, name: QubeName) -> Path:
         """Make the qube's socket directory; returns it when the broker listens, or is gone.
@@ -211,7 +217,9 @@ class BrokerLink:
             self._peer.hang_up()
         peer = _BrokerPeer(writer)
         self._peer = peer
-        peer.send(Snapshot(seq=self._seq, full=True, domains=self._domains, open=list(self._open)))
+        peer.send(
+            Snapshot(seq=self._seq, full=True, domains=self.known.infos, open=list(self._open))
+        )
         self._connected.set()
         try:
             await self._read(reader, peer)

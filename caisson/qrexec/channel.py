@@ -204,6 +204,12 @@ class Channel:
             else:
                 self.close()
 
+    def leave(self) -> None:
+        """Tell the peer that nothing more comes, and go on reading until it hangs up."""
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """Close now."""
         if self._sock is None:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from caisson.names import DOM0
 from caisson.qrexec import sparing, wire
 from caisson.qrexec.audit import Audit
-from caisson.qrexec.calls import Call, Ended, PipeBudget, Pipes, Untaken
+from caisson.qrexec.calls import Call, CallError, Ended, PipeBudget, Pipes, Untaken
 from caisson.qrexec.channel import Channel
+from caisson.qrexec.daemon_services import DaemonServices
 from caisson.qrexec.endpoint import MOST_WAITING, Endpoint
 from caisson.qrexec.known import Known
 from caisson.qrexec.targets import AGENT_TIMEOUT, Targets
@@ -25,6 +26,7 @@ class Connector:
         audit: the record of calls.
         endpoint_of: the qube that is listened for under a name, if any.
         targets: discards what was made for a call.
+        daemon: takes calls for the admin qube.
         descriptors: how many the broker may hold.
         still: whether a call that waited would be decided in the same way now.
         sweep_later: have `expire` called soon.
@@ -36,6 +38,7 @@ class Connector:
         audit: Audit,
         endpoint_of: Callable[[str], Endpoint | None],
         targets: Targets,
+        daemon: DaemonServices,
         descriptors: int,
         *,
         still: Callable[[Call], bool],
@@ -45,6 +48,7 @@ class Connector:
         self._audit = audit
         self._endpoint_of = endpoint_of
         self._targets = targets
+        self._daemon = daemon
         self._still = still
         self._sweep_later = sweep_later
         self._loop = asyncio.get_running_loop()
@@ -56,7 +60,7 @@ class Connector:
     def connect(self, call: Call, endpoint: Endpoint) -> None:
         """Connect the two sides, or wait for an agent that is behind."""
         if not endpoint.waiting and endpoint.agent is not None and not endpoint.agent.backed_up:
-            self._hand_over(call, endpoint, endpoint.agent)
+            self._to_agent(call, endpoint, endpoint.agent)
         elif len(endpoint.waiting) >= MOST_WAITING:
             self.fail(call, "too many calls wait for the target")
         else:
@@ -78,12 +82,48 @@ class Connector:
             if not self._still(call):
                 self.refuse(call, "what the decision rested on changed while the target was busy")
             else:
-                self._hand_over(call, endpoint, agent)
+                self._to_agent(call, endpoint, agent)
         # The rest in another turn of the loop, so that other qubes get theirs.
         if endpoint.waiting and endpoint.agent is not None:
             endpoint.agent.when_drained(lambda: self.drain(endpoint))
 
-    def _hand_over(self, call: Call, endpoint: Endpoint, agent: Channel) -> None:
+    def _to_agent(self, call: Call, endpoint: Endpoint, agent: Channel) -> None:
+        user = call.user or str(self._known.infos.get(call.target, {}).get("default_user") or "")
+        message = (
+            wire.start_command(call.id, user, call.command)
+            if call.command
+            else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
+        )
+
+        def give(pipes: Pipes) -> None:
+            if self._pipes.take(call):
+                pipes.enlarge()
+            if not agent.send(message, pipes.service):
+                raise CallError("the target does not take the call")
+            call.serving = endpoint.serving
+            call.serving[call.id] = call
+
+        self._hand_over(call, give)
+
+    def to_daemon(self, call: Call, requested: str) -> None:
+        """Connect the caller with qubesd, which serves the admin qube's services itself.
+
+        Args:
+            call: the call.
+            requested: the target that the caller asked for, as the policy takes it.
+        """
+
+        def ended(code: int | None) -> None:
+            if code is None:
+                self._lose(call)
+            else:
+                self.end(call, Ended.EXITED, wire.exited(code), code)
+
+        self._hand_over(
+            call, lambda pipes: self._daemon.hand_over(call, requested, pipes.service, ended)
+        )
+
+    def _hand_over(self, call: Call, give: Callable[[Pipes], None]) -> None:
         """Give each side its ends of the pipes, and step out of the way."""
         client = call.client
         if client is None or not self._untaken.admits(call.source):
@@ -98,24 +138,14 @@ class Connector:
         except OSError as e:
             self.fail(call, f"no pipes: {e.strerror}")
             return
-        user = call.user or str(self._known.infos.get(call.target, {}).get("default_user") or "")
-        message = (
-            wire.start_command(call.id, user, call.command)
-            if call.command
-            else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
-        )
         try:
-            if self._pipes.take(call):
-                pipes.enlarge()
-            if not agent.send(message, pipes.service):
-                self.fail(call, "the target does not take the call")
-                return
-            call.serving = endpoint.serving
-            call.serving[call.id] = call
+            give(pipes)
             if client.send(wire.ACCEPTED, pipes.caller):
                 self._untaken.add(client, call.source)
             else:
                 self.fail(call, "the caller does not take its pipes")
+        except CallError as e:
+            self.fail(call, str(e))
         finally:
             pipes.close()
 
@@ -138,7 +168,10 @@ class Connector:
     def lose_calls(self, endpoint: Endpoint) -> None:
         """The agent that would end these calls is gone."""
         for call in (*endpoint.serving.values(), *endpoint.waiting.take_all()):
-            self.end(call, Ended.TARGET_GONE, wire.exited(wire.Code.LOST), wire.Code.LOST)
+            self._lose(call)
+
+    def _lose(self, call: Call) -> None:
+        self.end(call, Ended.TARGET_GONE, wire.exited(wire.Code.LOST), wire.Code.LOST)
 
     def refuse(self, call: Call, reason: str) -> None:
         """End a call that cannot be decided, or whose decision does not hold any more."""
@@ -188,6 +221,7 @@ class Connector:
             call.serving.pop(call.id, None)
             call.serving = None
         self._pipes.give_back(call)
+        self._daemon.leave(call)
         if call.disposable:
             self._targets.discard(call.disposable)
         if call.task is not None and not call.shielded and call.task is not asyncio.current_task():

@@ -15,16 +15,15 @@ import structlog
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import DOM0
 from caisson.policy import Allow, Ask, Decision, Deny
-from caisson.policy import Request as PolicyRequest
-from caisson.qrexec import wire
+from caisson.qrexec import admin_messages, wire
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
 from caisson.qrexec.calls import Call, CallError, Ended
 from caisson.qrexec.connecting import Connector
 from caisson.qrexec.daemon_link import DaemonLink
 from caisson.qrexec.endpoint import Endpoint
+from caisson.qrexec.judging import Judge
 from caisson.qrexec.known import Known, identity
-from caisson.qrexec.rules import Rules
 from caisson.qrexec.targets import Targets
 
 LINK_PATIENCE = 5.0
@@ -37,7 +36,7 @@ class Decider:
 
     Args:
         known: what exists.
-        rules: the policy.
+        judge: the policy, and what it decides.
         link: the link to qubesd, without which nothing is decided.
         audit: the record of calls, without which nothing is decided either.
         endpoints: the qubes that run, by name.
@@ -50,7 +49,7 @@ class Decider:
     def __init__(
         self,
         known: Known,
-        rules: Rules,
+        judge: Judge,
         link: DaemonLink,
         audit: Audit,
         endpoints: Mapping[str, Endpoint],
@@ -60,7 +59,7 @@ class Decider:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._known = known
-        self._rules = rules
+        self._policy = judge
         self._link = link
         self._audit = audit
         self._endpoints = endpoints
@@ -109,15 +108,7 @@ class Decider:
                 self._spawn(call, self._ask(call, decision))
 
     def _judge(self, call: Call) -> Decision:
-        return self._rules.decide(
-            PolicyRequest(
-                service=call.service,
-                argument=f"+{call.argument}",
-                source=call.source,
-                target=call.requested,
-            ),
-            self._known.system,
-        )
+        return self._policy.judge(call.source, call.service, call.argument, call.requested)
 
     def _deny(self, call: Call, deny: Deny) -> None:
         call.decision = "deny"
@@ -155,7 +146,7 @@ class Decider:
         if allow.notify:
             self._person.tell(call, "allow", call.target)
         if target.name == DOM0:
-            self._in_admin_qube(call)
+            self._in_admin_qube(call, allow)
             return
         endpoint = self._endpoints.get(target.name)
         if endpoint is not None and endpoint.agent is not None:
@@ -163,17 +154,17 @@ class Decider:
         else:
             self._spawn(call, self._in_started(call, allow.autostart))
 
-    def _in_admin_qube(self, call: Call) -> None:
-        """Services of the admin qube: none are run yet.
-
-        The Admin API over qrexec will pass the call on to qubesd here.
-        """
+    def _in_admin_qube(self, call: Call, allow: Allow) -> None:
+        """The daemon's services; nothing else is run in the admin qube."""
+        if admin_messages.for_qubesd(call.service):
+            self._connector.to_daemon(call, allow.requested_target)
+            return
         self._connector.end(
             call,
             Ended.FAILED,
             wire.problem(wire.Code.NOT_FOUND, "the admin qube has no such service"),
             wire.Code.NOT_FOUND,
-            "no services in the admin qube",
+            "the admin qube has no such service",
         )
 
     def _admin_call(self, call: Call) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
 
     seq: int
     full: bool
-    domains: dict[str, dict[str, Any]]
+    domains: Mapping[str, Mapping[str, Any]]
     removed: list[str] = []
     open: list[str] = []
 

@@ -128,7 +128,7 @@ def _declare_refused_creation(name: str) -> None:
         to=To.ADMIN,
         argument=Text.OPTIONAL,
         payload=Text.REQUIRED,
-        scope=Scope.GLOBAL,
+        scope=Scope.TRUSTED,
         access=Access.WRITE,
         help="Always refused: there is one admin qube.",
     )
