@@ -10,17 +10,17 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+
+from bench_measure import Row, clock, machine, p50, p99, pss_mib, run
+from bench_scale import SCALE_ROWS, Scale
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
@@ -28,45 +28,6 @@ from caisson.paths import SHIPPED, SHIPPED_POLICY
 
 COMMANDS = SHIPPED / ".venv/bin"
 MIB = 1 << 20
-
-
-@dataclass
-class Row:
-    """One measured promise; `value` is what the target is about."""
-
-    id: str
-    unit: str
-    n: int
-    p50: float
-    p99: float
-    value: float
-    target: str
-    met: bool
-    peers: dict[str, float] = field(default_factory=dict)
-
-
-def p50(samples: list[float]) -> float:
-    """The median."""
-    return statistics.median(samples)
-
-
-def p99(samples: list[float]) -> float:
-    """The 99th percentile, the nearest sample."""
-    return sorted(samples)[min(len(samples) - 1, round(0.99 * (len(samples) - 1)))]
-
-
-def clock(act: Callable[[], object]) -> float:
-    """Milliseconds that `act` takes."""
-    begun = time.perf_counter()
-    act()
-    return (time.perf_counter() - begun) * 1e3
-
-
-def run(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command that must succeed, quietly."""
-    return subprocess.run(
-        command, check=True, text=True, capture_output=True, stdin=subprocess.DEVNULL, **options
-    )  # type: ignore[call-overload,no-any-return]
 
 
 class Instance:
@@ -298,19 +259,18 @@ def idle_memory(instance: Instance, _samples: int, _work: Path) -> Row:
         run("qvm-create", name, "-l", "red", "--property", "netvm=")
         run("qvm-start", name)
         init = int(instance.client.text("admin.vm.property.Get", "xid", name).rsplit(" ", 1)[1])
-        sizes.append(_pss_kib(init) / 1024)
+        sizes.append(_pss_of_qube(init))
     return Row("idle-memory", "MiB", len(sizes), p50(sizes), max(sizes), max(sizes),
                "<= 1 MiB", max(sizes) <= 1)  # fmt: skip
 
 
-def _pss_kib(init: int) -> int:
+def _pss_of_qube(init: int) -> float:
     space = Path(f"/proc/{init}/ns/pid").readlink()
-    total = 0
+    total = 0.0
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if (process / "ns/pid").readlink() == space:
-                lines = (process / "smaps_rollup").read_text().splitlines()
-                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                total += pss_mib(int(process.name))
     return total
 
 
@@ -340,46 +300,45 @@ ROWS: dict[str, Callable[[Instance, int, Path], Row]] = {
 }
 
 
-def machine() -> dict[str, str | int]:
-    """The facts that a reader needs to compare."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), "unknown")  # fmt: skip
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
-    release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
-    return {
-        "cpu": cpu, "cpus": os.cpu_count() or 0, "memory_mib": memory, "kernel": platform.release(),
-        "system": release, "python": platform.python_version(),
-    }  # fmt: skip
+def show(row: Row) -> None:
+    """Print a row of the table."""
+    peers_text = ", ".join(f"{name} {value:.2f}" for name, value in row.peers.items())
+    print(f"{row.id:13} {row.n:5} {row.p50:9.3f} {row.p99:9.3f} {row.value:9.3f}"
+          f"  {row.unit:5} {row.target}: {'met' if row.met else 'NOT MET'}"
+          f"{'; ' + peers_text if peers_text else ''}", flush=True)  # fmt: skip
 
 
 def main() -> int:
     """Measure the rows asked for; exit 0 when all were measured, met or not."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join((*ROWS, *SCALE_ROWS)))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--samples", type=int, default=100, help="samples a row (default 100)")
     chosen = parser.parse_args()
     for row in chosen.rows:
-        if row not in ROWS:
-            parser.error(f"no row `{row}`; the rows are: {', '.join(ROWS)}")
+        if row not in (*ROWS, *SCALE_ROWS):
+            parser.error(f"no row `{row}`; the rows are: {', '.join((*ROWS, *SCALE_ROWS))}")
     results: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="caisson-bench.", dir="/var/tmp") as work:
+    with (
+        tempfile.TemporaryDirectory(prefix="caisson-bench.", dir="/var/tmp") as work,
+        ExitStack() as cleaning,
+    ):
         Path(work).chmod(0o755)  # the broker's user passes through it
-        instance = Instance(Path(work) / "root")
-        try:
-            print(f"{'row':12} {'n':>5} {'p50':>9} {'p99':>9} {'value':>9}  unit  target")
-            for row in chosen.rows or ROWS:
+        instance: Instance | None = None
+        scale: Scale | None = None
+        print(f"{'row':13} {'n':>5} {'p50':>9} {'p99':>9} {'value':>9}  unit  target")
+        for row in chosen.rows or (*ROWS, *SCALE_ROWS):
+            if row in SCALE_ROWS:
+                scale = scale or Scale(Path(work))
+                results.append(SCALE_ROWS[row](scale, chosen.samples))
+            else:
+                if instance is None:
+                    instance = Instance(Path(work) / "root")
+                    cleaning.callback(instance.close)
                 place = Path(work) / row
                 place.mkdir()
-                done = ROWS[row](instance, chosen.samples, place)
-                results.append(done)
-                peers_text = ", ".join(f"{name} {value:.2f}" for name, value in done.peers.items())
-                print(f"{done.id:12} {done.n:5} {done.p50:9.3f} {done.p99:9.3f} {done.value:9.3f}"
-                      f"  {done.unit:5} {done.target}: {'met' if done.met else 'NOT MET'}"
-                      f"{'; ' + peers_text if peers_text else ''}", flush=True)  # fmt: skip
-        finally:
-            instance.close()
+                results.append(ROWS[row](instance, chosen.samples, place))
+            show(results[-1])
     if chosen.json:
         chosen.json.write_text(
             json.dumps({"machine": machine(), "rows": [asdict(row) for row in results]}, indent=1)
