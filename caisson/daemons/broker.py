@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import pwd
 import signal
 import sys
 from pathlib import Path
 
-from caisson.daemons import lifeline, logs
+from caisson.daemons import garbage, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.errors import CaissonError
 from caisson.paths import Paths
@@ -52,16 +51,18 @@ def _start(paths: Paths, account: pwd.struct_passwd, *, until_eof: bool) -> None
             f"cannot enter `{paths.run}`: {e.strerror}", hint="start qubesd first: caisson up"
         ) from None
     give_up(account)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 50)
+    garbage.spare_what_is()
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(_serve(paths, starter, notifier, until_eof=until_eof))
 
 
 async def _serve(paths: Paths, daemon_uid: int, notifier: Notifier, *, until_eof: bool) -> None:
+    def ready() -> None:
+        garbage.spare_what_is()  # the snapshot of all qubes, too
+        notifier.ready()
+
     loop = asyncio.get_running_loop()
-    serving = loop.create_task(Broker(paths, daemon_uid).run(notifier.ready))
+    serving = loop.create_task(Broker(paths, daemon_uid).run(ready))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
     if until_eof:

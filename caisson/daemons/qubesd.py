@@ -18,7 +18,7 @@ import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, PipedCalls, Responder, Services
-from caisson.daemons import doctor, kernels, lifeline, logs
+from caisson.daemons import doctor, garbage, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, DaemonError
@@ -48,12 +48,10 @@ async def serve(paths: Paths, user: str, *, until_eof: bool = False) -> None:
         remember_machine_root()
         enter_private_namespace()
         store = Store.open(paths.database)
-        system = System(_host(paths))
-        system.load(store.load())
         engine = OciEngine(paths)
         try:
             async with asyncio.TaskGroup() as tasks:
-                await _serve(paths, account, system, store, engine, tasks, until_eof=until_eof)
+                await _serve(paths, account, store, engine, tasks, until_eof=until_eof)
                 raise _StopError
         except BaseExceptionGroup as ended:
             if not ended.split(_StopError)[1]:
@@ -70,7 +68,6 @@ async def serve(paths: Paths, user: str, *, until_eof: bool = False) -> None:
 async def _serve(
     paths: Paths,
     account: pwd.struct_passwd,
-    system: System,
     store: Store,
     engine: OciEngine,
     tasks: asyncio.TaskGroup,
@@ -93,6 +90,9 @@ async def _serve(
         on_request=lambda op, name, source: _broker_asked(qubes, op, name, source),
         disposables=lambda: qubes.of_calls(),  # noqa: PLW0108 - it is made below
     )
+    link.bind()  # the broker comes while the model is read
+    system = System(_host(paths))
+    system.load(store.load())
     files = qube_files.lay(paths.state, QUBE_SOURCE, AGENT_BINARY)
     qubes = Qubes(
         system,
@@ -126,6 +126,7 @@ async def _serve(
     tasks.create_task(extensions.run())
     tasks.create_task(server.run())
     tasks.create_task(calls.run())
+    garbage.spare_what_is()
     Notifier().ready()
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
     await stop.wait()
@@ -196,6 +197,7 @@ def main() -> int:
     options = parser.parse_args()
     paths = Paths(options.root.absolute()) if options.root else Paths.of_environment()
     logs.configure()
+    garbage.wait()
     if os.geteuid() != 0:
         print("error: qubesd needs root\nhint: run it with sudo", file=sys.stderr)
         return 1

@@ -98,6 +98,10 @@ class SystemInfo:
         return found is not None and found.template_for_dispvms
 
 
+def _by_uuid(domains: Iterable[Domain]) -> dict[str, Domain]:
+    return {f"uuid:{domain.uuid}": domain for domain in domains if domain.uuid}
+
+
 def _domain(name: str, info: Mapping[str, Any]) -> Domain:
     try:
         return msgspec.convert({**info, "name": name}, Domain)

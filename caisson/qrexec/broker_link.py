@@ -37,12 +37,14 @@ from caisson.qrexec.link import (
     ToBroker,
     address,
     encode,
+    encode_domain,
     peer_of,
     read_to_daemon,
 )
 
 ACK_TIMEOUT = 10.0
 MOST_REQUESTS = 4096
+_BACKLOG = 4
 
 DomainInfo = Mapping[str, Any]
 
@@ -89,10 +91,13 @@ class BrokerLink:
         self._on_gone = on_gone
         self._on_request = on_request
         self._disposables = disposables
-        self.known = Known()
+        self.known = Known(with_infos=False)
+        # As they stand on the link: a tenth of what they take as objects, and nothing to collect.
+        self._domains: dict[str, msgspec.Raw] = {}
         self._open: dict[str, None] = {}
         self._seq = 0
         self._peer: _BrokerPeer | None = None
+        self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[asyncio.Task[None]] = set()
@@ -100,18 +105,23 @@ class BrokerLink:
         self._closing = False
         self._prepared = False
 
-    async def start(self) -> None:
-        """Make the broker's directories and listen; call it after running qubes were adopted."""
+    def bind(self) -> None:
+        """Take the socket; from here on the broker can connect, and waits for `start`."""
         self._prepare()
+        self._listener = self._listening()
+
+    async def start(self) -> None:
+        """Serve the broker; call it after running qubes were adopted."""
+        if self._listener is None:
+            self.bind()
         for name in socket_dirs(self._paths):
             if name not in self._open:
                 self._remove(name)
-        sock = self._bind()
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=sock, limit=LONGEST_LINE, backlog=4
+            self._serve, sock=self._listener, limit=LONGEST_LINE, backlog=_BACKLOG
         )
 
-    def _bind(self) -> socket.socket:
+    def _listening(self) -> socket.socket:
         path = self._paths.link
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -119,6 +129,7 @@ class BrokerLink:
             sock.bind(address(path))
             os.chown(path, 0, self._gid)
             path.chmod(0o660)
+            sock.listen(_BACKLOG)
         except OSError as e:
             sock.close()
             raise DaemonError(
@@ -132,6 +143,8 @@ class BrokerLink:
         self._closing = True
         if self._server is not None:
             self._server.close()
+        elif self._listener is not None:
+            self._listener.close()
         if self._peer is not None:
             self._peer.hang_up()
         for task in self._tasks:
@@ -155,8 +168,11 @@ class BrokerLink:
     async def push(self, changed: Mapping[str, DomainInfo], removed: Iterable[str] = ()) -> None:
         """Hand over what changed; returns when the broker decides by it, or when it is gone."""
         gone = [str(name) for name in removed]
-        fresh = {str(name): dict(info) for name, info in changed.items()}
-        self.known.take(fresh, gone)
+        self.known.take(changed, gone)
+        fresh = {str(name): encode_domain(info) for name, info in changed.items()}
+        for name in gone:
+            self._domains.pop(name, None)
+        self._domains |= fresh
         self._seq += 1
         if self._peer is not None:
             message = Snapshot(seq=self._seq, full=False, domains=fresh, removed=gone)
@@ -164,7 +180,7 @@ class BrokerLink:
 
     async def replace(self, domains: Mapping[str, DomainInfo]) -> None:
         """Hand over everything that exists; returns as `push` does."""
-        await self.push(domains, [name for name in self.known.infos if name not in domains])
+        await self.push(domains, [name for name in self._domains if name not in domains])
 
     async def open_qube(self, name: QubeName) -> Path:
         """Make the qube's socket directory; returns it when the broker listens, or is gone.
@@ -218,7 +234,7 @@ class BrokerLink:
         peer = _BrokerPeer(writer)
         self._peer = peer
         peer.send(
-            Snapshot(seq=self._seq, full=True, domains=self.known.infos, open=list(self._open))
+            Snapshot(seq=self._seq, full=True, domains=self._domains, open=list(self._open))
         )
         self._connected.set()
         try:

@@ -14,9 +14,14 @@ _log = structlog.get_logger("qrexec")
 
 
 class Known:
-    """All qubes, kept up to date from what is handed over; the same on both sides of the link."""
+    """All qubes, kept up to date from what is handed over; the same on both sides of the link.
 
-    def __init__(self) -> None:
+    Args:
+        with_infos: keep the entries themselves, too; decisions need `system` only.
+    """
+
+    def __init__(self, *, with_infos: bool = True) -> None:
+        self._with_infos = with_infos
         self.system = SystemInfo({})
         self.infos: dict[str, Mapping[str, Any]] = {}
 
@@ -30,7 +35,8 @@ class Known:
         gone = list(removed)
         for name in gone:
             self.infos.pop(name, None)
-        self.infos.update(changed)
+        if self._with_infos:
+            self.infos.update(changed)
         try:
             self.system = self.system.with_changes(changed, gone)
         except ValueRefusedError:

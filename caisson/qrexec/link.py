@@ -53,12 +53,13 @@ class Report(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True, tag=True):
     """What exists: everything (`full`), or what changed.
 
-    `domains` is as in `internal.GetSystemInfo`; `open`, with `full`, names all running qubes.
+    `domains` is as in `internal.GetSystemInfo`, or each of them encoded already (`encode_domain`);
+    `open`, with `full`, names all running qubes.
     """
 
     seq: int
     full: bool
-    domains: Mapping[str, Mapping[str, Any]]
+    domains: dict[str, Any]
     removed: list[str] = []
     open: list[str] = []
 
@@ -178,6 +179,11 @@ def read_to_daemon(line: bytes) -> ToDaemon:
 def encode(message: ToBroker | ToDaemon) -> bytes:
     """One message as it stands on the link."""
     return _encoder.encode(message) + b"\n"
+
+
+def encode_domain(info: Mapping[str, Any]) -> msgspec.Raw:
+    """What is told of one qube, as it stands in a `Snapshot`."""
+    return msgspec.Raw(_encoder.encode(info))
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -30,6 +30,8 @@ from caisson.model.qube import ADMIN_UUID
 from caisson.model.volumes import Revision, VolumeState
 from caisson.names import FeatureName, LabelName, PoolName, PropertyName, QubeName, Tag, VolumeName
 
+_Kept = TypeVar("_Kept")
+_Made = TypeVar("_Made")
 Statement = tuple[str, tuple[Any, ...]]
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -96,28 +98,49 @@ def statement(op: Op) -> Statement:  # noqa: C901, PLR0911, PLR0912 - one case a
 
 
 def operations(connection: sqlite3.Connection) -> Iterator[Op]:
-    """All that is kept, as operations: labels and qubes first, then what refers to them."""
+    """All that is kept, as operations: labels and qubes first, then what refers to them.
+
+    What is the same in many rows is one object in all operations.
+    """
+    uuids = {ADMIN_UUID.bytes: ADMIN_UUID}
+    text = _Once(str)
     for name, number, color in connection.execute("SELECT * FROM label ORDER BY number"):
         yield AddLabel(LabelName(name), number, color)
     # `dom0` is in the table for the sake of what refers to it; every model has it anyway.
-    for uuid, name, klass, qid in connection.execute(
+    for raw, name, klass, qid in connection.execute(
         "SELECT * FROM qube WHERE uuid != ? ORDER BY qid", (ADMIN_UUID.bytes,)
     ):
-        yield AddQube(UUID(bytes=uuid), QubeName(name), klass, qid)
+        uuid = uuids[raw] = UUID(bytes=raw)
+        yield AddQube(uuid, QubeName(name), text[klass], qid)
+    property_name = _Once(PropertyName)
     for name, value in connection.execute("SELECT * FROM global_property"):
-        yield SetProperty(None, PropertyName(name), value)
-    for uuid, name, value in connection.execute("SELECT * FROM property"):
-        yield SetProperty(UUID(bytes=uuid), PropertyName(name), value)
-    for uuid, name, value in connection.execute("SELECT * FROM feature"):
-        yield SetFeature(UUID(bytes=uuid), FeatureName(name), value)
-    for uuid, tag in connection.execute("SELECT * FROM tag"):
-        yield AddTag(UUID(bytes=uuid), Tag(tag))
-    for uuid, name, state in connection.execute("SELECT * FROM volume"):
-        yield SetVolume(UUID(bytes=uuid), _volume(name, state))
-    for uuid, text in connection.execute("SELECT * FROM notes"):
-        yield SetNotes(UUID(bytes=uuid), text)
+        yield SetProperty(None, property_name[name], value)
+    for raw, name, value in connection.execute("SELECT * FROM property"):
+        yield SetProperty(uuids[raw], property_name[name], text[value])
+    feature_name = _Once(FeatureName)
+    for raw, name, value in connection.execute("SELECT * FROM feature"):
+        yield SetFeature(uuids[raw], feature_name[name], text[value])
+    tag = _Once(Tag)
+    for raw, name in connection.execute("SELECT * FROM tag"):
+        yield AddTag(uuids[raw], tag[name])
+    volume = _Once(_volume)
+    for raw, name, state in connection.execute("SELECT * FROM volume"):
+        yield SetVolume(uuids[raw], volume[name, state])
+    for raw, notes in connection.execute("SELECT * FROM notes"):
+        yield SetNotes(uuids[raw], notes)
     for name, revisions_to_keep in connection.execute("SELECT * FROM pool"):
         yield SetPool(PoolName(name), revisions_to_keep)
+
+
+class _Once(dict[_Kept, _Made]):
+    """What was made of each kept value, made once."""
+
+    def __init__(self, make: Callable[[_Kept], _Made]) -> None:
+        self._make = make
+
+    def __missing__(self, kept: _Kept) -> _Made:
+        made = self[kept] = self._make(kept)
+        return made
 
 
 def _volume_text(volume: VolumeState) -> str:
@@ -139,7 +162,8 @@ def _volume_text(volume: VolumeState) -> str:
     ).decode()
 
 
-def _volume(name: str, state: str) -> VolumeState:
+def _volume(row: tuple[str, str]) -> VolumeState:
+    name, state = row
     kept = _decode_volume(state)
     return VolumeState(
         name=VolumeName(name),
