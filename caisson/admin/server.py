@@ -130,13 +130,14 @@ class AdminServer:
 
     async def _receive(self, connection: socket.socket) -> wire.Request | None:
         """One whole request; None when it is not one."""
-        loop = asyncio.get_running_loop()
         untrusted = bytearray()
-        async with asyncio.timeout(self._request_seconds):
-            while chunk := await loop.sock_recv(connection, _CHUNK):
-                untrusted += chunk
-                if len(untrusted) > wire.LONGEST_REQUEST:
-                    break
+        if not _received_at_once(connection, untrusted):
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(self._request_seconds):
+                while chunk := await loop.sock_recv(connection, _CHUNK):
+                    untrusted += chunk
+                    if len(untrusted) > wire.LONGEST_REQUEST:
+                        break
         if not untrusted:
             return None
         try:
@@ -155,12 +156,28 @@ class _Client:
 
     async def send(self, frame: bytes) -> None:
         """Hand over one frame; the client has a while to read it."""
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await asyncio.get_running_loop().sock_sendall(self.connection, frame)
+        try:
+            sent = self.connection.send(frame)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(frame):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                rest = memoryview(frame)[sent:]
+                await asyncio.get_running_loop().sock_sendall(self.connection, rest)
 
     def attended(self) -> AbstractContextManager[None]:
         """Cancel the current task when the client hangs up."""
         return self.hangups.cancelling(self.connection)
+
+
+def _received_at_once(connection: socket.socket, untrusted: bytearray) -> bool:
+    """Read what is there; whether that is all, as it nearly always is: no timer needed then."""
+    try:
+        while len(untrusted) <= wire.LONGEST_REQUEST and (chunk := connection.recv(_CHUNK)):
+            untrusted += chunk
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Hangups:
