@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import os
 import pwd
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from caisson.admin import AdminServer, PipedCalls, Responder, Services
 from caisson.daemons import doctor, garbage, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
-from caisson.errors import CaissonError, DaemonError
+from caisson.errors import CaissonError
 from caisson.ext import Core, Extensions
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
@@ -31,7 +28,7 @@ from caisson.network import Network, remember_machine_root
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
 from caisson.qrexec import AdminCalls, BrokerLink, Judge, Operation, Rules, broker_user
 from caisson.storage import Pool, debian_template, qube_files
-from caisson.store import Store
+from caisson.store import Store, only_one
 
 _log = structlog.get_logger("qubesd")
 _MIB = 1024 * 1024
@@ -44,7 +41,7 @@ class _StopError(Exception):
 async def serve(paths: Paths, user: str, *, until_eof: bool = False) -> None:
     """Run the daemon until SIGTERM; running qubes stay."""
     account = broker_user(user)
-    with _only_one(paths):
+    with only_one(paths):
         remember_machine_root()
         enter_private_namespace()
         store = Store.open(paths.database)
@@ -154,24 +151,6 @@ async def _broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: Qub
         case Operation.DISCARD:
             await qubes.discard(name)
             return name
-
-
-@contextmanager
-def _only_one(paths: Paths) -> Iterator[None]:
-    """Hold the instance's lock: two daemons must never write one state."""
-    paths.state.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(paths.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise DaemonError(
-            f"another daemon serves `{paths.root}`",
-            hint="stop it first: `caisson down`, or `systemctl stop qubesd`",
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _host(paths: Paths) -> Host:

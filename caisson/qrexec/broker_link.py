@@ -233,9 +233,7 @@ class BrokerLink:
             self._peer.hang_up()
         peer = _BrokerPeer(writer)
         self._peer = peer
-        peer.send(
-            Snapshot(seq=self._seq, full=True, domains=self._domains, open=list(self._open))
-        )
+        peer.send(Snapshot(seq=self._seq, full=True, domains=self._domains, open=list(self._open)))
         self._connected.set()
         try:
             await self._read(reader, peer)

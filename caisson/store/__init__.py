@@ -5,6 +5,7 @@ that the model has checked. Trusts its own file, which only root can write, and 
 is damaged or newer than itself. Written to by the lifecycle alone.
 """
 
+from caisson.store.lock import only_one
 from caisson.store.store import Store
 
-__all__ = ["Store"]
+__all__ = ["Store", "only_one"]

@@ -1,0 +1,161 @@
+"""The model as a `qubes.xml`.
+
+A delegated administrator chooses values that end up in this file. Written without escapes, such
+a value could end its element and set another property of another qube (the class of QSB-066):
+so no text reaches the file but through `_quoted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import Final
+
+from caisson.model import Klass, Label, Qube, System, VolumeState, render
+from caisson.model.property import Property, PropertyType
+from caisson.model.volumes import KERNEL
+from caisson.store.qubes_xml import (
+    OUR_POOLS,
+    PICTURES,
+    VERSION,
+    Description,
+    Domain,
+    Entry,
+    LabelEntry,
+    PoolEntry,
+    VolumeEntry,
+)
+
+_CONTENT: Final = frozenset({"name", "layers", "dirty", "revisions"})
+SETTINGS: Final = tuple(
+    each.name for each in fields(VolumeState) if each.name not in _CONTENT | {"pool"}
+)
+"""What is settled about a volume apart from where it is and what is in it."""
+
+_MARKUP: Final = {
+    **{ord(character): f"&#{ord(character)};" for character in "&<>\"'\t\n\r"},
+    **{code: chr(picture) for code, picture in PICTURES.items()},
+}
+
+
+def describe(system: System) -> Description:
+    """All that the model holds, in an order that depends on nothing else."""
+    labels = sorted(system.labels.values(), key=lambda label: label.index)
+    return Description(
+        labels=tuple(LabelEntry(_reference(each), each.color, str(each.name)) for each in labels),
+        pools=tuple(PoolEntry(str(name), about) for name, about in OUR_POOLS.items()),
+        properties=tuple(_stored(system, None)),
+        domains=tuple(
+            _domain(system, qube)
+            for qube in sorted(system.qubes.values(), key=lambda qube: qube.qid)
+        ),
+    )
+
+
+def write(description: Description) -> bytes:
+    """A description as a file."""
+    lines = ["<?xml version='1.0' encoding='utf-8'?>", f'<qubes version="{VERSION}">']
+    lines += _section("labels", (_label(each) for each in description.labels))
+    lines += _section("pools", (_with_attributes("pool", each) for each in description.pools))
+    lines += _section("properties", _entries("property", description.properties))
+    lines += _section("domains", (line for each in description.domains for line in _lines(each)))
+    lines.append("</qubes>\n")
+    return "\n".join(lines).encode()
+
+
+def _reference(label: Label) -> str:
+    return f"label-{label.index}"
+
+
+def _stored(system: System, qube: Qube | None) -> Iterator[Entry]:
+    declared = system.properties(qube)
+    for name, text in sorted(system.stored(qube).items()):
+        yield Entry(str(name), _value(system, declared.get(name), text))
+
+
+def _value(system: System, declared: Property | None, text: str) -> str:
+    if declared is not None and declared.type is PropertyType.LABEL:
+        return _reference(system.label(text))
+    return text
+
+
+def _domain(system: System, qube: Qube) -> Domain:
+    given = (
+        Entry(str(each.name), render(each.attribute(qube)))
+        for each in system.properties(qube).values()
+        if each.write_once and each.attribute is not None
+    )
+    return Domain(
+        id=f"domain-{qube.qid}",
+        klass=qube.klass.value,
+        properties=(*given, *_stored(system, qube)),
+        features=tuple(Entry(str(name), value) for name, value in sorted(qube.features.items())),
+        tags=tuple(Entry(str(tag)) for tag in sorted(qube.tags)),
+        volumes=tuple(
+            VolumeEntry(str(name), dict(_volume(system, qube, volume)))
+            for name, volume in sorted(qube.volumes.items())
+        ),
+    )
+
+
+def _volume(system: System, qube: Qube, volume: VolumeState) -> Iterator[tuple[str, str]]:
+    yield "pool", str(volume.pool)
+    yield "vid", _vid(system, qube, volume)
+    for name in SETTINGS:
+        yield name, str(getattr(volume, name))
+    for template in system.template_chain(qube) if volume.snap_on_start else ():
+        source = template.volumes.get(volume.name)
+        if source is not None and not source.snap_on_start:
+            yield "source", _vid(system, template, source)
+            break
+
+
+def _vid(system: System, qube: Qube, volume: VolumeState) -> str:
+    if volume.name == KERNEL:
+        return render(system.value(qube, "kernel")) if system.has(qube, "kernel") else ""
+    kind = "vm-templates" if qube.klass is Klass.TEMPLATE else "appvms"
+    return f"{kind}/{qube.name}/{volume.name}"
+
+
+def _section(tag: str, inner: Iterable[str]) -> Iterator[str]:
+    lines = list(inner)
+    if not lines:
+        yield f"  <{tag}/>"
+        return
+    yield f"  <{tag}>"
+    yield from (f"  {line}" for line in lines)
+    yield f"  </{tag}>"
+
+
+def _lines(domain: Domain) -> Iterator[str]:
+    yield f"  <domain id={_quoted(domain.id)} class={_quoted(domain.klass)}>"
+    yield from _section("properties", _entries("property", domain.properties))
+    yield from _section("features", _entries("feature", domain.features))
+    yield from _section("tags", (f"  <tag name={_quoted(each.name)}/>" for each in domain.tags))
+    volumes = (_with_attributes("volume", each) for each in domain.volumes)
+    yield from _section("volume-config", volumes)
+    yield "  </domain>"
+
+
+def _label(label: LabelEntry) -> str:
+    about = f"id={_quoted(label.id)} color={_quoted(label.color)}"
+    return f"  <label {about}>{_escaped(label.name)}</label>"
+
+
+def _entries(tag: str, entries: Iterable[Entry]) -> Iterator[str]:
+    for each in entries:
+        yield f"  <{tag} name={_quoted(each.name)}>{_escaped(each.value)}</{tag}>"
+
+
+def _with_attributes(tag: str, entry: PoolEntry | VolumeEntry) -> str:
+    about: Mapping[str, str] = {"name": entry.name, **entry.attributes}
+    return f"  <{tag} " + " ".join(f"{key}={_quoted(about[key])}" for key in about) + "/>"
+
+
+def _escaped(text: str) -> str:
+    """Text that means nothing but itself, in an element and in an attribute alike."""
+    return text.translate(_MARKUP)
+
+
+def _quoted(text: str) -> str:
+    return f'"{_escaped(text)}"'
