@@ -211,9 +211,7 @@ def _decoded(text: str) -> str:
 
 
 def _label(node: _Node) -> LabelEntry:
-    return LabelEntry(
-        _attribute(node, "id"), _attribute(node, "color"), _text(node), node.line
-    )
+    return LabelEntry(_attribute(node, "id"), _attribute(node, "color"), _text(node), node.line)
 
 
 def _pool(node: _Node) -> PoolEntry:

@@ -11,7 +11,7 @@ from typing import Any
 from caisson import __version__
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, DaemonError
-from caisson.tools import command, terminal
+from caisson.tools import command, qubes_xml, terminal
 from caisson.tools.command import FAILURE, USAGE
 
 
@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
     on_templates.add_parser("list", help="list the recipes")
     # Its options are its own: it is given the rest of the command line as it is.
     actions.add_parser("prompt", help="answer the questions that calls between qubes raise")
+    qubes_xml.add_import(
+        actions.add_parser("import-qubes-xml", help="take over a system of Qubes OS 4")
+    )
+    qubes_xml.add_export(
+        actions.add_parser("export-qubes-xml", help="write the system down as a `qubes.xml`")
+    )
     actions.add_parser("version", help="tell the version")
     return made
 
@@ -50,6 +56,10 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             return _doctor(arguments, client)
         case "template":
             return _template(arguments, client)
+        case "import-qubes-xml":
+            return qubes_xml.import_system(arguments, client.root)
+        case "export-qubes-xml":
+            return qubes_xml.export_system(arguments, client)
         case "version":
             print(__version__)
             return 0

@@ -16,6 +16,7 @@ from caisson.admin.methods import (
     pools,
     properties,
     stats,
+    system,
     tags,
     volumes,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "pools",
     "properties",
     "stats",
+    "system",
     "tags",
     "volumes",
 ]
