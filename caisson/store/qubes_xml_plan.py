@@ -36,11 +36,11 @@ from caisson.model import (
     SetVolume,
     System,
     VolumeState,
+    parsing,
     render,
 )
-from caisson.model import parsing
 from caisson.model.declarations import PROPERTIES
-from caisson.model.facts import DISPID_MAX
+from caisson.model.numbers import DISPID_MAX
 from caisson.model.labels import BUILT_IN, REFERENCE
 from caisson.model.life_plans import QID_MAX
 from caisson.model.volumes import HOST, INITIAL_VOLUMES, KERNEL, LAYERS, fitting, placed, sized
@@ -394,7 +394,7 @@ class _Planner:
         pool, vid, _ = (about.pop(key, "") for key in ("pool", "vid", "source"))
         ours = pool in self._pools and pool in fitting(state.name)
         if ours and not state.snap_on_start:
-            state = placed(state, PoolName(pool))
+            state = placed(state, PoolName(pool), self.system.pools)
         settings = {key: about.pop(key) for key in SETTINGS if key in about}
         for key, value in about.items():
             if value not in _SAYS_NOTHING:

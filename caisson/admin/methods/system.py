@@ -11,7 +11,7 @@ from caisson.store import qubes_xml_write
 @method(
     "caisson.system.Export",
     to=To.ADMIN,
-    scope=Scope.GLOBAL,
+    scope=Scope.TRUSTED,
     access=Access.READ,
     help="Tell all that the model holds, as a `qubes.xml`.",
 )
