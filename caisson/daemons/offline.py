@@ -16,8 +16,9 @@ from caisson.store import Store, only_one
 
 
 def has_kernel(paths: Paths, version: str) -> bool:
-    """Tell whether the machine can boot a virtual machine with that kernel."""
-    return "/" not in version and (paths.state / "vm-kernels" / version / "vmlinuz").is_file()
+    """Tell whether the instance has a kernel of that version, a name without slashes."""
+    # Not `Path.is_file`, which raises where a name is too long to be one.
+    return os.path.isfile(paths.state / "vm-kernels" / version / "vmlinuz")  # noqa: PTH113
 
 
 def take_over(paths: Paths, change: Change) -> None:
@@ -58,13 +59,14 @@ def load(paths: Paths) -> System:
 
     Raises:
         DaemonError: a daemon serves the instance, or the caller is not root.
-        StorageError: there is no instance, or it cannot be read.
+        CaissonError: there is no instance.
+        StorageError: it cannot be read.
     """
+    if not paths.database.exists():
+        raise CaissonError(
+            f"there is no instance at `{paths.root}`", hint="name its root: `--root DIR`"
+        )
     with _alone(paths):
-        if not paths.database.exists():
-            raise CaissonError(
-                f"there is no instance at `{paths.root}`", hint="name its root: `--root DIR`"
-            )
         system = System()
         with Store.open(paths.database) as store:
             system.load(store.load())

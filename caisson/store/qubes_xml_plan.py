@@ -324,7 +324,7 @@ class _Planner:
             gone = f"{wish.what}: qube `{shown(text)}` is left out, it is empty now"
             self._leave(Kind.REFERENCE, gone, wish.entry.line)
             return ""
-        if declared.normalise is parsing.kernel and text and not self._has_kernel(text):
+        if declared.normalise is parsing.kernel and text and not self._is_there(wish, text):
             gone = f"{wish.what}: this machine has no kernel `{shown(text)}`"
             self._leave(Kind.KERNEL, gone, wish.entry.line)
             return None
@@ -334,6 +334,10 @@ class _Planner:
             self._leave(Kind.POOL, gone, wish.entry.line)
             return None
         return text
+
+    def _is_there(self, wish: _Wish, untrusted_version: str) -> bool:
+        with _about(wish.what, wish.entry.line):
+            return self._has_kernel(parsing.kernel(untrusted_version))
 
     def _dispid(self, text: str) -> int:
         dispid = _number(text, "dispid", 1, DISPID_MAX)

@@ -128,12 +128,15 @@ def _section(tag: str, inner: Iterable[str]) -> Iterator[str]:
 
 
 def _lines(domain: Domain) -> Iterator[str]:
-    yield f"  <domain id={_quoted(domain.id)} class={_quoted(domain.klass)}>"
-    yield from _section("properties", _entries("property", domain.properties))
-    yield from _section("features", _entries("feature", domain.features))
-    yield from _section("tags", (f"  <tag name={_quoted(each.name)}/>" for each in domain.tags))
     volumes = (_with_attributes("volume", each) for each in domain.volumes)
-    yield from _section("volume-config", volumes)
+    yield f"  <domain id={_quoted(domain.id)} class={_quoted(domain.klass)}>"
+    for section in (
+        _section("properties", _entries("property", domain.properties)),
+        _section("features", _entries("feature", domain.features)),
+        _section("tags", (f"  <tag name={_quoted(each.name)}/>" for each in domain.tags)),
+        _section("volume-config", volumes),
+    ):
+        yield from (f"  {line}" for line in section)
     yield "  </domain>"
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,6 +47,8 @@ def add_export(made: argparse.ArgumentParser) -> None:
 
 def import_system(arguments: argparse.Namespace, root: str) -> int:
     """Make an empty instance what a `qubes.xml` describes."""
+    import json
+
     from caisson.daemons import offline
     from caisson.store import qubes_xml_plan, qubes_xml_read
 
@@ -145,6 +145,8 @@ def _counted(number: int, what: str) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; what is no plain file is written to as it is."""
+    import tempfile
+
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
