@@ -24,7 +24,7 @@ class ServicesExtension(Extension):
             if isinstance(op, SetFeature) and op.name == MEMINFO_WRITER:
                 qube = system.by_uuid.get(op.uuid)
                 change = _without_feature(change, op, qube)
-                if qube is not None and system.has(qube, "maxmem"):
+                if qube not in (None, system.dom0) and system.has(qube, "maxmem"):
                     change += _balanced(system, qube, on=bool(op.value))
         return change
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from caisson.errors import PermissionDeniedError, ProtocolError, ValueRefusedError
 from caisson.names import FeatureName, shown
 
 CHECK_UPDATES = FeatureName("check-updates")
 PRELOAD = "preload-dispvm"
+FOLLOWED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "boot-mode.active": ("bootmode",),
+        "boot-mode.appvm-default": ("appvm_default_bootmode", "bootmode"),
+        "net.fake-ip": ("visible_ip", "gateway"),
+        "net.fake-gateway": ("visible_gateway",),
+        "net.fake-netmask": ("visible_netmask",),
+    }
+)
+"""Computed properties that change with a feature, of a qube and of those based on it."""
 
 _INTERNAL = frozenset(
     {
@@ -24,7 +35,7 @@ _CONFIG_LONGEST = 52
 _PERSIST_LONGEST = 54
 _PERSIST = re.compile(r"(?:(?:file|dir):[^:/]+:[^:/]+:[0-7]{3,4}:)?/[^:]*")
 _DIGITS = re.compile(r"[0-9]{1,9}")
-_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_DECIMAL = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def check(name: FeatureName, value: str) -> None:
@@ -44,6 +55,8 @@ def check(name: FeatureName, value: str) -> None:
     for prefix, rule in _RULES.items():
         if name.startswith(prefix):
             rule(name, name.removeprefix(prefix), value)
+    if name in _EXACT:
+        _EXACT[name](name, "", value)
 
 
 def check_settable(name: FeatureName) -> None:
@@ -98,6 +111,8 @@ _RULES: dict[str, Callable[[FeatureName, str, str], None]] = {
     "service.": _service,
     "vm-config.": _config,
     "custom-persist.": _persist,
+}
+_EXACT: dict[str, Callable[[FeatureName, str, str], None]] = {
     "preload-dispvm-max": _count,
     "preload-dispvm-threshold": _count,
     "preload-dispvm-delay": _delay,

@@ -23,7 +23,7 @@ from caisson.model.changes import (
     SetNotes,
     SetVolume,
 )
-from caisson.model.events import feature_removed, feature_set, tagged, untagged
+from caisson.model.events import feature_removed, feature_set, reset_event, tagged, untagged
 from caisson.model.klass import Klass
 from caisson.model.labels import BUILT_IN, REFERENCE
 from caisson.model.property_plans import PropertyPlans
@@ -47,7 +47,7 @@ class MarkPlans(PropertyPlans):
         """
         name = FeatureName.parse(untrusted_name)
         features.check(name, untrusted_value)
-        return feature_set(qube, name, untrusted_value)
+        return feature_set(qube, name, untrusted_value) + self._computed_anew(qube, name)
 
     def plan_remove_feature(self, qube: Qube, untrusted_name: str) -> Change:
         """Plan to remove a feature.
@@ -64,7 +64,21 @@ class MarkPlans(PropertyPlans):
                 f"qube `{qube.name}` has no feature `{name}`",
                 hint=f"list them with `qvm-features {qube.name}`",
             )
-        return feature_removed(qube, name)
+        return feature_removed(qube, name) + self._computed_anew(qube, name)
+
+    def _computed_anew(self, qube: Qube, feature: FeatureName) -> Change:
+        """What follows from a feature, here and where it is looked up through the template."""
+        following = features.FOLLOWED_BY.get(feature)
+        if following is None:
+            return Change()
+        return Change(
+            events=tuple(
+                reset_event(each, name)
+                for each in (qube, *self.based_on(qube))
+                for name in following
+                if self.has(each, name)
+            )
+        )
 
     def plan_tag(self, qube: Qube, untrusted_tag: str, origin: QubeName) -> Change:
         """Plan to give a qube a tag; it may have it already.

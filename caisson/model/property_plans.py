@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from uuid import UUID
 
 from caisson.errors import NoSuchPropertyError, PropertyValueError, ValueRefusedError
 from caisson.model import parsing, tags
-from caisson.model.changes import Change, ResetProperty, SetProperty
+from caisson.model.changes import Change, Event, ResetProperty, SetProperty
 from caisson.model.events import (
     event_of,
     joined,
@@ -161,24 +161,25 @@ class PropertyPlans(Facts):
             change += self._retagged(owner, tags.REFERENCES[declared.name], value)
         if declared.name == "template":
             inherited = (each for each in self.properties(owner).values() if each.inherited)
-            change += joined(self._default_changed(owner, each) for each in inherited)
+            moved = [
+                event
+                for each in inherited
+                if each.name not in owner.stored
+                for event in (reset_event(owner, each.name), *self._handed_down(owner, each))
+            ]
+            change += Change(events=tuple(moved))
         elif declared.inherited:
-            change += self._handed_down(owner, declared)
+            change += Change(events=tuple(self._handed_down(owner, declared)))
         return change
 
-    def _default_changed(self, qube: Qube, declared: Property) -> Change:
-        """What a qube takes from its template is another value now, here and further down."""
-        if declared.name in qube.stored or not self.has(qube, declared.name):
-            return Change()
-        told_here = Change(events=(reset_event(qube, declared.name),))
-        return told_here + self._handed_down(qube, declared)
-
-    def _handed_down(self, qube: Qube, declared: Property) -> Change:
-        return joined(
-            self._default_changed(user, declared)
-            for user, name in self.users_of(qube)
-            if user is not None and name == "template"
-        )
+    def _handed_down(self, qube: Qube, declared: Property) -> Iterator[Event]:
+        """What qubes take from this one, their template, is another value now."""
+        for user, name in self.users_of(qube):
+            if user is None or name != "template" or declared.name in user.stored:
+                continue
+            if self.has(user, declared.name):
+                yield reset_event(user, declared.name)
+                yield from self._handed_down(user, declared)
 
     def _global_consequences(self, declared: Property, value: Value) -> Change:
         followers = self.followers_of(declared.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ PROPERTIES: list[tuple[str, list[str]]] = [
     ("template", ["host", "a", ""]),
     ("ip", ["10.137.0.2", "10.137.0.5", "10.138.0.1", "192.168.0.1"]),
     ("memory", ["1", "0", "x"]),
+    ("virt_mode", ["pvh", "container", ""]),
+    ("default_user", ["alice", "-x"]),
+    ("relayvm", REFERENCES),
+    ("transport_rpc", ["my.Relay", "\r\n"]),
     ("name", ["z"]),
 ]
 GLOBALS = [
@@ -101,8 +106,8 @@ class Life(RuleBasedStateMachine):
         return qube in self.running
 
     def is_offline(self, qube: Qube) -> bool:
-        """Whether a qube is one that has no network, the admin qube not counted."""
-        return qube is not self.system.dom0 and self.system.netvm_of(qube) is None
+        """Whether a qube has no network; what has no part in networks here is not counted."""
+        return self.system.has(qube, "netvm") and self.system.netvm_of(qube) is None
 
     def set_up(self, name: str, prop: str) -> Change:
         """Plan to switch a property on."""
@@ -144,7 +149,11 @@ class Life(RuleBasedStateMachine):
             if offline and klass is Klass.DISPOSABLE:
                 assert self.system.netvm_of(made) is None
 
-    @rule(klass=st.sampled_from([Klass.APP, Klass.APP, Klass.STANDALONE]), name=names, origin=names)
+    @rule(
+        klass=st.sampled_from([Klass.APP, Klass.APP, Klass.STANDALONE, Klass.REMOTE]),
+        name=names,
+        origin=names,
+    )
     def create_plainly(self, klass: Klass, name: str, origin: str) -> None:
         """What succeeds unless the name is taken or no default template is set."""
         creator = self.pick(origin).name
@@ -264,6 +273,20 @@ class Life(RuleBasedStateMachine):
                 for name, declared in self.system.properties(owner).items()
                 if declared.type == "vm" and self.system.stored(owner).get(name) == qube.name
             }
+            assert set(self.system.based_on(qube)) == {
+                other
+                for other in qubes
+                if other is not qube and qube in self.system.template_chain(other)
+            }
+            for tag in qube.tags:
+                assert set(self.system.tagged(tag)) == {q for q in qubes if tag in q.tags}
+        for default in self.system.properties(None):
+            assert set(self.system.followers_of(default)) == {
+                qube
+                for qube in qubes
+                for name, declared in self.system.properties(qube).items()
+                if declared.follows == default and name not in qube.stored
+            }
         assert self.system.by_uuid == {qube.uuid: qube for qube in qubes}
         assert len({qube.qid for qube in qubes}) == len(qubes)
 
@@ -303,6 +326,19 @@ class Life(RuleBasedStateMachine):
         ]
         given = [ip for ip in found if ip is not None]
         assert len(given) == len(set(given))
+        for qube in self.system.qubes.values():
+            ip = self.system.value(qube, "ip") if self.system.has(qube, "ip") else None
+            assert ip is None or qube in self.system.holders_of(IPv4Address(str(ip)))
+
+    @invariant()
+    def tags_repeat_references(self) -> None:
+        """`guivm-X`, `audiovm-X` and `relayvm-X` stand on what has X there, and nowhere else."""
+        for qube in self.system.qubes.values():
+            for name in ("guivm", "audiovm", "relayvm"):
+                value = self.system.value(qube, name) if self.system.has(qube, name) else None
+                tags = {tag for tag in qube.tags if tag.startswith(f"{name}-")} - {"guivm-b"}
+                wanted = {f"{name}-{value.name}"} if isinstance(value, Qube) else set()
+                assert tags == wanted - {"guivm-b"}
 
 
 TestLife = Life.TestCase

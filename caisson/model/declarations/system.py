@@ -108,7 +108,12 @@ GLOBAL: Table = table(
         "Pool for new volatile volumes.",
         default=global_property("default_pool"),
     ),
-    _pool("default_pool_kernel", KERNEL, "Pool for kernels.", default=constant(KERNELS)),
+    _pool(
+        "default_pool_kernel",
+        KERNEL,
+        "Pool of the kernels of virtual machines; there is only the one.",
+        default=constant(KERNELS),
+    ),
     prop(
         "default_qrexec_timeout",
         INT,

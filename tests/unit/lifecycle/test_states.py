@@ -20,8 +20,8 @@ from caisson.errors import (
     QubeNotFoundError,
     ShutdownTimeoutError,
 )
-from caisson.model import PowerState
-from caisson.names import DOM0, FeatureName, QubeName, Tag
+from caisson.model import Klass, PowerState
+from caisson.names import DOM0, FeatureName, LabelName, QubeName, Tag
 
 
 async def test_a_start_returns_with_a_running_qube_and_a_second_one_changes_nothing(lab: Lab):
@@ -52,6 +52,22 @@ async def test_the_admin_qube_is_never_started_or_ended(lab: Lab):
             await act(DOM0)
     with pytest.raises(QubeInUseError):
         await lab.qubes.remove(DOM0)
+
+
+async def test_a_remote_qube_always_runs_and_is_only_removed(lab: Lab):
+    """Section 2.4: always reported `Running`, to the broker too, and nothing here starts it."""
+    far = QubeName("far")
+    await lab.qubes.create(Klass.REMOTE, far, LabelName("red"), None, DOM0)
+    assert lab.qubes.power_state(far) is PowerState.RUNNING
+    assert lab.door.states[far] == "Running"
+    with pytest.raises(NotHaltedError):
+        await lab.qubes.start(far)
+    for act in (lab.qubes.kill, lab.qubes.shutdown, lab.qubes.pause, lab.qubes.unpause):
+        with pytest.raises(QubeError):
+            await act(far)
+    assert (await lab.qubes.usage(lab.qubes.system.qube(far))).memory == 0
+    await lab.qubes.remove(far)
+    assert far not in lab.qubes.system.qubes
 
 
 async def test_acts_on_a_halted_qube_are_refused_by_the_right_errors(lab: Lab):
