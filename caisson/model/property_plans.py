@@ -19,6 +19,7 @@ from caisson.model.facts import Facts
 from caisson.model.property import Missing, Owner, Property, PropertyType, Running, Value, told
 from caisson.model.property import render as rendered
 from caisson.model.qube import Qube
+from caisson.model.records import FOLLOWED
 from caisson.names import PropertyName, QubeName, Tag, shown
 
 _FOLLOWED_BY: Mapping[str, tuple[str, ...]] = {
@@ -188,12 +189,11 @@ class PropertyPlans(Facts):
     def _default_moved(self, qube: Qube, default: PropertyName, value: Value) -> Change:
         """What a new default means for a qube that follows it."""
         change = Change()
-        for each in self.properties(qube).values():
-            if each.follows == default and each.name not in qube.stored:
-                change += Change(events=(reset_event(qube, each.name),))
-                change += self._followed(qube, each.name)
-                if each.name in tags.REFERENCES:
-                    change += self._retagged(qube, tags.REFERENCES[each.name], value)
+        for name, follows in FOLLOWED[qube.klass].items():
+            if follows == default and name not in qube.stored:
+                change += Change(events=(reset_event(qube, name),)) + self._followed(qube, name)
+                if name in tags.REFERENCES:
+                    change += self._retagged(qube, tags.REFERENCES[name], value)
         return change
 
     def _followed(self, qube: Qube, name: str) -> Change:

@@ -150,13 +150,13 @@ class Records:
             raise InternalError(f"qube `{op.name}` is added a second time")
         qube = Qube(op.uuid, op.name, Klass(op.klass), op.qid)
         self._names[qube.name] = self._uuids[qube.uuid] = self._qids[qube.qid] = qube
-        for followed in _FOLLOWED[qube.klass].values():
+        for followed in FOLLOWED[qube.klass].values():
             self._followers[followed][qube] = None
 
     def _remove_qube(self, qube: Qube) -> None:
         for name in tuple(qube.stored):
             self._unstore(qube.uuid, name)
-        for followed in _FOLLOWED[qube.klass].values():
+        for followed in FOLLOWED[qube.klass].values():
             del self._followers[followed][qube]
         for tag in qube.tags:
             _strike(self._tagged, tag, qube)
@@ -173,8 +173,8 @@ class Records:
             self._users[QubeName(text)][uuid, name] = None
         if owner is None:
             return
-        if name in _FOLLOWED[owner.klass]:
-            self._followers[_FOLLOWED[owner.klass][name]].pop(owner, None)
+        if name in FOLLOWED[owner.klass]:
+            self._followers[FOLLOWED[owner.klass][name]].pop(owner, None)
         elif name == _DISPID:
             self._dispids[int(text)] = owner
         elif name in _ADDRESSES:
@@ -192,8 +192,8 @@ class Records:
                 del self._users[QubeName(text)]
         if owner is None:
             return
-        if name in _FOLLOWED[owner.klass]:
-            self._followers[_FOLLOWED[owner.klass][name]][owner] = None
+        if name in FOLLOWED[owner.klass]:
+            self._followers[FOLLOWED[owner.klass][name]][owner] = None
         elif name == _DISPID:
             self._dispids.pop(int(text), None)
         elif name in _ADDRESSES:
@@ -218,7 +218,7 @@ def _strike(index: dict[Key, dict[Qube, None]], key: Key, qube: Qube) -> None:
         index.pop(key, None)
 
 
-_FOLLOWED: Mapping[Klass, Mapping[PropertyName, PropertyName]] = {
+FOLLOWED: Mapping[Klass, Mapping[PropertyName, PropertyName]] = {
     klass: {each.name: each.follows for each in table.values() if each.follows is not None}
     for klass, table in PROPERTIES.items()
 }
