@@ -40,9 +40,9 @@ from caisson.model import (
     render,
 )
 from caisson.model.declarations import PROPERTIES
-from caisson.model.numbers import DISPID_MAX
 from caisson.model.labels import BUILT_IN, REFERENCE
 from caisson.model.life_plans import QID_MAX
+from caisson.model.numbers import DISPID_MAX
 from caisson.model.volumes import HOST, INITIAL_VOLUMES, KERNEL, LAYERS, fitting, placed, sized
 from caisson.names import DOM0, PoolName, PropertyName, QubeName, shown
 from caisson.store.qubes_xml import (
