@@ -15,7 +15,7 @@ import structlog
 
 from caisson import __version__
 from caisson.admin import AdminServer, PipedCalls, Responder, Services
-from caisson.daemons import doctor, garbage, kernels, lifeline, logs
+from caisson.daemons import autostart, doctor, garbage, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError
@@ -123,6 +123,8 @@ async def _serve(
     tasks.create_task(extensions.run())
     tasks.create_task(server.run())
     tasks.create_task(calls.run())
+    if autostart.first_of_boot(paths.run / "autostarted"):
+        tasks.create_task(autostart.start_all(qubes))
     garbage.spare_what_is()
     Notifier().ready()
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
