@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,4 +317,69 @@ async def broker_rig(policy: str = "", *, limit: int | None = None) -> AsyncIter
         shutil.rmtree(root)
 
 
-__all__ = ["Agent", "CaissonError", "Peer", "Rig", "Service", "broker_rig", "info", "until"]
+Session = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(rig: Rig, session: Session) -> AsyncIterator[None]:
+    """Listen where the broker asks a person; nothing is left open afterwards."""
+    sessions: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sessions.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            await session(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
+    rig.paths.prompt_agent.chmod(0o666)
+    try:
+        yield
+    finally:
+        rig.paths.prompt_agent.unlink()
+        # Whoever was accepted a moment ago becomes a session in the next turns of the loop.
+        for _ in range(8):
+            await asyncio.sleep(0)
+        server.close()
+        await asyncio.gather(*filter(None, sessions))
+
+
+@asynccontextmanager
+async def prompt_agent(
+    rig: Rig, answer: Callable[[dict[str, Any]], bytes | None]
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """A person's agent; an answer of None never comes. Gives the questions."""
+    questions: list[dict[str, Any]] = []
+    never = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        descriptor, _, body = (await reader.read()).partition(b"\0")
+        if descriptor == b"policy.Ask dom0 name dom0":
+            questions.append(json.loads(body))
+            reply = answer(questions[-1])
+            if reply is None:
+                await never.wait()
+            else:
+                writer.write(reply)
+
+    async with listening(rig, serve):
+        try:
+            yield questions
+        finally:
+            never.set()
+
+
+__all__ = [
+    "Agent",
+    "CaissonError",
+    "Peer",
+    "Rig",
+    "Service",
+    "broker_rig",
+    "info",
+    "listening",
+    "prompt_agent",
+    "until",
+]

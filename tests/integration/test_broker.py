@@ -9,13 +9,22 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_rig import PATIENCE, Peer, Rig, broker_account, broker_rig, until
+from broker_rig import (
+    PATIENCE,
+    Peer,
+    Rig,
+    broker_account,
+    broker_rig,
+    listening,
+    prompt_agent,
+    until,
+)
 
 from caisson.names import QubeName
 
@@ -55,60 +64,6 @@ async def outcome(client: Peer) -> bytes:
     if message == b"A":
         message, _ = await client.receive()
     return message
-
-
-Session = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def listening(rig: Rig, session: Session) -> AsyncIterator[None]:
-    """Listen where the broker asks a person; nothing is left open afterwards."""
-    sessions: set[asyncio.Task[None] | None] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sessions.add(asyncio.current_task())
-        with contextlib.suppress(ConnectionError):
-            await session(reader, writer)
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_unix_server(serve, str(rig.paths.prompt_agent))
-    rig.paths.prompt_agent.chmod(0o666)
-    try:
-        yield
-    finally:
-        rig.paths.prompt_agent.unlink()
-        # Whoever was accepted a moment ago becomes a session in the next turns of the loop.
-        for _ in range(8):
-            await asyncio.sleep(0)
-        server.close()
-        await asyncio.gather(*filter(None, sessions))
-
-
-@asynccontextmanager
-async def prompt_agent(
-    rig: Rig, answer: Callable[[dict[str, Any]], bytes | None]
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """A person's agent; an answer of None never comes. Gives the questions."""
-    questions: list[dict[str, Any]] = []
-    never = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        descriptor, _, body = (await reader.read()).partition(b"\0")
-        if descriptor == b"policy.Ask dom0 name dom0":
-            questions.append(json.loads(body))
-            reply = answer(questions[-1])
-            if reply is None:
-                await never.wait()
-            else:
-                writer.write(reply)
-
-    async with listening(rig, serve):
-        try:
-            yield questions
-        finally:
-            never.set()
 
 
 async def test_allowed_call_runs_over_pipes_and_gives_the_exit_code():
