@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import pwd
+import resource
 import signal
 import sys
 from functools import partial
@@ -32,6 +33,7 @@ from caisson.store import Store, only_one
 
 _log = structlog.get_logger("qubesd")
 _MIB = 1024 * 1024
+_FILES = 524_288
 
 
 class _StopError(Exception):
@@ -182,6 +184,9 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: qubesd needs root\nhint: run it with sudo", file=sys.stderr)
         return 1
+    # As in the unit file: calls of qubes hold four descriptors each.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _FILES), hard))
     try:
         asyncio.run(serve(paths, options.user, until_eof=options.until_eof))
     except CaissonError as error:
