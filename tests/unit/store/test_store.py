@@ -27,13 +27,16 @@ from caisson.model import (
     ResetProperty,
     Revision,
     SetFeature,
+    SetNotes,
+    SetPool,
     SetProperty,
     SetVolume,
     System,
     VolumeState,
 )
-from caisson.names import FeatureName, LabelName, PropertyName, QubeName, Tag, VolumeName
+from caisson.names import FeatureName, LabelName, PoolName, PropertyName, QubeName, Tag, VolumeName
 from caisson.store import Store
+from caisson.store import store as store_module
 from caisson.store.schema import VERSION
 
 ID = UUID("12345678-1234-4234-8234-123456789012")
@@ -56,6 +59,7 @@ ADDED: list[Op] = [
     SetFeature(ADMIN_UUID, FeatureName("f"), "1"),
     AddTag(ID, Tag("t")),
     SetVolume(ID, VOLUME),
+    SetNotes(ID, "a\tb\n\u00e4"),
 ]
 
 
@@ -97,6 +101,7 @@ def test_every_operation_can_be_undone(store: Store):
     store.write(ADDED)
     store.write(
         [
+            SetNotes(ID, ""),
             RemoveVolume(ID, VOLUME.name),
             RemoveTag(ID, Tag("t")),
             RemoveFeature(ID, FeatureName("f")),
@@ -127,6 +132,51 @@ def test_setting_replaces(store: Store):
     store.write([SetFeature(ID, FeatureName("f"), "2"), AddTag(ID, Tag("t"))])
     assert SetFeature(ID, FeatureName("f"), "2") in kept(store)
     assert SetFeature(ID, FeatureName("f"), "") not in kept(store)
+
+
+def test_settings_of_a_pool_are_kept(path: Path):
+    """The last ones count, after a restart too."""
+    with Store.open(path) as store:
+        store.write([SetPool(PoolName("varlibqubes"), 5), SetPool(PoolName("varlibqubes"), -1)])
+    with Store.open(path) as store:
+        assert kept(store) == {SetPool(PoolName("varlibqubes"), -1)}
+        system = System()
+        system.load(store.load())
+        assert system.pools[PoolName("varlibqubes")].revisions_to_keep == -1
+
+
+def test_database_of_version_1_is_brought_up_to_date_with_all_its_data(path: Path):
+    """The file holds what the first Caisson wrote; what came later works on it at once."""
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as connection:
+        connection.executescript(Path(__file__).with_name("version-1.sql").read_text())
+    connection.close()
+    before = {op for op in ADDED if not isinstance(op, SetNotes)}
+    with Store.open(path) as store:
+        assert kept(store) == before
+        store.write([SetNotes(ID, "new"), SetPool(PoolName("varlibqubes"), 3)])
+    with Store.open(path) as store:
+        assert kept(store) == before | {SetNotes(ID, "new"), SetPool(PoolName("varlibqubes"), 3)}
+        store.write([RemoveQube(ID)])
+        assert SetNotes(ID, "new") not in kept(store)
+
+
+def test_interrupted_upgrade_leaves_the_old_version(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step that fails halfway is undone as a whole, and can be taken later."""
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as connection:
+        connection.executescript(Path(__file__).with_name("version-1.sql").read_text())
+    connection.close()
+    broken = (*store_module.STEPS[:1], store_module.STEPS[1] + "CREATE TABLE qube (x) STRICT")
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "STEPS", broken)
+        with pytest.raises(StorageError, match="already exists"):
+            Store.open(path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    connection.close()
+    with Store.open(path) as store:
+        assert len(kept(store)) == len(ADDED) - 1
 
 
 def test_change_is_written_as_a_whole_or_not_at_all(store: Store):

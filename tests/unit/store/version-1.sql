@@ -1,0 +1,53 @@
+-- A database that version 1 of the schema wrote, as SQLite dumps it.
+BEGIN TRANSACTION;
+CREATE TABLE feature (
+    qube BLOB NOT NULL REFERENCES qube ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (qube, name)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "feature" VALUES(X'00000000000000000000000000000000','f','1');
+INSERT INTO "feature" VALUES(X'12345678123442348234123456789012','f','');
+CREATE TABLE global_property (
+    name TEXT NOT NULL PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO "global_property" VALUES('clockvm','work');
+CREATE TABLE label (
+    name TEXT NOT NULL PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,
+    color TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO "label" VALUES('pink',9,'0xff00aa');
+CREATE TABLE property (
+    qube BLOB NOT NULL REFERENCES qube ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (qube, name)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "property" VALUES(X'00000000000000000000000000000000','label','pink');
+INSERT INTO "property" VALUES(X'12345678123442348234123456789012','netvm','');
+CREATE TABLE qube (
+    uuid BLOB NOT NULL PRIMARY KEY CHECK (length(uuid) = 16),
+    name TEXT NOT NULL UNIQUE CHECK (length(name) BETWEEN 1 AND 31),
+    class TEXT NOT NULL,
+    qid INTEGER NOT NULL UNIQUE CHECK (qid >= 0)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "qube" VALUES(X'00000000000000000000000000000000','dom0','AdminVM',0);
+INSERT INTO "qube" VALUES(X'12345678123442348234123456789012','work','AppVM',1);
+CREATE TABLE tag (
+    qube BLOB NOT NULL REFERENCES qube ON DELETE CASCADE,
+    tag TEXT NOT NULL,
+    PRIMARY KEY (qube, tag)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "tag" VALUES(X'12345678123442348234123456789012','t');
+CREATE TABLE volume (
+    qube BLOB NOT NULL REFERENCES qube ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (qube, name)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "volume" VALUES(X'12345678123442348234123456789012','private','{"layers":["b","a"],"dirty":"c","revisions":[{"id":"1","layers":["a"],"created":1700000000}],"snap_on_start":false,"save_on_stop":true,"rw":true,"size":1099511627776,"revisions_to_keep":-1,"pool":"varlibqubes"}');
+COMMIT;
+PRAGMA application_id = 1128352083;
+PRAGMA user_version = 1;
