@@ -56,7 +56,8 @@ from caisson.store.qubes_xml import (
 )
 from caisson.store.qubes_xml_write import SETTINGS
 
-_CLASSES = {klass.value: klass for klass in Klass}
+# A class without a label is not fully there yet: no qube goes without one.
+_CLASSES = {klass.value: klass for klass in Klass if "label" in PROPERTIES[klass]}
 _DRIVERS = {name: {about["driver"]} for name, about in OUR_POOLS.items()}
 _DRIVERS[LAYERS].add("file")
 _BY_CLASS = ("snap_on_start", "save_on_stop")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, DaemonError
-from caisson.names import shown
 from caisson.paths import Paths
 from caisson.tools import terminal
 
@@ -107,7 +106,7 @@ def _content(file: str, most: int) -> bytes:
         with Path(file).open("rb") as opened:
             return opened.read(most)
     except OSError as error:
-        raise CaissonError(f"`{shown(file)}` cannot be read: {error.strerror}") from None
+        raise CaissonError(f"`{file}` cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -117,7 +116,7 @@ def _in_file(name: str) -> Iterator[None]:
     try:
         yield
     except QubesXmlError as error:
-        raise CaissonError(f"`{shown(name)}`, {error.message}", error.hint) from error
+        raise CaissonError(f"`{name}`, {error.message}", error.hint) from error
 
 
 def _outcome(plan: Plan, *, written: bool) -> dict[str, Any]:
