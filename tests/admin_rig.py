@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from broker_rig import PATIENCE, Peer, Rig, broker_account, broker_rig
 
-from caisson.admin import AdminServer
+from caisson.admin import AdminServer, PipedCalls, Responder, Services
 from caisson.engines import MemoryEngine
+from caisson.ext import Core, Extensions
 from caisson.lifecycle import Qubes
 from caisson.model import Host, System
 from caisson.names import QubeName
@@ -24,6 +25,13 @@ from caisson.qrexec import AdminCalls, Judge, Rules
 from caisson.qrexec.admin_calls import Serve
 from caisson.storage import Pool
 from caisson.store import Store
+
+
+def exception(frame: bytes) -> str:
+    """The type that an exception frame names."""
+    kind, name, *_ = frame.split(b"\0")
+    assert kind == b"2", frame
+    return name.decode()
 
 
 @dataclass
@@ -150,7 +158,12 @@ class Daemon(AdminRig):
     """An instance with the whole of qubesd but its containers."""
 
     qubes: Qubes
-    server: AdminServer
+    piped: PipedCalls
+    own_listeners: int
+
+    def listeners(self) -> int:
+        """How many streams of events are open, the extensions' own not counted."""
+        return len(self.qubes.events._subscriptions) - self.own_listeners
 
     async def ask(self, service: str, target: str = "dom0", payload: bytes = b"") -> bytes:
         """The raw reply to the same call by the admin qube, through qubesd's socket."""
@@ -183,15 +196,18 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             qube_files=paths.state,
             tasks=tasks,
         )
-        judge = Judge(Rules(paths), rig.link.known)
-        server = AdminServer(qubes, paths, judge=judge)
+        extensions = Extensions.load(Core(qubes, Judge(Rules(paths), rig.link.known)))
+        responder = Responder(extensions, Services())
+        server, piped = AdminServer(responder, paths), PipedCalls(responder)
         server.bind()
         await rig.link.replace(system.info(qubes.state_of))
-        calls = AdminCalls(paths, account.pw_uid, account.pw_gid, serve=server.serve_call)
+        calls = AdminCalls(paths, account.pw_uid, account.pw_gid, serve=piped.serve)
         calls.bind()
+        extending = tasks.create_task(extensions.run())
         sockets = tasks.create_task(server.run())
         serving = tasks.create_task(calls.run())
-        daemon = Daemon(rig, serving, calls, qubes, server)
+        own = len(qubes.events._subscriptions)
+        daemon = Daemon(rig, serving, calls, qubes, piped, own)
         try:
             made = await daemon.ask(
                 "admin.vm.CreateInPool.TemplateVM+", payload=b"name=tpl label=black pool:root=host"
@@ -204,6 +220,7 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
                 await rig.link.open_qube(QubeName(name))
             yield daemon
         finally:
+            extending.cancel()
             sockets.cancel()
             await daemon.end_qubesd()
             store.close()

@@ -11,7 +11,9 @@ pytestmark = pytest.mark.root
 
 POLICY = """\
 admin.vm.List           *  mgmt  dom0           allow
+admin.vm.List           *  mgmt  @anyvm         allow  target=dom0
 admin.Events            *  mgmt  @adminvm       allow
+admin.Events            *  mgmt  @anyvm         allow  target=dom0
 admin.vm.CurrentState   *  mgmt  @tag:managed   allow  target=dom0
 admin.vm.feature.Set    *  mgmt  @tag:managed   allow  target=dom0
 admin.vm.Start          *  mgmt  @tag:managed   allow  target=dom0
@@ -63,7 +65,7 @@ def test_a_management_qube_sees_and_does_what_the_policy_names(managed: Whole) -
         assert call(target, service) == refused, service
     assert managed.states()["vault"] == "Halted"
     record = managed.audited(service="admin.vm.Kill", source="mgmt")
-    wanted = {"requested": "work", "target": "dom0", "rule": "30-user.policy:6", "code": 0}
+    wanted = {"requested": "work", "target": "dom0", "rule": "30-user.policy:8", "code": 0}
     assert {key: record[key] for key in wanted} == wanted
 
 
