@@ -56,17 +56,21 @@ def parse_request(untrusted: bytes) -> Request:
 
 
 def build_request(
-    method: str, argument: str = "", destination: str = "dom0", payload: bytes = b""
+    method: str,
+    argument: str = "",
+    destination: str = "dom0",
+    payload: bytes = b"",
+    source: str = "dom0",
 ) -> bytes:
-    """Return the bytes of a request that the admin qube makes.
+    """Return the bytes of a request; by default the admin qube makes it.
 
     Raises:
         ProtocolError: a word would end up in another field.
     """
-    for word in (method, argument, destination):
+    for word in (method, argument, source, destination):
         if not word.isascii() or " " in word or "\0" in word:
             raise ProtocolError(f"`{shown(word)}` cannot be part of a request")
-    return f"{method}+{argument} dom0 name {destination}".encode() + b"\0" + payload
+    return f"{method}+{argument} {source} name {destination}".encode() + b"\0" + payload
 
 
 def ok(content: bytes = b"") -> bytes:

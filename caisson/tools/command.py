@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from caisson import __version__
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
+from caisson.names import shown
 from caisson.tools import terminal
 
 FAILURE = 1
@@ -45,6 +46,22 @@ def add_common(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--root", metavar="DIR", help="root directory of the instance (default: CAISSON_ROOT or /)"
     )
+
+
+def pairs(untrusted_words: Sequence[str]) -> list[tuple[str, str]]:
+    """Split words of the form `NAME=VALUE`.
+
+    Raises:
+        UsageError: one is not of that form.
+    """
+    return [_pair(word) for word in untrusted_words]
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise UsageError(f"`{shown(word)}` is not of the form `NAME=VALUE`")
+    return key, value
 
 
 def main(made: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None = None) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from caisson.admin.client import Client
-from caisson.errors import CaissonError, NoSuchPropertyError
+from caisson.admin.client import Client, NoAnswerError
+from caisson.errors import CaissonError, NoSuchPropertyError, PermissionDeniedError, ProtocolError
 from caisson.names import shown
 from caisson.tools import terminal
 from caisson.tools.command import USAGE, UsageError
+from caisson.tools.parallel import at_once
 
 # The properties whose value is a qube: `none` stands for no qube, and no qube has that name.
 _REFERENCES = frozenset(
@@ -57,14 +58,21 @@ class Shown:
 
 
 def decode(name: str, text: str) -> Shown:
-    """Read `default=… type=… VALUE`."""
-    default, kind, value = text.split(" ", 2)
+    """Read `default=… type=… VALUE`.
+
+    Raises:
+        ProtocolError: the daemon said something else.
+    """
+    default, space, rest = text.partition(" ")
+    kind, second_space, value = rest.partition(" ")
+    if not (space and second_space and kind.startswith("type=")):
+        raise ProtocolError(f"the daemon's answer about the property `{shown(name)}` is no value")
     return Shown(name, default == "default=True", kind.removeprefix("type="), value)
 
 
 def decode_line(line: str) -> Shown:
     """Read one line of `GetAll`."""
-    name, text = line.split(" ", 1)
+    name, _, text = line.partition(" ")
     parts = text.split("\\\\")
     return decode(name, "\\".join(p.replace("\\n", "\n").replace("\\r", "\r") for p in parts))
 
@@ -96,6 +104,35 @@ class Owner:
     def destination(self) -> str:
         """The qube that the methods are called on."""
         return self.qube or "dom0"
+
+
+def read_all(client: Client, owner: Owner) -> list[Shown]:
+    """All properties, by name; one by one where the daemon does not give them together."""
+    try:
+        lines = client.lines(f"{owner.methods}.GetAll", destination=owner.destination)
+        return sorted(map(decode_line, lines), key=lambda prop: prop.name)
+    except (ProtocolError, PermissionDeniedError, NoAnswerError):
+        pass
+    names = client.lines(f"{owner.methods}.List", destination=owner.destination)
+    found = at_once(names, lambda name: _read_one(client, owner, name))
+    return sorted((prop for prop in found if prop is not None), key=lambda prop: prop.name)
+
+
+def read(client: Client, owner: Owner, name: str) -> Shown:
+    """One property.
+
+    Raises:
+        NoSuchPropertyError: the qube has none of that name.
+    """
+    return decode(name, client.text(f"{owner.methods}.Get", name, owner.destination))
+
+
+def _read_one(client: Client, owner: Owner, name: str) -> Shown | None:
+    """One of a list; None where the caller may not see it."""
+    try:
+        return read(client, owner, name)
+    except (NoSuchPropertyError, PermissionDeniedError, NoAnswerError):
+        return None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -141,26 +178,28 @@ def _one(client: Client, owner: Owner, name: str, arguments: argparse.Namespace)
         payload = wire_value(name, arguments.value)
         client.call(f"{owner.methods}.Set", name, owner.destination, payload)
         return 0
-    found = decode(name, client.text(f"{owner.methods}.Get", name, owner.destination))
+    found = read(client, owner, name)
     if found.value is not None:
-        print(terminal.harmless(found.value))
+        terminal.emit(found.value + "\n")
     return 0
 
 
 def _list(client: Client, owner: Owner, *, hide_default: bool) -> int:
-    lines = client.lines(f"{owner.methods}.GetAll", destination=owner.destination)
-    rows = sorted(decode_line(line).row() for line in lines)
+    rows = [prop.row() for prop in read_all(client, owner)]
     rows = [row for row in rows if not (hide_default and row[1] == "D")]
     width = max((len(row[0]) for row in rows), default=0)
     for name, *rest in rows:
-        print(terminal.harmless("  ".join([name.ljust(width), *rest])))
+        print(terminal.cell("  ".join([name.ljust(width), *rest])))
     return 0
 
 
 def _explain(client: Client, owner: Owner) -> int:
     names = client.lines(f"{owner.methods}.List", destination=owner.destination)
-    rows = [(name, client.text(f"{owner.methods}.Help", name, owner.destination)) for name in names]
-    print(terminal.table(sorted(rows)), end="")
+    names.sort()
+    texts = at_once(
+        names, lambda name: client.text(f"{owner.methods}.Help", name, owner.destination)
+    )
+    print(terminal.table(zip(names, texts, strict=True)), end="")
     return 0
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from caisson.admin.client import Client
-from caisson.errors import QubeNotFoundError
+from caisson.errors import NoSuchPropertyError, QubeNotFoundError
 from caisson.tools import command, selection, terminal
 from caisson.tools.command import FAILURE
-from caisson.tools.properties import decode
+from caisson.tools.properties import Owner, read
 from caisson.tools.selection import Listed
 
 SOME = 3
@@ -59,15 +59,23 @@ def _wanted(arguments: argparse.Namespace, qubes: dict[str, Listed]) -> list[str
 
 def _fits(arguments: argparse.Namespace, client: Client, qube: Listed) -> bool:
     if arguments.running:
-        return qube.state == "Running"
+        # As unmodified clients see it: a paused qube runs too (sheet, section 2.4).
+        return qube.state not in {"Halted", "NA"}
     if arguments.paused:
         return qube.state == "Paused"
     if arguments.template:
         return qube.klass == "TemplateVM"
     if arguments.networked:
-        text = client.text("admin.vm.property.Get", "netvm", qube.name)
-        return decode("netvm", text).value is not None
+        return _networked(client, qube.name)
     return True
+
+
+def _networked(client: Client, name: str) -> bool:
+    try:
+        return read(client, Owner(name), "netvm").value is not None
+    except NoSuchPropertyError:
+        # The admin qube, for one.
+        return False
 
 
 def main() -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
-from caisson.tools import command, terminal
-from caisson.tools.command import UsageError
+from caisson.tools import cloning, command, terminal, volumes
+from caisson.tools.command import UsageError, pairs
 from caisson.tools.properties import wire_name, wire_value
+from caisson.tools.volumes import Volume
 
 PROPERTY_FAILED = 2
 IMPORT_FAILED = 3
+_STANDALONE = "StandaloneVM"
+_ROOT = "root"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,11 +24,16 @@ def parser() -> argparse.ArgumentParser:
         "qvm-create",
         "Create a qube.",
         "exit codes: 0 created; 1 not created; 2 a property was refused, the qube is gone again;\n"
-        "3 the root volume could not be imported",
+        "3 the root volume could not be imported, the qube is gone again",
     )
     made.add_argument("name", metavar="VMNAME", nargs="?", help="name of the new qube")
     made.add_argument("--class", "-C", dest="klass", metavar="CLASS", help="class (default: AppVM)")
-    made.add_argument("--template", "-t", metavar="VMNAME", help="template (default: the system's)")
+    made.add_argument(
+        "--template",
+        "-t",
+        metavar="VMNAME",
+        help="template (default: the system's); a StandaloneVM becomes a copy of it",
+    )
     made.add_argument("--label", "-l", metavar="LABEL", help="label, such as `red`; mandatory")
     made.add_argument(
         "--property",
@@ -57,42 +66,44 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Create the qube."""
     if arguments.help_classes:
-        print("\n".join(client.lines("admin.vmclass.List")))
+        print("\n".join(map(terminal.cell, client.lines("admin.vmclass.List"))))
         return 0
     if not arguments.name:
         raise UsageError("the name of the new qube is missing", "say `qvm-create VMNAME -l LABEL`")
     klass, label = _class_and_label(arguments)
-    properties = [_pair(word, "--property") for word in arguments.properties]
-    pools = [_pair(word, "--pool") for word in arguments.pools]
-    if pools and arguments.one_pool:
-        raise UsageError("`-P` and `--pool` exclude each other")
-    if arguments.root_copy_from or arguments.root_move_from:
-        terminal.complain(
-            CaissonError(
-                "importing a root volume is not available in this version",
-                "create the qube without `-r` and `-R`",
-            )
+    properties = pairs(arguments.properties)
+    pools = dict(pairs(arguments.pools))
+    if klass == _STANDALONE and arguments.template:
+        wish = cloning.Wish(
+            arguments.template,
+            arguments.name,
+            klass=klass,
+            label=label,
+            pool=arguments.one_pool,
+            pools=pools,
+            without=frozenset({"private"}),
         )
-        return IMPORT_FAILED
-    words = [f"name={arguments.name}", f"label={label}"]
-    words += [f"pool={arguments.one_pool}"] if arguments.one_pool else []
-    words += [f"pool:{volume}={pool}" for volume, pool in pools]
-    if any(" " in word or not word.isascii() for word in words):
-        raise UsageError(
-            "a name, label or pool contains a space or a letter beyond ASCII",
-            "use letters, digits, `.`, `_` and `-`",
-        )
-    create = "CreateInPool" if pools or arguments.one_pool else "Create"
-    client.call(
-        f"admin.vm.{create}.{klass}",
-        arguments.template or "",
-        payload=" ".join(words).encode(),
-    )
-    return _set_properties(client, arguments.name, properties)
+        cloning.clone(client, wish)
+    else:
+        method, payload = cloning.creation(arguments.name, label, arguments.one_pool, pools)
+        client.call(f"{method}.{klass}", arguments.template or "", payload=payload)
+    try:
+        _fill_root(arguments, client)
+    except CaissonError as error:
+        return _taken_back(client, arguments.name, error, IMPORT_FAILED)
+    try:
+        for key, value in properties:
+            prop = wire_name(key)
+            client.call("admin.vm.property.Set", prop, arguments.name, wire_value(prop, value))
+    except CaissonError as error:
+        return _taken_back(client, arguments.name, error, PROPERTY_FAILED)
+    if arguments.root_move_from:
+        _remove_file(arguments.root_move_from)
+    return 0
 
 
 def _class_and_label(arguments: argparse.Namespace) -> tuple[str, str]:
-    implied = "StandaloneVM" if arguments.standalone else "DispVM" if arguments.disp else None
+    implied = _STANDALONE if arguments.standalone else "DispVM" if arguments.disp else None
     if implied and arguments.klass not in (None, implied):
         raise UsageError(f"`--class {arguments.klass}` contradicts the short form for `{implied}`")
     label = arguments.label or ("red" if arguments.disp else None)
@@ -101,25 +112,30 @@ def _class_and_label(arguments: argparse.Namespace) -> tuple[str, str]:
     return arguments.klass or implied or "AppVM", label
 
 
-def _pair(word: str, option: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not equals or not key:
-        raise UsageError(f"`{option} {word}` is not of the form `NAME=VALUE`")
-    return key, value
+def _fill_root(arguments: argparse.Namespace, client: Client) -> None:
+    path = arguments.root_copy_from or arguments.root_move_from
+    if path is None:
+        return
+    with volumes.opened(path) as data:
+        Volume(arguments.name, _ROOT).fill(client, data, volumes.size_of(data))
 
 
-def _set_properties(client: Client, name: str, properties: list[tuple[str, str]]) -> int:
-    """Set the properties; a qube that would lack one is taken back."""
-    try:
-        for key, value in properties:
-            prop = wire_name(key)
-            client.call("admin.vm.property.Set", prop, name, wire_value(prop, value))
-    except CaissonError as error:
+def _taken_back(client: Client, name: str, error: CaissonError, code: int) -> int:
+    """A qube that lacks what was asked for does not stay."""
+    terminal.complain(error)
+    with suppress(CaissonError):
         client.call("admin.vm.Remove", destination=name)
-        terminal.complain(error)
         terminal.say(f"qube `{name}` was not created")
-        return PROPERTY_FAILED
-    return 0
+    return code
+
+
+def _remove_file(path: str) -> None:
+    from pathlib import Path
+
+    try:
+        Path(path).unlink()
+    except OSError as error:
+        terminal.complain(CaissonError(f"cannot remove `{path}`: {error.strerror}"))
 
 
 def main() -> int:

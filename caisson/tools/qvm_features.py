@@ -8,6 +8,7 @@ from caisson.admin.client import Client
 from caisson.errors import FeatureNotFoundError
 from caisson.tools import command, terminal
 from caisson.tools.command import FAILURE, UsageError
+from caisson.tools.parallel import at_once
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,12 +32,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     if arguments.feature is None:
         if arguments.unset:
             raise UsageError("`--unset` needs the name of a feature")
-        names = client.lines("admin.vm.feature.List", destination=arguments.name)
-        rows = [
-            (name, client.text("admin.vm.feature.Get", name, arguments.name))
-            for name in sorted(names)
-        ]
-        print(terminal.table(rows), end="")
+        print(terminal.table(listed(client, arguments.name)), end="")
         return 0
     if arguments.unset:
         return _unset(client, arguments)
@@ -48,8 +44,16 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         value = client.text("admin.vm.feature.Get", arguments.feature, arguments.name)
     except FeatureNotFoundError:
         return FAILURE
-    print(terminal.harmless(value))
+    terminal.emit(value + "\n")
     return 0
+
+
+def listed(client: Client, name: str, prefix: str = "") -> list[tuple[str, str]]:
+    """The features of a qube that begin with the prefix, with their values, sorted."""
+    names = client.lines("admin.vm.feature.List", destination=name)
+    names = sorted(feature for feature in names if feature.startswith(prefix))
+    values = at_once(names, lambda feature: client.text("admin.vm.feature.Get", feature, name))
+    return list(zip(names, values, strict=True))
 
 
 def _unset(client: Client, arguments: argparse.Namespace) -> int:

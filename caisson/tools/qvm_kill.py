@@ -8,8 +8,6 @@ from caisson.admin.client import Client
 from caisson.errors import NotStartedError, QubeNotFoundError
 from caisson.tools import command, selection
 
-_MOST_FAILURES = 125
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -31,10 +29,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             # It is down already; a disposable is even gone.
             return
 
-    failures = selection.each(names, kill)
-    for name, error in failures.items():
-        selection.complain_about(name, error)
-    return min(len(failures), _MOST_FAILURES)
+    return selection.failures_of(names, kill, "killing")
 
 
 def main() -> int:

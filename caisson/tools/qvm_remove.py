@@ -6,9 +6,10 @@ import argparse
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, QubeInUseError
-from caisson.tools import command, selection, terminal
+from caisson.tools import command, properties, selection, terminal
 from caisson.tools.command import FAILURE
-from caisson.tools.properties import decode_line
+from caisson.tools.parallel import at_once
+from caisson.tools.properties import Owner
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     failed = False
     for name in names:
         try:
-            client.call("admin.vm.Remove", destination=name)
+            with terminal.Progress(f"removing {name}"):
+                client.call("admin.vm.Remove", destination=name)
         except CaissonError as error:
             failed = True
             selection.complain_about(name, error)
@@ -47,18 +49,25 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
 def _tell_users(client: Client, name: str) -> None:
     """Tell where the qube is used, as far as properties can."""
-    uses = [
-        f"the system's `{prop.name}`"
-        for prop in map(decode_line, client.lines("admin.property.GetAll"))
-        if prop.kind == "vm" and prop.text == name
+    owners = [Owner(""), *map(Owner, selection.listed(client))]
+    for owner, uses in zip(owners, at_once(owners, lambda o: _uses(client, o, name)), strict=True):
+        for prop in uses:
+            of = f"`{prop}` of `{owner.qube}`" if owner.qube else f"the system's `{prop}`"
+            terminal.say(f"  used by {of}")
+
+
+def _uses(client: Client, owner: Owner, name: str) -> list[str]:
+    """The properties that name the qube; a qube's default is that of somebody else."""
+    try:
+        found = properties.read_all(client, owner)
+    except CaissonError:
+        # It went away meanwhile, or its properties are none of the caller's business.
+        return []
+    return [
+        prop.name
+        for prop in found
+        if prop.kind == "vm" and prop.text == name and not (owner.qube and prop.default)
     ]
-    for qube in selection.listed(client):
-        for line in client.lines("admin.vm.property.GetAll", destination=qube):
-            prop = decode_line(line)
-            if prop.kind == "vm" and prop.text == name and not prop.default:
-                uses.append(f"`{prop.name}` of `{qube}`")
-    for use in uses:
-        terminal.say(f"  used by {use}")
 
 
 def main() -> int:

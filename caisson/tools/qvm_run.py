@@ -7,16 +7,23 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from caisson.admin.client import Client
-from caisson.errors import CaissonError, NotRunningError, NotStartedError, QubeNotFoundError
+from caisson.admin.client import Client, NoAnswerError
+from caisson.errors import (
+    CaissonError,
+    NotRunningError,
+    NotStartedError,
+    PermissionDeniedError,
+    QubeNotFoundError,
+)
 from caisson.names import DOM0, shown
-from caisson.tools import command, selection, terminal
+from caisson.tools import command, running, selection, terminal
 from caisson.tools.command import UsageError
+from caisson.tools.running import Job
 
 QUBES_ERROR = 255
 _OWN_DISPOSABLE = "@dispvm"
+_UP = frozenset({"Running", "Paused", "Suspended"})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,68 +112,21 @@ def split_words(
     return arguments, names, ["--dispvm" if word == own else word for word in rest]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to run, as the qrexec client takes it, and what to tell about it."""
-
-    user: str
-    line: str
-    told: str
-
-    def in_qube(self) -> str:
-        """The command with its user; `DEFAULT` is the qube's own default user."""
-        return f"{self.user}:{self.line}"
-
-
-def job(arguments: argparse.Namespace, words: Sequence[str]) -> Job:
-    """Turn the command line into what to run.
-
-    Raises:
-        UsageError: there is nothing to run, or it has no meaning.
-    """
-    if not words:
-        raise UsageError("the command to run is missing", "say `qvm-run VMNAME COMMAND`")
-    if any("\0" in word for word in words):
-        raise UsageError("the command contains a NUL character")
-    user = arguments.user or "DEFAULT"
-    told = " ".join(words)
-    if arguments.service:
-        if len(words) > 1:
-            raise UsageError("a service takes no further words", "put data after `+`")
-        service = words[0] if "+" in words[0] else words[0] + "+"
-        return Job(user, f"QUBESRPC {service} {DOM0}", told)
-    if len(words) > 1 or arguments.no_shell:
-        return Job(user, f"QUBESRPC qubes.VMExec+{encoded(words)} {DOM0}", told)
-    return Job(user, words[0], told)
-
-
-def encoded(words: Sequence[str]) -> str:
-    """A list of words as the argument of `qubes.VMExec` (sheet `qrexec`, section 6)."""
-    return "+".join("".join(map(_encoded_byte, os.fsencode(word))) for word in words)
-
-
-def _encoded_byte(byte: int) -> str:
-    char = chr(byte)
-    if char == "-":
-        return "--"
-    if char.isascii() and (char.isalnum() or char in "._"):
-        return char
-    return f"-{byte:02X}"
-
-
 def run(arguments: argparse.Namespace, names: list[str], words: list[str]) -> int:
     """Run it everywhere it is wanted."""
     client = Client(arguments.root)
-    todo = job(arguments, words)
+    todo = running.job(
+        words, user=arguments.user, service=arguments.service, no_shell=arguments.no_shell
+    )
     if arguments.dispvm is not None:
         if arguments.all:
             raise UsageError("`--dispvm` and `--all` exclude each other")
-        with _disposable(client, arguments.dispvm) as name:
-            return _run_in(arguments, client, name, todo, wait=True)
-    if arguments.all or any(not set("*?[").isdisjoint(name) for name in names):
+        return _run_in_disposable(arguments, client, todo)
+    if arguments.all or any(map(selection.is_pattern, names)):
         return _run_in_many(arguments, client, names, todo)
     if not names:
         raise UsageError("the name of the qube is missing", "say `qvm-run VMNAME COMMAND`")
+    _make_ready(client, names[0], autostart=arguments.autostart)
     return _run_in(arguments, client, names[0], todo, wait=arguments.pass_io, last=True)
 
 
@@ -176,14 +136,25 @@ def _run_in_many(arguments: argparse.Namespace, client: Client, names: list[str]
     wanted = selection.matching(names, qubes) if names else list(qubes)
     code = 0
     for name in wanted:
-        if name == DOM0 or name in excluded or qubes[name].state not in {"Running", "Paused"}:
+        if name == DOM0 or name in excluded or qubes[name].state not in _UP:
             continue
         try:
+            _make_ready(client, name, autostart=False)
             code = max(code, _run_in(arguments, client, name, todo, wait=arguments.pass_io))
         except CaissonError as error:
             selection.complain_about(name, error)
             code = QUBES_ERROR
     return code
+
+
+def _run_in_disposable(arguments: argparse.Namespace, client: Client, todo: Job) -> int:
+    base = arguments.dispvm
+    if client.qrexec is None:
+        with _disposable(client, base) as name:
+            return _run_in(arguments, client, name, todo, wait=True)
+    # The call itself makes the disposable, and ends it.
+    target = base if base == _OWN_DISPOSABLE else f"{_OWN_DISPOSABLE}:{base}"
+    return _run_in(arguments, client, target, todo, wait=True, last=True)
 
 
 @contextmanager
@@ -197,7 +168,8 @@ def _disposable(client: Client, base: str) -> Iterator[str]:
     destination = DOM0 if base == _OWN_DISPOSABLE else base
     name = client.text("admin.vm.CreateDisposable", destination=destination)
     try:
-        client.call("admin.vm.Start", destination=name)
+        with terminal.Progress(f"starting {name}"):
+            client.call("admin.vm.Start", destination=name)
         yield name
     finally:
         try:
@@ -226,125 +198,56 @@ def _run_in(
     last: bool = False,
 ) -> int:
     """Run it in one qube; with `last`, this process may become the client."""
-    _make_ready(client, name, autostart=arguments.autostart)
     if not arguments.quiet and not arguments.pass_io:
         terminal.say(f"Running '{todo.told}' on {name}")
-    argv = ["qrexec-client", "-d", name]
-    if not wait and not arguments.localcmd:
-        argv.append("-e")
+    flags = []
     if arguments.pass_io:
-        argv += [flag for flag, to in (("-t", 1), ("-T", 2)) if _filtered(arguments, to)]
-    argv.append(todo.in_qube())
-    environment = {**os.environ, "CAISSON_ROOT": client.root}
-    program = _qrexec_client()
+        flags = [flag for flag, to in (("-t", 1), ("-T", 2)) if _filtered(arguments, to)]
+    carrier = running.carrier(
+        client, name, todo, wait=wait or bool(arguments.localcmd), flags=flags
+    )
     if arguments.localcmd:
-        return _between(program, argv, environment, arguments.localcmd)
+        return carrier.with_local(arguments.localcmd)
     if not arguments.pass_io:
-        return _silent(program, argv, environment)
+        return carrier.silently()
     if last and not (arguments.color_output or arguments.color_stderr):
-        sys.stdout.flush()
-        os.execve(program, argv, environment)  # noqa: S606 - a program, not a shell
-    return _coloured(arguments, program, argv, environment)
+        return carrier.in_place()
+    return carrier.coloured(arguments.color_output, arguments.color_stderr)
 
 
 def _make_ready(client: Client, name: str, *, autostart: bool) -> None:
-    if name == DOM0:
+    if name == DOM0 and client.qrexec is None:
         raise CaissonError(
             "commands cannot be run in the admin qube this way", "run it in this shell"
         )
-    text = client.text("admin.vm.CurrentState", destination=name)
+    try:
+        text = client.text("admin.vm.CurrentState", destination=name)
+    except (NoAnswerError, PermissionDeniedError):
+        if client.qrexec is None or not autostart:
+            raise
+        # A qube that may call services need not be one that may administer: the call starts it.
+        return
     state = dict(word.split("=", 1) for word in text.split()).get("power_state")
     match state:
         case "Running":
             return
         case "Paused":
             client.call("admin.vm.Unpause", destination=name)
+        case "Suspended":
+            client.call("admin.vm.Resume", destination=name)
         case _ if autostart:
-            client.call("admin.vm.Start", destination=name)
+            with terminal.Progress(f"starting {name}"):
+                client.call("admin.vm.Start", destination=name)
         case _:
             raise NotRunningError(
                 f"qube `{shown(name)}` does not run", f"start it: `qvm-start {shown(name)}`"
             )
 
 
-def _qrexec_client() -> str:
-    """The program that moves the data."""
-    from caisson.paths import AGENT_BINARY
-
-    for candidate in (os.fspath(AGENT_BINARY), "/usr/lib/qubes/qrexec-client"):
-        if os.access(candidate, os.X_OK):
-            return candidate
-    raise CaissonError(
-        "the program `qrexec-client` is missing", "build it: `sudo script/setup` in the checkout"
-    )
-
-
-def _silent(program: str, argv: list[str], environment: dict[str, str]) -> int:
-    import subprocess
-
-    done = subprocess.run(
-        argv,
-        executable=program,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
-    return _exit_code(done.returncode)
-
-
-def _between(program: str, argv: list[str], environment: dict[str, str], local: str) -> int:
-    """Connect the command in the qube to a local one."""
-    import subprocess
-
-    with (
-        subprocess.Popen(
-            argv,
-            executable=program,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as remote,
-        subprocess.Popen(
-            ["/bin/sh", "-c", local], stdin=remote.stdout, stdout=remote.stdin
-        ) as here,
-    ):
-        # Our copies of the ends would keep either side from seeing the other's end.
-        for end in (remote.stdin, remote.stdout):
-            if end is not None:
-                end.close()
-        remote.stdin = remote.stdout = None
-        return _exit_code(remote.wait()) or _exit_code(here.wait())
-
-
-def _exit_code(code: int) -> int:
-    """A process's exit code as a shell tells it."""
-    return code if code >= 0 else 128 - code
-
-
 def _filtered(arguments: argparse.Namespace, descriptor: int) -> bool:
     if arguments.filter_escape_chars is not None:
         return bool(arguments.filter_escape_chars)
     return os.isatty(descriptor)
-
-
-def _coloured(
-    arguments: argparse.Namespace, program: str, argv: list[str], environment: dict[str, str]
-) -> int:
-    """Run the client with its output in the colours that were asked for."""
-    import subprocess
-
-    colors = {1: arguments.color_output, 2: arguments.color_stderr}
-    for descriptor, color in colors.items():
-        if color is not None:
-            os.write(descriptor, f"\033[0;{color}m".encode())
-    try:
-        done = subprocess.run(argv, executable=program, env=environment, check=False)
-    finally:
-        for descriptor, color in colors.items():
-            if color is not None:
-                os.write(descriptor, b"\033[0m")
-    return _exit_code(done.returncode)
 
 
 def _color(untrusted_word: str) -> str:

@@ -14,13 +14,13 @@ from caisson.errors import (
 )
 from caisson.tools import command, selection, terminal
 
-_MOST_FAILURES = 125
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command.parser(
-        "qvm-shutdown", "Shut qubes down.", "exit code: the number of qubes that did not shut down"
+        "qvm-shutdown",
+        "Shut qubes down. With --wait, one that takes too long twice is killed.",
+        "exit code: the number of qubes that did not shut down",
     )
     selection.add_many(made)
     made.add_argument("--wait", action="store_true", help="wait until they are gone")
@@ -38,12 +38,14 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     waiting = arguments.wait or arguments.timeout is not None
     left = [n for n in selection.chosen(arguments, qubes) if qubes[n].state != "Halted"]
     if arguments.dry_run:
-        print("\n".join(map(terminal.harmless, left)))
+        print("".join(f"{terminal.cell(name)}\n" for name in left), end="")
         return 0
     failures: dict[str, CaissonError] = {}
     while left:
         outcome = selection.each(
-            left, lambda name: _shut_down(client, name, force=arguments.force, wait=waiting)
+            left,
+            lambda name: _shut_down(client, name, force=arguments.force, wait=waiting),
+            "shutting down",
         )
         in_use = [name for name, error in outcome.items() if isinstance(error, QubeInUseError)]
         done = [name for name in left if name not in outcome]
@@ -51,14 +53,14 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         if not in_use or not done:
             failures |= {name: outcome[name] for name in in_use}
             break
-        # What used them is among those that are going: once gone, it is in nobody's way.
-        failures |= selection.each(
-            done, lambda name: _shut_down(client, name, force=False, wait=True)
-        )
+        if not waiting:
+            # What used them is among those that are going: once gone, it is in nobody's way.
+            failures |= selection.each(
+                done, lambda name: _shut_down(client, name, force=False, wait=True), "waiting for"
+            )
         left = in_use
-    for name, error in failures.items():
-        selection.complain_about(name, error)
-    return min(len(failures), _MOST_FAILURES)
+    selection.complain_about_all(failures)
+    return min(len(failures), selection.MOST_FAILURES)
 
 
 def _shut_down(client: Client, name: str, *, force: bool, wait: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from caisson.admin.client import Client
 from caisson.errors import NotHaltedError
-from caisson.tools import command, selection
-from caisson.tools.command import FAILURE
+from caisson.tools import command, drives, selection
+from caisson.tools.command import FAILURE, UsageError
+from caisson.tools.drives import Drive
 
 
 def parser() -> argparse.ArgumentParser:
@@ -15,19 +17,35 @@ def parser() -> argparse.ArgumentParser:
     made = command.parser(
         "qvm-start",
         "Start qubes and wait until they are ready.",
-        "exit codes: 0 all started; 1 one or more did not",
+        "DRIVE is VMNAME:DEVICE, such as `sys-usb:sr0`, or a file, such as `dom0:/home/me/x.iso`.\n"
+        "exit codes: 0 all started; 1 one or more did not, or ran already",
     )
     selection.add_many(made)
     made.add_argument(
         "--skip-if-running", action="store_true", help="a qube that runs already is no error"
+    )
+    drive = made.add_mutually_exclusive_group()
+    drive.add_argument("--cdrom", metavar="DRIVE", help="attach this as a CD-ROM for this start")
+    drive.add_argument("--hddisk", metavar="DRIVE", help="attach this as a disk for this start")
+    drive.add_argument(
+        "--drive", metavar="[cdrom:|hd:]DRIVE", help="the same; without a word before, as a CD-ROM"
+    )
+    drive.add_argument(
+        "--install-windows-tools",
+        action="store_true",
+        help=f"attach the tools for Windows ({drives.WINDOWS_TOOLS}) as a CD-ROM",
     )
     return made
 
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Start them."""
+    drive = _drive(arguments)
     qubes = selection.listed(client)
     skip = arguments.skip_if_running or arguments.all
+    names = selection.chosen(arguments, qubes)
+    if drive is not None and len(names) > 1:
+        raise UsageError("a drive can be given to one qube only")
 
     def start(name: str) -> None:
         if qubes[name].state != "Halted":
@@ -37,12 +55,24 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
                 f"qube `{name}` is already {qubes[name].state.lower()}",
                 hint="`--skip-if-running` makes this no error",
             )
-        client.call("admin.vm.Start", destination=name)
+        with nullcontext() if drive is None else drives.assigned(client, name, drive):
+            client.call("admin.vm.Start", destination=name)
 
-    failures = selection.each(selection.chosen(arguments, qubes), start)
-    for name, error in failures.items():
-        selection.complain_about(name, error)
-    return FAILURE if failures else 0
+    return FAILURE if selection.failures_of(names, start, "starting") else 0
+
+
+def _drive(arguments: argparse.Namespace) -> Drive | None:
+    cdrom = drives.WINDOWS_TOOLS if arguments.install_windows_tools else arguments.cdrom
+    if cdrom is not None:
+        return Drive.parse("cdrom", cdrom)
+    if arguments.hddisk is not None:
+        return Drive.parse("disk", arguments.hddisk)
+    if arguments.drive is None:
+        return None
+    kind, _, word = arguments.drive.partition(":")
+    if kind in {"hd", "cdrom"}:
+        return Drive.parse("disk" if kind == "hd" else "cdrom", word)
+    return Drive.parse("cdrom", arguments.drive)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from caisson.admin.client import Client
@@ -11,9 +11,12 @@ from caisson.errors import CaissonError, QubeNotFoundError
 from caisson.names import DOM0, shown
 from caisson.tools import terminal
 from caisson.tools.command import UsageError
+from caisson.tools.parallel import at_once
 
 _PATTERN = frozenset("*?[")
-_AT_ONCE = 16
+_TOLD = 5
+MOST_FAILURES = 125
+"""The largest exit code that a shell does not take for something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +28,47 @@ class Listed:
     state: str
 
 
-def add_many(parser: argparse.ArgumentParser) -> None:
+def add_many(
+    parser: argparse.ArgumentParser, all_means: str = "all qubes but the admin qube"
+) -> None:
     """Let a command take any number of qubes."""
     parser.add_argument(
         "names", metavar="VMNAME", nargs="*", help="qube, or a pattern such as `work-*`"
     )
-    parser.add_argument("--all", action="store_true", help="all qubes but the admin qube")
+    parser.add_argument("--all", action="store_true", help=all_means)
     parser.add_argument(
-        "--exclude", metavar="VMNAME", action="append", default=[], help="not this one (with --all)"
+        "--exclude",
+        metavar="VMNAME",
+        action="append",
+        default=[],
+        help="not this one, nor what fits this pattern (with --all)",
     )
 
 
 def listed(client: Client) -> dict[str, Listed]:
     """All qubes by name, the admin qube first."""
-    qubes = {}
+    return {
+        name: Listed(name, facts.get("class", ""), facts.get("state", ""))
+        for name, facts in listed_words(client)
+    }
+
+
+def listed_words(client: Client) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each line of `admin.vm.List`: the name and the `key=value` words (sheet, section 2.1)."""
     for line in client.lines("admin.vm.List"):
         name, *words = line.split(" ")
-        facts = dict(word.split("=", 1) for word in words if "=" in word)
-        qubes[name] = Listed(name, facts.get("class", ""), facts.get("state", ""))
-    return qubes
+        yield name, dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def chosen(arguments: argparse.Namespace, qubes: dict[str, Listed]) -> list[str]:
+def chosen(
+    arguments: argparse.Namespace, qubes: dict[str, Listed], states: Collection[str] = ()
+) -> list[str]:
     """The names that the command line chooses, each once, in its order.
+
+    Args:
+        arguments: what `add_many` has read.
+        qubes: all qubes.
+        states: what `--all` confines itself to; by default it does not.
 
     Raises:
         UsageError: none is chosen, or the options contradict each other.
@@ -59,15 +80,24 @@ def chosen(arguments: argparse.Namespace, qubes: dict[str, Listed]) -> list[str]
         raise UsageError("`--exclude` goes with `--all`")
     if arguments.all:
         excluded = set(matching(arguments.exclude, qubes))
-        return [name for name in qubes if name != DOM0 and name not in excluded]
+        return [
+            name
+            for name, qube in qubes.items()
+            if name != DOM0 and name not in excluded and (not states or qube.state in states)
+        ]
     return matching(arguments.names, qubes)
+
+
+def is_pattern(word: str) -> bool:
+    """Whether a word may fit many names."""
+    return not _PATTERN.isdisjoint(word)
 
 
 def matching(patterns: list[str], qubes: dict[str, Listed]) -> list[str]:
     """The names that fit any of the patterns; a pattern never means the admin qube."""
     names: dict[str, None] = {}
     for pattern in patterns:
-        if _PATTERN.isdisjoint(pattern):
+        if not is_pattern(pattern):
             if pattern not in qubes:
                 raise unknown(pattern, qubes)
             names[pattern] = None
@@ -90,14 +120,29 @@ def unknown(name: str, qubes: dict[str, Listed]) -> CaissonError:
     return QubeNotFoundError(f"qube `{shown(name)}` does not exist", hint=hint)
 
 
-def each(names: list[str], act: Callable[[str], object]) -> dict[str, CaissonError]:
-    """Do something with all qubes at the same time; returns what failed, and why."""
-    if len(names) == 1:
-        return _failures(names, [_attempt(act, names[0])])
-    from concurrent.futures import ThreadPoolExecutor
+def each(names: Sequence[str], act: Callable[[str], object], doing: str) -> dict[str, CaissonError]:
+    """Do something with all qubes at the same time; returns what failed, and why.
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return _failures(names, list(pool.map(lambda name: _attempt(act, name), names)))
+    Args:
+        names: the qubes.
+        act: what to do with one.
+        doing: what a person is told when it takes long, such as `starting`.
+    """
+    with terminal.Progress(f"{doing} {_few(names)}"):
+        outcomes = at_once(names, lambda name: _attempt(act, name))
+    return {name: error for name, error in zip(names, outcomes, strict=True) if error is not None}
+
+
+def failures_of(names: Sequence[str], act: Callable[[str], object], doing: str) -> int:
+    """Do something with all qubes; tell what failed, and return the exit code: how many."""
+    failures = each(names, act, doing)
+    complain_about_all(failures)
+    return min(len(failures), MOST_FAILURES)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _TOLD
+    return ", ".join(names[:_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _attempt(act: Callable[[str], object], name: str) -> CaissonError | None:
@@ -108,8 +153,10 @@ def _attempt(act: Callable[[str], object], name: str) -> CaissonError | None:
     return None
 
 
-def _failures(names: list[str], outcomes: list[CaissonError | None]) -> dict[str, CaissonError]:
-    return {name: error for name, error in zip(names, outcomes, strict=True) if error is not None}
+def complain_about_all(failures: dict[str, CaissonError]) -> None:
+    """Show what failed."""
+    for name, error in failures.items():
+        complain_about(name, error)
 
 
 def complain_about(name: str, error: CaissonError) -> None:

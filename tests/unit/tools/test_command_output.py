@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from caisson.errors import CaissonError
-from caisson.tools import command, properties, qvm_run, selection, terminal
+from caisson.tools import command, properties, qvm_run, running, selection, terminal
 from caisson.tools.command import UsageError
 
 TOP = Path(__file__).resolve().parents[3]
@@ -77,7 +77,10 @@ def test_command_reaches_the_qube_as_it_was_typed(words: list[str], line: str) -
     argv = [*(options if words[0].startswith("-") else []), "work", *rest]
     arguments, names, found = qvm_run.split_words(qvm_run.parser(), argv)
     assert names == ["work"]
-    assert qvm_run.job(arguments, found).in_qube() == line
+    todo = running.job(
+        found, user=arguments.user, service=arguments.service, no_shell=arguments.no_shell
+    )
+    assert todo.in_qube() == line
 
 
 def test_options_are_recognised_until_the_command_begins() -> None:
@@ -125,6 +128,7 @@ def test_all_and_names_exclude_each_other() -> None:
 COMMANDS = [
     *sorted(path.stem for path in (TOP / "caisson/tools").glob("qvm_*.py")),
     "qubes_prefs",
+    "qubesd_query",
     "umbrella",
 ]
 
@@ -143,6 +147,9 @@ def test_command_without_a_daemon_says_how_to_start_it(module: str, tmp_path: Pa
     """One clear error with a hint, and an exit code that is not 0."""
     words = {"qvm_ls": [], "qubes_prefs": [], "qvm_run": ["work", "ls"]}
     words |= {"umbrella": ["template", "list"], "qvm_create": ["work", "-l", "red"]}
+    words |= {"qvm_clone": ["work", "copy"], "qvm_notes": ["work", "-p"]}
+    words |= {"qvm_pool": ["list"], "qvm_volume": ["list"]}
+    words |= {"qubesd_query": ["-e", "dom0", "admin.vm.List", "dom0"]}
     argv = words.get(module, ["work"])
     code = f"import sys, caisson.tools.{module} as m; sys.argv[1:] = {argv!r}; sys.exit(m.main())"
     shown = subprocess.run(

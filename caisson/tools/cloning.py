@@ -1,0 +1,194 @@
+"""A copy of a qube: the calls of `qvm-clone` (sheet `admin-api`, section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from caisson.admin.client import Client, NoAnswerError, on_path
+from caisson.errors import CaissonError, NoSuchPropertyError
+from caisson.tools import properties, selection, terminal
+from caisson.tools.command import UsageError
+from caisson.tools.device_words import parse_assignment, serialized
+from caisson.tools.properties import Owner, Shown
+from caisson.tools.volumes import Volume
+
+_TEMPLATED = frozenset({"AppVM", "DispVM"})
+# Given when the qube is created, or the package manager's business.
+_OWN_PROPERTIES = frozenset({"name", "qid", "template", "label", "uuid", "installed_by_rpm"})
+# The daemon keeps these to itself, and refuses them from everybody.
+_OWN_FEATURES = frozenset({"deferred-netvm-original"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the new qube is to be.
+
+    Args:
+        source: the qube to copy.
+        name: the new name.
+        klass: the new class; None for the source's.
+        label: the new label; None for the source's.
+        pool: one pool for all volumes.
+        pools: pools by volume.
+        without: volumes that are not copied.
+        ignore_errors: whether to keep what could be copied.
+    """
+
+    source: str
+    name: str
+    klass: str | None = None
+    label: str | None = None
+    pool: str | None = None
+    pools: Mapping[str, str] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
+    ignore_errors: bool = False
+
+
+def creation(
+    name: str, label: str, pool: str | None, pools: Mapping[str, str]
+) -> tuple[str, bytes]:
+    """The method that creates a qube, without its class, and its payload (section 2.4).
+
+    Raises:
+        UsageError: a value cannot be a word of the payload.
+    """
+    if pool is not None and pools:
+        raise UsageError("`-P` and `--pool` exclude each other")
+    words = [f"name={name}", f"label={label}"]
+    words += [f"pool={pool}"] if pool is not None else []
+    words += [f"pool:{volume}={where}" for volume, where in pools.items()]
+    if any(" " in word or not word.isascii() for word in words):
+        raise UsageError(
+            "a name, label or pool contains a space or a letter beyond ASCII",
+            "use letters, digits, `.`, `_` and `-`",
+        )
+    method = "CreateInPool" if pools or pool is not None else "Create"
+    return f"admin.vm.{method}", " ".join(words).encode()
+
+
+def clone(client: Client, wish: Wish) -> None:
+    """Copy a qube; where anything fails, the new one is removed again.
+
+    Raises:
+        CaissonError: it failed.
+    """
+    qubes = selection.listed(client)
+    if wish.source not in qubes:
+        raise selection.unknown(wish.source, qubes)
+    source = Owner(wish.source)
+    klass = wish.klass or qubes[wish.source].klass
+    found = properties.read_all(client, source)
+    values = {prop.name: prop.text for prop in found}
+    method, payload = creation(
+        wish.name, wish.label or values.get("label", ""), wish.pool, wish.pools
+    )
+    template = values.get("template", "") if klass in _TEMPLATED else ""
+    client.call(f"{method}.{klass}", template, payload=payload)
+    copy = _Copy(client, wish)
+    try:
+        copy.all(found)
+    except BaseException:
+        _take_back(client, wish.name)
+        raise
+
+
+def _take_back(client: Client, name: str) -> None:
+    try:
+        client.call("admin.vm.Remove", destination=name)
+        terminal.say(f"qube `{name}` was removed again")
+    except CaissonError as error:
+        terminal.say(f"qube `{name}` could not be removed again: {error.message}")
+
+
+class _Copy:
+    """The steps that fill a new qube."""
+
+    def __init__(self, client: Client, wish: Wish) -> None:
+        self._client = client
+        self._wish = wish
+        self._source = wish.source
+        self._name = wish.name
+
+    def all(self, found: list[Shown]) -> None:
+        """Copy everything, in the order of the sheet."""
+        for prop in found:
+            if not prop.default and prop.name not in _OWN_PROPERTIES:
+                self._step(partial(self._property, prop))
+        for step in (self._tags, self._features, self._notes, self._firewall, self._menus):
+            self._step(step)
+        self._volumes()
+        self._step(self._devices)
+
+    def _step(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except CaissonError as error:
+            if not self._wish.ignore_errors:
+                raise
+            terminal.complain(error)
+
+    def _property(self, prop: Shown) -> None:
+        try:
+            self._call("property.Set", prop.name, prop.text.encode())
+        except (NoSuchPropertyError, NoAnswerError):
+            # The new class does not have it, or it is written once (section 2.2).
+            return
+
+    def _tags(self) -> None:
+        for tag in self._lines("tag.List"):
+            if not tag.startswith("created-by-"):
+                self._call("tag.Set", tag)
+
+    def _features(self) -> None:
+        for feature in self._lines("feature.List"):
+            preloads = feature.startswith("preload-dispvm") and feature != "preload-dispvm-max"
+            if not preloads and feature not in _OWN_FEATURES:
+                self._call("feature.Set", feature, self._read("feature.Get", feature))
+
+    def _notes(self) -> None:
+        if notes := self._read("notes.Get"):
+            self._call("notes.Set", payload=notes)
+
+    def _firewall(self) -> None:
+        self._call("firewall.Set", payload=self._read("firewall.Get"))
+
+    def _menus(self) -> None:
+        """Let `qvm-appmenus` copy its part, where it is installed."""
+        if (program := on_path("qvm-appmenus")) is None:
+            return
+        import subprocess
+
+        argv = [program, "--init", "--update", "--source", self._source, self._name]
+        done = subprocess.run(argv, check=False)
+        if done.returncode != 0:
+            raise CaissonError(f"`qvm-appmenus` failed with exit code {done.returncode}")
+
+    def _volumes(self) -> None:
+        names = self._client.lines("admin.vm.volume.List", destination=self._name)
+        for name in names:
+            if name not in self._wish.without:
+                self._step(partial(self._volume, name))
+
+    def _volume(self, name: str) -> None:
+        """Copy the content of a volume that the new qube keeps."""
+        target = Volume(self._name, name)
+        if target.info(self._client).get("save_on_stop") == "True":
+            target.copy_from(self._client, Volume(self._source, name))
+
+    def _devices(self) -> None:
+        for klass in self._client.lines("admin.deviceclass.List"):
+            for line in self._lines(f"device.{klass}.Assigned"):
+                device = parse_assignment(line)
+                words = device.words | {"frontend_domain": self._name}
+                self._call(f"device.{klass}.Assign", device.argument, serialized(words))
+
+    def _read(self, method: str, argument: str = "") -> bytes:
+        return self._client.call(f"admin.vm.{method}", argument, self._source)
+
+    def _lines(self, method: str) -> list[str]:
+        return self._client.lines(f"admin.vm.{method}", destination=self._source)
+
+    def _call(self, method: str, argument: str = "", payload: bytes = b"") -> None:
+        self._client.call(f"admin.vm.{method}", argument, self._name, payload)
