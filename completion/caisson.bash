@@ -27,6 +27,7 @@ _caisson_values['qubesd-query --connect']=''
 _caisson_values['qubesd-query -c']=''
 _caisson_values['qubesd-query --max-bytes']=''
 _caisson_options['qubesd-query']='--connect --empty --fail --help --max-bytes --null --quiet --root --single-line --verbose --version -c -e -h -q -v'
+_caisson_words['qubesd-query']='@qubes||@qubes|'
 _caisson_values['qvm-check --root']='@directories'
 _caisson_values['qvm-check --exclude']='@qubes'
 _caisson_options['qvm-check']='--all --exclude --help --networked --paused --quiet --root --running --template --verbose --version -h -q -v'
@@ -34,10 +35,11 @@ _caisson_words['qvm-check']='@qubes...'
 _caisson_values['qvm-clone --root']='@directories'
 _caisson_values['qvm-clone --class']='AppVM TemplateVM StandaloneVM DispVM'
 _caisson_values['qvm-clone -C']='AppVM TemplateVM StandaloneVM DispVM'
-_caisson_values['qvm-clone -P']=''
+_caisson_values['qvm-clone -P']='@pools'
 _caisson_values['qvm-clone --pool']=''
 _caisson_values['qvm-clone -p']=''
 _caisson_options['qvm-clone']='--class --help --ignore-errors --pool --quiet --root --verbose --version -C -P -h -p -q -v'
+_caisson_words['qvm-clone']='@qubes|'
 _caisson_values['qvm-create --root']='@directories'
 _caisson_values['qvm-create --class']='AppVM TemplateVM StandaloneVM DispVM'
 _caisson_values['qvm-create -C']='AppVM TemplateVM StandaloneVM DispVM'
@@ -49,7 +51,7 @@ _caisson_values['qvm-create --property']=''
 _caisson_values['qvm-create --prop']=''
 _caisson_values['qvm-create --pool']=''
 _caisson_values['qvm-create -p']=''
-_caisson_values['qvm-create -P']=''
+_caisson_values['qvm-create -P']='@pools'
 _caisson_values['qvm-create --root-copy-from']='@files'
 _caisson_values['qvm-create -r']='@files'
 _caisson_values['qvm-create --root-move-from']='@files'
@@ -101,33 +103,39 @@ _caisson_options['qvm-pool l']='--help -h'
 _caisson_options['qvm-pool drivers']='--help -h'
 _caisson_options['qvm-pool d']='--help -h'
 _caisson_options['qvm-pool info']='--help -h'
+_caisson_words['qvm-pool info']='@pools'
 _caisson_options['qvm-pool i']='--help -h'
+_caisson_words['qvm-pool i']='@pools'
 _caisson_values['qvm-pool add --option']=''
 _caisson_values['qvm-pool add -o']=''
 _caisson_options['qvm-pool add']='--help --option -h -o'
+_caisson_words['qvm-pool add']='|@drivers'
 _caisson_values['qvm-pool a --option']=''
 _caisson_values['qvm-pool a -o']=''
 _caisson_options['qvm-pool a']='--help --option -h -o'
+_caisson_words['qvm-pool a']='|@drivers'
 _caisson_options['qvm-pool remove']='--help -h'
-_caisson_words['qvm-pool remove']='...'
+_caisson_words['qvm-pool remove']='@pools...'
 _caisson_options['qvm-pool rm']='--help -h'
-_caisson_words['qvm-pool rm']='...'
+_caisson_words['qvm-pool rm']='@pools...'
 _caisson_options['qvm-pool r']='--help -h'
-_caisson_words['qvm-pool r']='...'
+_caisson_words['qvm-pool r']='@pools...'
 _caisson_values['qvm-pool set --option']=''
 _caisson_values['qvm-pool set -o']=''
 _caisson_options['qvm-pool set']='--help --option -h -o'
+_caisson_words['qvm-pool set']='@pools'
 _caisson_values['qvm-pool s --option']=''
 _caisson_values['qvm-pool s -o']=''
 _caisson_options['qvm-pool s']='--help --option -h -o'
-_caisson_values['qvm-pool -i']=''
-_caisson_values['qvm-pool --info']=''
+_caisson_words['qvm-pool s']='@pools'
+_caisson_values['qvm-pool -i']='@pools'
+_caisson_values['qvm-pool --info']='@pools'
 _caisson_values['qvm-pool -a']=''
 _caisson_values['qvm-pool --add']=''
-_caisson_values['qvm-pool -r']=''
-_caisson_values['qvm-pool --remove']=''
-_caisson_values['qvm-pool -s']=''
-_caisson_values['qvm-pool --set']=''
+_caisson_values['qvm-pool -r']='@pools'
+_caisson_values['qvm-pool --remove']='@pools'
+_caisson_values['qvm-pool -s']='@pools'
+_caisson_values['qvm-pool --set']='@pools'
 _caisson_options['qvm-pool']='--add --help --help-drivers --info --list --quiet --remove --root --set --verbose --version -a -h -i -l -q -r -s -v'
 _caisson_values['qvm-prefs --root']='@directories'
 _caisson_options['qvm-prefs']='--default --help --help-properties --hide-default --quiet --root --unset --verbose --version -D -h -q -v'
@@ -147,7 +155,7 @@ _caisson_options['qvm-run']='--all --autostart --color-output --color-stderr --d
 _caisson_words['qvm-run']='@qubes'
 _caisson_values['qvm-service --root']='@directories'
 _caisson_options['qvm-service']='--default --delete --disable --enable --help --list --quiet --root --unset --verbose --version -D -d -e -h -l -q -v'
-_caisson_words['qvm-service']='@qubes||'
+_caisson_words['qvm-service']='@qubes|@services|'
 _caisson_values['qvm-shutdown --root']='@directories'
 _caisson_values['qvm-shutdown --exclude']='@qubes'
 _caisson_values['qvm-shutdown --timeout']=''
@@ -191,42 +199,49 @@ _caisson_words['qvm-unpause']='@qubes...'
 _caisson_values['qvm-volume --root']='@directories'
 _caisson_commands['qvm-volume']='list ls l info i config c set s resize extend revert rv r import clone clear'
 _caisson_values['qvm-volume list --exclude']='@qubes'
-_caisson_values['qvm-volume list --pool']=''
-_caisson_values['qvm-volume list -p']=''
+_caisson_values['qvm-volume list --pool']='@pools'
+_caisson_values['qvm-volume list -p']='@pools'
 _caisson_options['qvm-volume list']='--all --exclude --help --pool -h -p'
 _caisson_words['qvm-volume list']='@qubes...'
 _caisson_values['qvm-volume ls --exclude']='@qubes'
-_caisson_values['qvm-volume ls --pool']=''
-_caisson_values['qvm-volume ls -p']=''
+_caisson_values['qvm-volume ls --pool']='@pools'
+_caisson_values['qvm-volume ls -p']='@pools'
 _caisson_options['qvm-volume ls']='--all --exclude --help --pool -h -p'
 _caisson_words['qvm-volume ls']='@qubes...'
 _caisson_values['qvm-volume l --exclude']='@qubes'
-_caisson_values['qvm-volume l --pool']=''
-_caisson_values['qvm-volume l -p']=''
+_caisson_values['qvm-volume l --pool']='@pools'
+_caisson_values['qvm-volume l -p']='@pools'
 _caisson_options['qvm-volume l']='--all --exclude --help --pool -h -p'
 _caisson_words['qvm-volume l']='@qubes...'
 _caisson_options['qvm-volume info']='--help -h'
-_caisson_words['qvm-volume info']='|pool vid rw source save_on_stop snap_on_start size usage revisions_to_keep ephemeral is_outdated revisions'
+_caisson_words['qvm-volume info']='@volumes|pool vid rw source save_on_stop snap_on_start size usage revisions_to_keep ephemeral is_outdated revisions'
 _caisson_options['qvm-volume i']='--help -h'
-_caisson_words['qvm-volume i']='|pool vid rw source save_on_stop snap_on_start size usage revisions_to_keep ephemeral is_outdated revisions'
+_caisson_words['qvm-volume i']='@volumes|pool vid rw source save_on_stop snap_on_start size usage revisions_to_keep ephemeral is_outdated revisions'
 _caisson_options['qvm-volume config']='--help -h'
-_caisson_words['qvm-volume config']='|rw revisions_to_keep ephemeral|'
+_caisson_words['qvm-volume config']='@volumes|rw revisions_to_keep ephemeral|'
 _caisson_options['qvm-volume c']='--help -h'
-_caisson_words['qvm-volume c']='|rw revisions_to_keep ephemeral|'
+_caisson_words['qvm-volume c']='@volumes|rw revisions_to_keep ephemeral|'
 _caisson_options['qvm-volume set']='--help -h'
-_caisson_words['qvm-volume set']='|rw revisions_to_keep ephemeral|'
+_caisson_words['qvm-volume set']='@volumes|rw revisions_to_keep ephemeral|'
 _caisson_options['qvm-volume s']='--help -h'
-_caisson_words['qvm-volume s']='|rw revisions_to_keep ephemeral|'
+_caisson_words['qvm-volume s']='@volumes|rw revisions_to_keep ephemeral|'
 _caisson_options['qvm-volume resize']='--force --help -f -h'
+_caisson_words['qvm-volume resize']='@volumes|'
 _caisson_options['qvm-volume extend']='--force --help -f -h'
+_caisson_words['qvm-volume extend']='@volumes|'
 _caisson_options['qvm-volume revert']='--help -h'
+_caisson_words['qvm-volume revert']='@volumes|'
 _caisson_options['qvm-volume rv']='--help -h'
+_caisson_words['qvm-volume rv']='@volumes|'
 _caisson_options['qvm-volume r']='--help -h'
+_caisson_words['qvm-volume r']='@volumes|'
 _caisson_values['qvm-volume import --size']=''
 _caisson_options['qvm-volume import']='--help --no-resize --size -h'
-_caisson_words['qvm-volume import']='|@files'
+_caisson_words['qvm-volume import']='@volumes|@files'
 _caisson_options['qvm-volume clone']='--help -h'
+_caisson_words['qvm-volume clone']='@volumes|@volumes'
 _caisson_options['qvm-volume clear']='--help -h'
+_caisson_words['qvm-volume clear']='@volumes'
 _caisson_options['qvm-volume']='--help --quiet --root --verbose --version -h -q -v'
 
 # Words that only the running system knows; the first argument is the kind, the second the qube.
@@ -237,6 +252,9 @@ _caisson_known() {
       if [[ $3 == qubes-prefs ]]; then qubes-prefs; else qvm-prefs "$2"; fi | cut -d ' ' -f 1 ;;
     @features) qvm-features "$2" | cut -d ' ' -f 1 ;;
     @tags) qvm-tags "$2" ;;
+    @services) qvm-service "$2" | cut -d ' ' -f 1 ;;
+    @pools) qvm-pool list | tail -n +2 | cut -d ' ' -f 1 ;;
+    @drivers) qvm-pool drivers | tail -n +2 | cut -d ' ' -f 1 ;;
     @recipes) caisson template list ;;
     *) printf '%s\n' $1 ;;
   esac 2>/dev/null
@@ -247,6 +265,14 @@ _caisson_offer() {
     '') ;;
     @files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     @directories) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
+    # The shell takes a colon for the end of a word: before it is the qube, behind it the volume.
+    @volumes)
+      if [[ -n $colon ]]; then
+        _caisson_match 'root private volatile kernel'
+      else
+        compopt -o nospace
+        _caisson_match "$(_caisson_known @qubes | sed 's/$/:/')"
+      fi ;;
     *) _caisson_match "$(_caisson_known "$1" "$qube" "$path")" ;;
   esac
 }
@@ -257,14 +283,19 @@ _caisson_match() {
 }
 
 _caisson() {
-  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' word at=0 index kinds
+  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' colon='' word at=0 index kinds
   path=$(basename -- "${COMP_WORDS[0]}")
   COMPREPLY=()
   [[ $current == = ]] && current=''
+  [[ $current == : ]] && colon=yes current=''
   for ((index = 1; index < COMP_CWORD; index++)); do
     word=${COMP_WORDS[index]}
     if [[ $word == = ]]; then
       continue
+    elif [[ $word == : ]]; then
+      colon=yes
+    elif [[ -n $colon ]]; then
+      colon=''
     elif [[ -n $option ]]; then
       option=''
     elif [[ $word == -* ]]; then
@@ -276,6 +307,9 @@ _caisson() {
       ((++at))
     fi
   done
+  if [[ -n $colon ]]; then
+    ((at > 0)) && ((at--))
+  fi
   if [[ -n $option ]]; then
     _caisson_offer "${_caisson_values["$path $option"]}"
   elif [[ $current == -* ]]; then

@@ -19,6 +19,12 @@ TARGET = TOP / "completion/caisson.bash"
 KINDS = {
     "VMNAME": "@qubes",
     "VMNAME,…": "@qubes",
+    "SOURCE": "@qubes",
+    "DEST": "@qubes",
+    "VMNAME:VOLUME": "@volumes",
+    "POOL": "@pools",
+    "DRIVER": "@drivers",
+    "SERVICE": "@services",
     "VMNAME COMMAND [ARGS …]": "@qubes",
     "PROPERTY": "@properties",
     "FEATURE": "@features",
@@ -50,6 +56,9 @@ _caisson_known() {
       if [[ $3 == qubes-prefs ]]; then qubes-prefs; else qvm-prefs "$2"; fi | cut -d ' ' -f 1 ;;
     @features) qvm-features "$2" | cut -d ' ' -f 1 ;;
     @tags) qvm-tags "$2" ;;
+    @services) qvm-service "$2" | cut -d ' ' -f 1 ;;
+    @pools) qvm-pool list | tail -n +2 | cut -d ' ' -f 1 ;;
+    @drivers) qvm-pool drivers | tail -n +2 | cut -d ' ' -f 1 ;;
     @recipes) caisson template list ;;
     *) printf '%s\\n' $1 ;;
   esac 2>/dev/null
@@ -60,6 +69,14 @@ _caisson_offer() {
     '') ;;
     @files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     @directories) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
+    # The shell takes a colon for the end of a word: before it is the qube, behind it the volume.
+    @volumes)
+      if [[ -n $colon ]]; then
+        _caisson_match 'root private volatile kernel'
+      else
+        compopt -o nospace
+        _caisson_match "$(_caisson_known @qubes | sed 's/$/:/')"
+      fi ;;
     *) _caisson_match "$(_caisson_known "$1" "$qube" "$path")" ;;
   esac
 }
@@ -70,14 +87,19 @@ _caisson_match() {
 }
 
 _caisson() {
-  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' word at=0 index kinds
+  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' colon='' word at=0 index kinds
   path=$(basename -- "${COMP_WORDS[0]}")
   COMPREPLY=()
   [[ $current == = ]] && current=''
+  [[ $current == : ]] && colon=yes current=''
   for ((index = 1; index < COMP_CWORD; index++)); do
     word=${COMP_WORDS[index]}
     if [[ $word == = ]]; then
       continue
+    elif [[ $word == : ]]; then
+      colon=yes
+    elif [[ -n $colon ]]; then
+      colon=''
     elif [[ -n $option ]]; then
       option=''
     elif [[ $word == -* ]]; then
@@ -89,6 +111,9 @@ _caisson() {
       ((++at))
     fi
   done
+  if [[ -n $colon ]]; then
+    ((at > 0)) && ((at--))
+  fi
   if [[ -n $option ]]; then
     _caisson_offer "${_caisson_values["$path $option"]}"
   elif [[ $current == -* ]]; then
