@@ -91,7 +91,6 @@ _caisson() {
   path=$(basename -- "${COMP_WORDS[0]}")
   COMPREPLY=()
   [[ $current == = ]] && current=''
-  [[ $current == : ]] && colon=yes current=''
   for ((index = 1; index < COMP_CWORD; index++)); do
     word=${COMP_WORDS[index]}
     if [[ $word == = ]]; then
@@ -111,9 +110,9 @@ _caisson() {
       ((++at))
     fi
   done
-  if [[ -n $colon ]]; then
-    ((at > 0)) && ((at--))
-  fi
+  [[ $current == : ]] && colon=yes current=''
+  # What was before the colon is not a word of its own.
+  [[ -n $colon ]] && ((at--))
   if [[ -n $option ]]; then
     _caisson_offer "${_caisson_values["$path $option"]}"
   elif [[ $current == -* ]]; then

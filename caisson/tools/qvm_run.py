@@ -77,15 +77,32 @@ def _add_filters(made: argparse.ArgumentParser) -> None:
         default=None,
         help="replace control characters by `_` (default on a terminal)",
     )
-    group.add_argument("--no-filter-escape-chars", dest="filter_escape_chars", action="store_false")
+    group.add_argument(
+        "--no-filter-escape-chars",
+        dest="filter_escape_chars",
+        action="store_false",
+        help="leave output as it is",
+    )
     group.add_argument(
         "--color-output", metavar="NUMBER", type=_color, help="colour of output, such as 31"
     )
-    group.add_argument("--no-color-output", dest="color_output", action="store_const", const=None)
+    group.add_argument(
+        "--no-color-output",
+        dest="color_output",
+        action="store_const",
+        const=None,
+        help="no colour of output (default)",
+    )
     group.add_argument(
         "--color-stderr", metavar="NUMBER", type=_color, help="colour of error output"
     )
-    group.add_argument("--no-color-stderr", dest="color_stderr", action="store_const", const=None)
+    group.add_argument(
+        "--no-color-stderr",
+        dest="color_stderr",
+        action="store_const",
+        const=None,
+        help="no colour of error output (default)",
+    )
 
 
 def split_words(

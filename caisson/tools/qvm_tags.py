@@ -21,9 +21,9 @@ def parser() -> argparse.ArgumentParser:
     listing = actions.add_parser("list", aliases=["ls", "l"], help="list the tags (the default)")
     listing.add_argument("tag", metavar="TAG", nargs="?", help="look for this one only")
     adding = actions.add_parser("add", aliases=["a", "set"], help="add tags")
-    adding.add_argument("tags", metavar="TAG", nargs="+")
+    adding.add_argument("tags", metavar="TAG", nargs="+", help="tag to add")
     removing = actions.add_parser("del", aliases=["d", "unset", "u"], help="remove tags")
-    removing.add_argument("tags", metavar="TAG", nargs="+")
+    removing.add_argument("tags", metavar="TAG", nargs="+", help="tag to remove")
     return made
 
 
@@ -45,7 +45,7 @@ def _list(client: Client, name: str, tag: str | None) -> int:
     if tag is not None:
         if client.text("admin.vm.tag.Get", tag, name) != "1":
             return FAILURE
-        print(tag)
+        print(terminal.harmless(tag))
         return 0
     for found in sorted(client.lines("admin.vm.tag.List", destination=name)):
         print(terminal.harmless(found))

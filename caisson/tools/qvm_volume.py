@@ -47,7 +47,13 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--pool", "-p", metavar="POOL", help="in this pool only")
     info = actions.add_parser("info", aliases=["i"], help="tell all about a volume")
     _add_volume(info)
-    info.add_argument("property", metavar="PROPERTY", nargs="?", choices=(*_ROWS, "revisions"))
+    info.add_argument(
+        "property",
+        metavar="PROPERTY",
+        nargs="?",
+        choices=(*_ROWS, "revisions"),
+        help="only this: a row of the table, or `revisions`",
+    )
     config = actions.add_parser("config", aliases=["c", "set", "s"], help="change a setting")
     _add_volume(config)
     config.add_argument("property", metavar="PROPERTY", choices=_SETTABLE, help=_either(_SETTABLE))

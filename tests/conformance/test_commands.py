@@ -73,6 +73,46 @@ async def test_every_format_has_its_header_and_all_qubes(daemon: Daemon, form: s
     assert len({len(line.split()) for line in out.splitlines()}) == 1
 
 
+async def test_list_has_shapes_for_people_and_for_programs(daemon: Daemon) -> None:
+    """JSON keeps what is missing apart; the tree shows who serves whom; flags are 8 characters."""
+    await daemon.ok("admin.vm.property.Set+provides_network", "base", b"True")
+    await daemon.ok("admin.vm.property.Set+netvm", "work", b"base")
+    out = (await daemon.command("qvm-ls", "--json", "-O", "name,netvm,MEMORY", "work", "dom0"))[1]
+    assert [(q["name"], q["netvm"]) for q in json.loads(out)] == [("dom0", None), ("work", "base")]
+    tree = (await daemon.command("qvm-ls", "--tree", "-O", "name,state"))[1]
+    assert tree.splitlines()[1:3] == ["base    Halted", "└─work  Halted"]
+    raw = await daemon.command("qvm-ls", "--raw-data", "-O", "name,flags", "--reverse")
+    assert raw[1] == "work|a-------\ntpl|t-U-----\ndom0|0rU-----\nbase|a--N----\n"
+    sizes = await daemon.command("qvm-ls", "--raw-list", "--sort", "PRIV-MAX", "--class", "AppVM")
+    assert sizes == (0, "base\nwork\n", "")
+
+
+async def test_services_are_features_of_a_name(daemon: Daemon) -> None:
+    """On, off, and neither."""
+    assert await daemon.command("qvm-service", "work", "cups") == (1, "", "")
+    assert await daemon.command("qvm-service", "work", "cups", "on") == (0, "", "")
+    assert await daemon.command("qvm-service", "-d", "work", "net") == (0, "", "")
+    assert await daemon.ok("admin.vm.feature.Get+service.cups", "work") == "1"
+    assert await daemon.ok("admin.vm.feature.Get+service.net", "work") == ""
+    assert (await daemon.command("qvm-service", "work"))[1] == "cups  on\nnet   off\n"
+    assert await daemon.command("qvm-service", "-D", "work", "cups") == (0, "", "")
+    assert await daemon.command("qvm-service", "-D", "work", "cups") == (0, "", "")
+    assert await daemon.refused("admin.vm.feature.Get+service.cups", "work") == (
+        "QubesFeatureNotFoundError"
+    )
+
+
+async def test_query_speaks_to_the_daemon_itself(daemon: Daemon) -> None:
+    """As any source, with the daemon's own bytes as the answer."""
+    query = ("qubesd-query", "--fail", "-e", "dom0")
+    listed = await daemon.command(*query, "admin.vm.List", "work")
+    assert listed[0] == 0
+    assert listed[1].startswith("0\0work class=AppVM state=Halted")
+    code, out, _ = await daemon.command(*query, "admin.vm.List", "nosuch")
+    assert (code, out.split("\0")[1]) == (2, "QubesVMNotFoundError")
+    assert (await daemon.command(*query, "no space", "dom0"))[0] == 1
+
+
 async def test_properties_are_listed_with_flags(daemon: Daemon) -> None:
     """`-` set, `D` default, `U` no value."""
     out = (await daemon.command("qvm-prefs", "work"))[1]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from caisson.errors import CaissonError
 from caisson.tools import command, properties, qvm_run, running, selection, terminal
 from caisson.tools.command import UsageError
+from caisson.tools.parallel import at_once
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -165,9 +169,98 @@ def test_command_without_a_daemon_says_how_to_start_it(module: str, tmp_path: Pa
     assert "\nhint: start it: `sudo caisson up`" in shown.stderr
 
 
-def test_completion_is_what_the_parsers_say() -> None:
-    """An option that is added or renamed has to be offered too."""
-    shown = subprocess.run(
-        [sys.executable, "script/completion.py", "--check"], cwd=TOP, check=False
-    )
+@pytest.mark.parametrize("writer", ["completion", "manual"])
+def test_what_is_written_from_the_parsers_is_what_they_say(writer: str) -> None:
+    """An option that is added or renamed has to be offered and explained too."""
+    shown = subprocess.run([sys.executable, f"script/{writer}.py", "--check"], cwd=TOP, check=False)
     assert shown.returncode == 0
+
+
+def test_every_option_and_word_is_explained() -> None:
+    """In each page of the manual, which is also the reference."""
+    for page in (TOP / "man").glob("*.1"):
+        lines = page.read_text().splitlines()
+        explained = [
+            after
+            for line, _, after in zip(lines, lines[1:], lines[2:], strict=False)
+            if line == ".TP"
+        ]
+        assert explained
+        assert "\\&" not in explained
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["qvm-start", "w"], ["work", "web"]),
+        (["qvm-volume", "re"], ["resize", "revert"]),
+        (["qvm-volume", "info", "we"], ["web:"]),
+        (["qvm-volume", "info", "work", ":"], ["root", "private", "volatile", "kernel"]),
+        (["qvm-volume", "clone", "work", ":", "root", "web", ":", "pri"], ["private"]),
+        (["qvm-ls", "--for"], ["--format"]),
+        (["qvm-ls", "--format", "di"], ["disk"]),
+        (["qvm-pool", "info", ""], ["fast"]),
+    ],
+)
+def test_shell_offers_what_fits(typed: list[str], offered: list[str], tmp_path: Path) -> None:
+    """In a real bash, with commands in the place of ours that know two qubes and a pool."""
+    for name, text in (("qvm-ls", "work\nweb"), ("qvm-pool", "NAME  DRIVER\nfast  file")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\nprintf '%b\\n' '{text}'\n")
+        program.chmod(0o755)
+    script = (
+        "source completion/caisson.bash; compopt() { :; };"
+        'COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _caisson; printf "%s\n" "${COMPREPLY[@]}"'
+    )
+    shown = subprocess.run(
+        ["bash", "-c", script, "bash", *typed],
+        cwd=TOP,
+        capture_output=True,
+        check=True,
+        text=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert (shown.stdout.split(), shown.stderr) == (offered, "")
+
+
+def test_many_things_are_done_at_once_and_told_in_order() -> None:
+    """All are under way before the first is done; an error is raised when all are done."""
+    barrier = threading.Barrier(16)
+    done = []
+
+    def act(number: int) -> int:
+        barrier.wait(10)
+        if number == 3:
+            raise CaissonError("three")
+        done.append(number)
+        return -number
+
+    with pytest.raises(CaissonError, match="three"):
+        at_once(range(16), act)
+    assert sorted(done) == [n for n in range(16) if n != 3]
+    assert at_once(range(100), lambda n: -n) == [-n for n in range(100)]
+    assert at_once([], act) == []
+
+
+def test_what_takes_long_is_told_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line is gone when it is done; a log gets none."""
+    monkeypatch.setattr(terminal, "_PATIENCE", 0.01)
+    with terminal.Progress("starting x"):
+        pass
+    assert capsys.readouterr().err == ""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stream)
+        with terminal.Progress("starting \x1bx") as progress:
+            assert b"starting \\x1bx" in os.read(ours, 100)
+            progress.tell("half")
+            while b"half" not in os.read(ours, 100):
+                pass
+    last = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(ours, 1000):
+            last += chunk
+    os.close(ours)
+    assert last.endswith(b"\r\x1b[K")
