@@ -12,8 +12,7 @@ from caisson.tools import terminal
 from caisson.tools.command import USAGE, UsageError
 from caisson.tools.parallel import at_once
 
-# The properties whose value is a qube: `none` stands for no qube, and no qube has that name.
-_REFERENCES = frozenset(
+REFERENCES = frozenset(
     {
         "audiovm",
         "clockvm",
@@ -30,6 +29,7 @@ _REFERENCES = frozenset(
         "updatevm",
     }
 )
+"""The properties whose value is a qube: `none` stands for no qube, and no qube has that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def wire_name(untrusted_name: str) -> str:
 
 def wire_value(name: str, value: str) -> bytes:
     """The value of a property as the daemon expects it."""
-    if name in _REFERENCES and value.lower() == "none":
+    if name in REFERENCES and value.lower() == "none":
         return b""
     return value.encode()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 
 from caisson.admin.client import Client
-from caisson.errors import NoSuchPropertyError, QubeNotFoundError
-from caisson.tools import command, selection, terminal
+from caisson.errors import QubeNotFoundError
+from caisson.tools import command, inventory, selection, terminal
 from caisson.tools.command import FAILURE
-from caisson.tools.properties import Owner, read
 from caisson.tools.selection import Listed
 
 SOME = 3
@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Look, tell, and answer by exit code."""
     qubes = selection.listed(client)
     names = selection.chosen(arguments, qubes) if arguments.all else _wanted(arguments, qubes)
-    fitting = [name for name in names if name in qubes and _fits(arguments, client, qubes[name])]
+    known = [qubes[name] for name in names if name in qubes]
+    networked = _networked(client, names) if arguments.networked else set[str]()
+    fitting = [qube.name for qube in known if _fits(arguments, qube, networked)]
     if not arguments.quiet:
         for name in names:
             answer = "yes" if name in fitting else "no"
@@ -57,7 +59,7 @@ def _wanted(arguments: argparse.Namespace, qubes: dict[str, Listed]) -> list[str
     return list(names)
 
 
-def _fits(arguments: argparse.Namespace, client: Client, qube: Listed) -> bool:
+def _fits(arguments: argparse.Namespace, qube: Listed, networked: set[str]) -> bool:
     if arguments.running:
         # As unmodified clients see it: a paused qube runs too (sheet, section 2.4).
         return qube.state not in {"Halted", "NA"}
@@ -66,16 +68,13 @@ def _fits(arguments: argparse.Namespace, client: Client, qube: Listed) -> bool:
     if arguments.template:
         return qube.klass == "TemplateVM"
     if arguments.networked:
-        return _networked(client, qube.name)
+        return qube.name in networked
     return True
 
 
-def _networked(client: Client, name: str) -> bool:
-    try:
-        return read(client, Owner(name), "netvm").value is not None
-    except NoSuchPropertyError:
-        # The admin qube, for one.
-        return False
+def _networked(client: Client, names: Collection[str]) -> set[str]:
+    qubes = inventory.read(client, ("netvm",), only=names).values()
+    return {qube.name for qube in qubes if qube.properties.get("netvm")}
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import argparse
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, QubeInUseError
-from caisson.tools import command, properties, selection, terminal
+from caisson.tools import command, inventory, properties, selection, terminal
 from caisson.tools.command import FAILURE
 from caisson.tools.parallel import at_once
 from caisson.tools.properties import Owner
@@ -49,7 +49,9 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
 def _tell_users(client: Client, name: str) -> None:
     """Tell where the qube is used, as far as properties can."""
-    owners = [Owner(""), *map(Owner, selection.listed(client))]
+    qubes = inventory.read(client, properties.REFERENCES).values()
+    naming = (qube.name for qube in qubes if name in qube.properties.values())
+    owners = [Owner(""), *map(Owner, naming)]
     for owner, uses in zip(owners, at_once(owners, lambda o: _uses(client, o, name)), strict=True):
         for prop in uses:
             of = f"`{prop}` of `{owner.qube}`" if owner.qube else f"the system's `{prop}`"

@@ -79,6 +79,7 @@ async def test_list_has_shapes_for_people_and_for_programs(daemon: Daemon) -> No
     await daemon.ok("admin.vm.property.Set+netvm", "work", b"base")
     out = (await daemon.command("qvm-ls", "--json", "-O", "name,netvm,MEMORY", "work", "dom0"))[1]
     assert [(q["name"], q["netvm"]) for q in json.loads(out)] == [("dom0", None), ("work", "base")]
+    assert (await daemon.command("qvm-check", "--networked", "-q", "work", "base"))[0] == 3
     tree = (await daemon.command("qvm-ls", "--tree", "-O", "name,state"))[1]
     assert tree.splitlines()[1:3] == ["base    Halted", "└─work  Halted"]
     raw = await daemon.command("qvm-ls", "--raw-data", "-O", "name,flags", "--reverse")
@@ -205,6 +206,7 @@ async def test_life_of_a_qube_by_commands(daemon: Daemon) -> None:
     assert (await daemon.command("qvm-check", "--running", "-q", "base"))[0] == 1
     assert (await daemon.command("qvm-check", "-q", "nosuch"))[0] == 1
     assert (await daemon.command("qvm-check", "--template", "-q", "tpl"))[0] == 0
+    assert (await daemon.command("qvm-check", "--networked", "-q", "dom0", "work"))[0] == 1
     assert (await daemon.command("qvm-pause", "work"))[0] == 0
     assert (await daemon.command("qvm-check", "--paused", "-q", "work"))[0] == 0
     assert (await daemon.command("qvm-unpause", "work"))[0] == 0
