@@ -27,6 +27,7 @@ admin.vm.tag.Set        +good mgmt  work       allow  target=dom0
 admin.vm.tag.List       *     mgmt  work       ask    target=dom0
 admin.vm.NoSuchMethod   *     mgmt  work       allow  target=dom0
 admin.Events            *     mgmt  dom0       allow
+admin.Events            *     mgmt  work       allow  target=dom0
 qubes.NotifyTools       *     mgmt  dom0       allow
 *                       *     mgmt  work       deny
 """
@@ -121,7 +122,7 @@ async def test_a_call_that_the_policy_denies_never_reaches_qubesd():
         assert [call.service for call in reached] == ["admin.vm.tag.Set"]
         record = await admin.rig.audited(service="admin.vm.Remove", source="mgmt")
         assert (record["decision"], record["code"]) == ("deny", 126)
-        assert record["rule"] == "30-user.policy:12"
+        assert record["rule"] == "30-user.policy:13"
 
 
 @pytest.mark.parametrize(
