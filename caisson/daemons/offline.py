@@ -15,12 +15,6 @@ from caisson.storage.pool import storage_errors
 from caisson.store import Store, only_one
 
 
-def has_kernel(paths: Paths, version: str) -> bool:
-    """Tell whether the instance has a kernel of that version, a name without slashes."""
-    # Not `Path.is_file`, which raises where a name is too long to be one.
-    return os.path.isfile(paths.state / "vm-kernels" / version / "vmlinuz")  # noqa: PTH113
-
-
 def take_over(paths: Paths, change: Change) -> None:
     """Make an instance that has nothing what a planned change says, in one transaction.
 

@@ -3,6 +3,7 @@
 `qubes.xml` is the state file of Qubes OS 4: root `<qubes version="3.0">`; in it `labels`, `pools`,
 `properties` of the system, `domains`. A `domain` has a class, `properties`, `features`, `devices`,
 `tags` and a `volume-config`. A property's value is its text, or its attribute `ref`.
+Ours alone, and no part of what Qubes OS writes: `notes` in a `domain`.
 
 bytes → `qubes_xml_read.read` → `Description` → `qubes_xml_plan.plan` → operations of the model, and
 back: `qubes_xml_write.describe`, `qubes_xml_write.write`. All of it is pure.
@@ -22,7 +23,7 @@ from caisson.names import PoolName
 
 VERSION: Final = "3.0"
 
-OUR_POOLS: Final[Mapping[PoolName, Mapping[str, str]]] = {
+POOLS: Final[Mapping[PoolName, Mapping[str, str]]] = {
     LAYERS: {"driver": "file-reflink", "dir_path": "/var/lib/qubes"},
     HOST: {"driver": "caisson-host"},
     KERNELS: {"driver": "linux-kernel", "dir_path": "/var/lib/qubes/vm-kernels"},
@@ -34,7 +35,7 @@ PICTURES: Final = {code: 0x2400 + code for code in range(0x20) if chr(code) not 
 
 The values of the model are ASCII, so the symbols that Unicode has for these characters (U+2400 to
 U+241F) mean nothing else in the file, and come back as what they stand for. Qubes OS shows the
-symbol.
+symbol. Notes are in any script, but hold no such characters: they are written as they are.
 """
 
 
@@ -109,6 +110,7 @@ class Domain:
     volumes: tuple[VolumeEntry, ...] = ()
     devices: tuple[Unknown, ...] = ()
     unknown: tuple[Unknown, ...] = ()
+    notes: str = ""
     line: int = field(default=0, compare=False)
 
 

@@ -27,6 +27,7 @@ from caisson.model import (
     AddLabel,
     AddQube,
     Change,
+    Host,
     Klass,
     Op,
     Property,
@@ -46,7 +47,7 @@ from caisson.model.numbers import DISPID_MAX
 from caisson.model.volumes import HOST, INITIAL_VOLUMES, KERNEL, LAYERS, fitting, placed, sized
 from caisson.names import DOM0, PoolName, PropertyName, QubeName, shown
 from caisson.store.qubes_xml import (
-    OUR_POOLS,
+    POOLS,
     Description,
     Domain,
     Entry,
@@ -56,9 +57,8 @@ from caisson.store.qubes_xml import (
 )
 from caisson.store.qubes_xml_write import SETTINGS
 
-# A class without a label is not fully there yet: no qube goes without one.
-_CLASSES = {klass.value: klass for klass in Klass if "label" in PROPERTIES[klass]}
-_DRIVERS = {name: {about["driver"]} for name, about in OUR_POOLS.items()}
+_CLASSES = {klass.value: klass for klass in Klass}
+_DRIVERS = {name: {about["driver"]} for name, about in POOLS.items()}
 _DRIVERS[LAYERS].add("file")
 _BY_CLASS = ("snap_on_start", "save_on_stop")
 _SAYS_NOTHING = frozenset({"", "False", "None"})
@@ -159,7 +159,7 @@ class _Wish:
 
 class _Planner:
     def __init__(self, untrusted: Description, has_kernel: Callable[[str], bool]) -> None:
-        self.system = System()
+        self.system = System(Host(has_kernel=has_kernel))
         self.ops: list[Op] = []
         self.left_out: list[LeftOut] = []
         self._untrusted = untrusted
@@ -217,11 +217,16 @@ class _Planner:
     def _plan_pools(self) -> None:
         for entry in self._untrusted.pools:
             name, driver = PoolName(entry.name), entry.attributes.get("driver", "")
-            if driver in _DRIVERS.get(name, ()):
-                self._pools.add(name)
-            else:
-                what = f"pool `{shown(name)}` with driver `{shown(driver)}`"
+            what = f"pool `{shown(name)}` with driver `{shown(driver)}`"
+            if driver not in _DRIVERS.get(name, ()):
                 self._leave(Kind.POOL, what, entry.line)
+                continue
+            self._pools.add(name)
+            if text := entry.attributes.get("revisions_to_keep", ""):
+                with _about(what, entry.line):
+                    number = parsing.number(text)
+                    for op in self.system.plan_pool_revisions(self.system.pools[name], number).ops:
+                        self._do(op)
 
     # --- qubes ---------------------------------------------------------------------------
 
@@ -348,7 +353,7 @@ class _Planner:
         return dispid
 
     def _mark(self, qube: Qube, domain: Domain) -> None:
-        """Features and tags; and what has no place in the model."""
+        """Features, tags, notes; and what has no place in the model."""
         for lost in domain.devices:
             self._leave(Kind.DEVICE, f"{lost.what} of qube `{qube.name}`", lost.line)
         for lost in domain.unknown:
@@ -365,6 +370,10 @@ class _Planner:
                     self._leave(Kind.FEATURE, gone, entry.line)
                     continue
                 for op in change.ops:
+                    self._do(op)
+        if domain.notes:
+            with _about(f"notes of qube `{qube.name}`", domain.line):
+                for op in self.system.plan_notes(qube, domain.notes.encode()).ops:
                     self._do(op)
         for entry in domain.tags:
             with _about(f"tag `{shown(entry.name)}` of qube `{qube.name}`", entry.line):
@@ -397,9 +406,8 @@ class _Planner:
         """A volume as it is described; where it is, and what is in it, are our own affair."""
         about = dict(entry.attributes)
         pool, vid, _ = (about.pop(key, "") for key in ("pool", "vid", "source"))
-        ours = pool in self._pools and pool in fitting(state.name)
-        if ours and not state.snap_on_start:
-            state = placed(state, PoolName(pool), self.system.pools)
+        ours = pool in self._pools and pool in fitting(state.name) and not state.snap_on_start
+        state = placed(state, PoolName(pool) if ours else state.pool, self.system.pools)
         settings = {key: about.pop(key) for key in SETTINGS if key in about}
         for key, value in about.items():
             if value not in _SAYS_NOTHING:

@@ -187,14 +187,18 @@ def _elements(node: _Node) -> Iterator[_Node]:
     return iter(node.children)
 
 
-def _text(node: _Node) -> str:
-    """The text of an element that holds nothing else."""
+def _raw_text(node: _Node) -> str:
+    """The text of an element that holds nothing else, as it is."""
     for child in node.children:
         raise QubesXmlError(
             f"element `{shown(child.tag)}` does not belong into element `{shown(node.tag)}`",
             line=child.line,
         )
-    return _decoded("".join(node.words))
+    return "".join(node.words)
+
+
+def _text(node: _Node) -> str:
+    return _decoded(_raw_text(node))
 
 
 def _attribute(node: _Node, name: str) -> str:
@@ -253,7 +257,8 @@ def _device(node: _Node, klass: str) -> Unknown:
 
 
 def _domain(node: _Node) -> Domain:
-    sections = _Sections(node, {"properties", "features", "tags", "volume-config", "devices"})
+    known = {"properties", "features", "tags", "volume-config", "devices", "notes"}
+    sections = _Sections(node, known)
     return Domain(
         id=_attribute(node, "id"),
         klass=_attribute(node, "class"),
@@ -267,5 +272,6 @@ def _domain(node: _Node) -> Domain:
             for device in _elements(group)
         ),
         unknown=sections.unknown(),
+        notes="".join(_raw_text(notes) for notes in sections.groups("notes")),
         line=node.line,
     )

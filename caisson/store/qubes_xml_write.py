@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Final
 
-from caisson.model import Klass, Label, Qube, System, VolumeState, render
+from caisson.model import Label, Qube, System, VolumeState, render
 from caisson.model.property import Property, PropertyType
-from caisson.model.volumes import KERNEL
 from caisson.store.qubes_xml import (
-    OUR_POOLS,
     PICTURES,
+    POOLS,
     VERSION,
     Description,
     Domain,
@@ -43,7 +42,7 @@ def describe(system: System) -> Description:
     labels = sorted(system.labels.values(), key=lambda label: label.index)
     return Description(
         labels=tuple(LabelEntry(_reference(each), each.color, str(each.name)) for each in labels),
-        pools=tuple(PoolEntry(str(name), about) for name, about in OUR_POOLS.items()),
+        pools=tuple(_pools(system)),
         properties=tuple(_stored(system, None)),
         domains=tuple(
             _domain(system, qube)
@@ -95,26 +94,24 @@ def _domain(system: System, qube: Qube) -> Domain:
             VolumeEntry(str(name), dict(_volume(system, qube, volume)))
             for name, volume in sorted(qube.volumes.items())
         ),
+        notes=qube.notes,
     )
 
 
 def _volume(system: System, qube: Qube, volume: VolumeState) -> Iterator[tuple[str, str]]:
     yield "pool", str(volume.pool)
-    yield "vid", _vid(system, qube, volume)
+    yield "vid", system.volume_id(qube, volume)
     for name in SETTINGS:
         yield name, str(getattr(volume, name))
-    for template in system.template_chain(qube) if volume.snap_on_start else ():
-        source = template.volumes.get(volume.name)
-        if source is not None and not source.snap_on_start:
-            yield "source", _vid(system, template, source)
-            break
+    source = system.source_of(qube, volume) if volume.snap_on_start else None
+    if source is not None:
+        yield "source", system.volume_id(*source)
 
 
-def _vid(system: System, qube: Qube, volume: VolumeState) -> str:
-    if volume.name == KERNEL:
-        return render(system.value(qube, "kernel")) if system.has(qube, "kernel") else ""
-    kind = "vm-templates" if qube.klass is Klass.TEMPLATE else "appvms"
-    return f"{kind}/{qube.name}/{volume.name}"
+def _pools(system: System) -> Iterator[PoolEntry]:
+    for name, about in POOLS.items():
+        kept = str(system.pools[name].revisions_to_keep)
+        yield PoolEntry(str(name), {**about, "revisions_to_keep": kept})
 
 
 def _section(tag: str, inner: Iterable[str]) -> Iterator[str]:
@@ -137,6 +134,8 @@ def _lines(domain: Domain) -> Iterator[str]:
         _section("volume-config", volumes),
     ):
         yield from (f"  {line}" for line in section)
+    if domain.notes:
+        yield f"    <notes>{_escaped(domain.notes)}</notes>"
     yield "  </domain>"
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def import_system(arguments: argparse.Namespace, root: str) -> int:
     """Make an empty instance what a `qubes.xml` describes."""
     import json
 
-    from caisson.daemons import offline
+    from caisson.daemons import kernels, offline
     from caisson.store import qubes_xml_plan, qubes_xml_read
 
     paths = Paths(Path(root))
@@ -56,7 +57,7 @@ def import_system(arguments: argparse.Namespace, root: str) -> int:
     untrusted = _content(arguments.file, qubes_xml_read.LARGEST + 1)
     with _in_file(name):
         plan = qubes_xml_plan.plan(
-            qubes_xml_read.read(untrusted), lambda version: offline.has_kernel(paths, version)
+            qubes_xml_read.read(untrusted), partial(kernels.has_kernel, paths.kernels)
         )
     if not arguments.quiet:
         for each in plan.left_out:

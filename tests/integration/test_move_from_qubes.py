@@ -66,7 +66,7 @@ class TestWithoutDaemon:
         """Every line that is left out is told; what is exported, a second instance imports."""
         one, other = tmp_path / "one", tmp_path / "other"
         code, out, err = caisson(one, "import-qubes-xml", GOLDEN)
-        assert (code, out) == (0, "imported 12 qubes, 20 items left out\n")
+        assert (code, out) == (0, "imported 13 qubes, 20 items left out\n")
         assert len(err.splitlines()) == 20
         assert all(line.startswith("left out: ") for line in err.splitlines())
         code, out, err = caisson(one, "export-qubes-xml")
@@ -99,7 +99,7 @@ class TestWithoutDaemon:
         assert code == 0
         told = json.loads(out)
         assert told["written"] is False
-        assert len(told["qubes"]) == 12
+        assert len(told["qubes"]) == 13
         assert len(told["left_out"]) == len(err.splitlines())
         assert told["left_out"][0] == {
             "kind": "pool",
@@ -198,8 +198,9 @@ async def test_running_daemon_exports(tmp_path: Path):
         assert (code, err) == (0, "")
         assert out == await daemon.ok("caisson.system.Export")
         assert await daemon.refused("caisson.system.Export", "work") == "ProtocolError"
+        # It is no service that a policy could open to another qube.
         reply = await daemon.ask("caisson.system.Export", source="work")
-        assert reply.startswith(b"2\0PermissionDenied\0")
+        assert reply.startswith(b"2\0ProtocolError\0")
         system = plan(read(out.encode()), lambda _: False).system
         assert write(describe(system)) == write(describe(daemon.qubes.system)) == out.encode()
         assert system.qube("work").features == {"x-note": "<&>'\"]]>"}

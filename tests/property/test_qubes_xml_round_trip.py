@@ -14,7 +14,7 @@ from hypothesis.strategies import DataObject
 from model_world import World
 
 from caisson.errors import CaissonError, InternalError
-from caisson.model import Change, Klass, Label, PropertyType, Qube, System
+from caisson.model import Change, Host, Klass, Label, PropertyType, Qube, System
 from caisson.model.volumes import KERNEL
 from caisson.names import DOM0
 from caisson.store.qubes_xml import Description, Domain, Entry, LabelEntry, VolumeEntry
@@ -46,6 +46,7 @@ def held(system: System) -> dict[str, Any]:
     """All that the model holds, but the layers of volumes."""
     return {
         "labels": dict(system.labels),
+        "pools": dict(system.pools),
         "system": dict(system.stored(None)),
         "qubes": {
             qube.uuid: (
@@ -55,6 +56,7 @@ def held(system: System) -> dict[str, Any]:
                 dict(qube.stored),
                 dict(qube.features),
                 set(qube.tags),
+                qube.notes,
                 {
                     name: replace(volume, layers=(), dirty=None, revisions=())
                     for name, volume in qube.volumes.items()
@@ -73,6 +75,7 @@ class Maker:
         self.world.network()
         self.world.app("base", template_for_dispvms="True")
         self.system = self.world.system
+        self.system.host = Host(has_kernel=lambda _: True)
         self.draw = data.draw
 
     def attempt(self, planned: Callable[[], Change]) -> None:
@@ -135,6 +138,19 @@ class Maker:
         qube = self.qube()
         self.attempt(lambda: self.system.plan_tag(qube, tag, DOM0))
 
+    def note(self) -> None:
+        """Write notes, in any script."""
+        text = self.draw(texts | st.text(max_size=20) | st.just("a\n\tb \u2400\u240c "))
+        qube = self.qube()
+        notes = text.encode("utf-8", "replace")
+        self.attempt(lambda: self.system.plan_notes(qube, notes))
+
+    def pool(self) -> None:
+        """Change how many revisions a pool keeps."""
+        pool = self.draw(st.sampled_from(sorted(self.system.pools.values(), key=lambda p: p.name)))
+        number = self.draw(st.integers(-1, 9))
+        self.attempt(lambda: self.system.plan_pool_revisions(pool, number))
+
     def make_label(self) -> None:
         """Make a label, and remove one now and then, so that numbers have gaps."""
         name = self.draw(st.sampled_from(["pink", "teal", "x.y"]))
@@ -169,6 +185,8 @@ def test_what_the_model_holds_comes_back_the_same(data: DataObject):
             maker.dispose,
             maker.feature,
             maker.make_label,
+            maker.note,
+            maker.pool,
             maker.set,
             maker.set,
             maker.set,

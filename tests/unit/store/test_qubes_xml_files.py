@@ -52,6 +52,7 @@ def test_every_qube_keeps_its_identity(golden: Plan):
         ("default-dvm", Klass.APP, 13),
         ("disp4711", Klass.DISPOSABLE, 14),
         ("windows", Klass.STANDALONE, 15),
+        ("office-server", Klass.REMOTE, 19),
     ]
     uuids = [str(qube.uuid) for qube in qubes[1:]]
     assert uuids == [f"f9df1c8c-1a5b-4b0e-9b60-4a8e5f0a{q.qid:04}" for q in qubes[1:]]
@@ -79,6 +80,9 @@ def test_every_qube_keeps_its_identity(golden: Plan):
         ("sys-usb", "devices_denied", "m******u03****"),
         ("windows", "virt_mode", "hvm"),
         ("windows", "stubdom_mem", ""),
+        ("office-server", "relayvm", "sys-firewall"),
+        ("office-server", "transport_rpc", "qubesair.SSHProxy"),
+        ("office-server", "remote_name", "server"),
         ("disp4711", "dispid", "4711"),
         ("disp4711", "ip", "10.138.18.139"),
     ],
