@@ -10,7 +10,7 @@ from caisson.model import parsing
 from caisson.names import shown
 
 _DIGITS = re.compile(r"0|[1-9][0-9]{0,18}")
-_SIGNED = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+_SIGNED = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _LARGEST = (1 << 63) - 1
 
 
