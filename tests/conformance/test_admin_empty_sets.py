@@ -9,8 +9,6 @@ import pytest
 from admin_lab import Daemon, running_daemon
 
 from caisson.admin import Services
-from caisson.model import AddQube, Change, SetProperty
-from caisson.names import PropertyName, QubeName
 
 MISSING = "QubesNotImplementedError"
 
@@ -27,12 +25,8 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 
 async def add_remote(daemon: Daemon) -> None:
-    """Enter a qube of another machine, as the store would hold it."""
-    from uuid import UUID  # noqa: PLC0415 - for this one alone
-
-    uuid = UUID("12345678-1234-4234-8234-123456789012")
-    label = SetProperty(uuid, PropertyName("label"), "red")
-    await daemon.qubes.commit(Change((AddQube(uuid, QubeName("far"), "RemoteVM", 99), label)))
+    """Record a qube of another machine."""
+    await daemon.ok("admin.vm.Create.RemoteVM", payload=b"name=far label=red")
 
 
 # --- notes ---------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import pytest
 from admin_lab import Daemon, running_daemon
 from test_admin_empty_sets import add_remote
 
+from caisson.admin.registry import Door
+
 MISSING = "QubesNotImplementedError"
 
 
@@ -23,7 +25,9 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 async def internal(daemon: Daemon, method: str) -> bytes:
     """Call a method of the internal socket on the admin qube."""
-    return await daemon.send(f"internal.{method}+ dom0 name dom0".encode() + b"\0", internal=True)
+    return await daemon.send(
+        f"internal.{method}+ dom0 name dom0".encode() + b"\0", door=Door.INTERNAL
+    )
 
 
 async def state(daemon: Daemon, name: str) -> str:

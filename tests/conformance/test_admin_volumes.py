@@ -11,6 +11,7 @@ from admin_lab import Daemon, running_daemon
 
 from caisson.admin import Services
 from caisson.admin.copy_tokens import MOST
+from caisson.admin.registry import Door
 from caisson.model import Event, VolumeState
 from caisson.names import VolumeName
 from caisson.storage import Pool
@@ -381,14 +382,13 @@ async def test_token_is_good_once_even_if_the_copy_fails(daemon: Daemon) -> None
     assert await daemon.refused(clone, "other", token) == "QubesVMNotFoundError"
 
 
-async def test_token_is_good_for_its_caller_alone(tmp_path: Path) -> None:
+async def test_token_is_good_for_its_caller_alone(daemon: Daemon) -> None:
     """Nobody copies with the right of somebody else, nor takes a token away from them."""
-    async with running_daemon(tmp_path, permit=lambda _: None) as daemon:
-        await daemon.populate()
-        token = (await daemon.ok("admin.vm.volume.CloneFrom+private", "work")).encode()
-        reply = await daemon.ask("admin.vm.volume.CloneTo+private", "base", token, source="base")
-        assert reply.split(b"\0")[1].decode() == UNKNOWN
-        await daemon.ok("admin.vm.volume.CloneTo+private", "base", token)
+    daemon.policy.text = "admin.vm.volume.CloneTo * base base allow target=dom0\n"
+    token = (await daemon.ok("admin.vm.volume.CloneFrom+private", "work")).encode()
+    reply = await daemon.ask("admin.vm.volume.CloneTo+private", "base", token, source="base")
+    assert reply.split(b"\0")[1].decode() == UNKNOWN
+    await daemon.ok("admin.vm.volume.CloneTo+private", "base", token)
 
 
 async def test_callers_cannot_pile_up_tokens(daemon: Daemon) -> None:
@@ -565,7 +565,7 @@ async def test_import_on_the_internal_socket(daemon: Daemon) -> None:
     """Section 1.6: the methods are for trusted programs only."""
     for service, payload, error in REFUSED_IMPORTS:
         raw = f"internal.vm.volume.{service} dom0 name work".encode() + b"\0" + payload
-        reply = await daemon.send(raw, internal=True)
+        reply = await daemon.send(raw, door=Door.INTERNAL)
         assert reply.split(b"\0")[:2] == [b"2", error.encode()]
         assert (await daemon.send(raw)).startswith(b"2\0ProtocolError\0")
 
