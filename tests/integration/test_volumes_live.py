@@ -28,7 +28,7 @@ RESTARTS = 2 * DEEPEST + 4
 def volumes(whole: Whole) -> Iterator[Whole]:
     """The qubes of these tests, made by them, are removed at the end."""
     yield whole
-    for name in ("app", "twin", "named", "deep", "gone", "borrower"):
+    for name in ("app", "twin", "named", "deep", "gone", "borrower", "source", "clone"):
         whole.discard(name)
 
 
@@ -139,6 +139,85 @@ def test_many_restarts_flatten_the_stack(volumes: Whole) -> None:
     volumes.start("deep")
     assert volumes.said("deep", "cd /home/user; cat [0-9]*") == f"{RESTARTS - 2}\n{RESTARTS - 1}"
     volumes.shut_down("deep")
+
+
+def test_a_clone_has_what_its_source_had_and_goes_its_own_way(volumes: Whole) -> None:
+    """Copied while the source runs: what its last shutdown left. No byte is stored twice."""
+    volumes.app("source", start=True)
+    volumes.said("source", "mkdir ~/d; echo one >~/d/f; chmod 600 ~/d/f; ln ~/d/f ~/twin")
+    restart(volumes, "source")
+    volumes.said("source", "echo unsaved >~/d/late")
+    volumes.app("clone")
+    before = volumes.layers()
+    token = volumes.call("admin.vm.volume.CloneFrom+private", "source")
+    volumes.call("admin.vm.volume.CloneTo+private", "clone", token.encode())
+    assert volumes.layers() <= before
+    volumes.start("clone")
+    assert volumes.said("clone", "cat ~/twin; stat -c %U:%a:%h ~/d/f") == "one\nuser:600:2"
+    assert volumes.inside("clone", "test -e ~/d/late").code == 1
+    volumes.said("clone", "echo two >~/d/f")
+    restart(volumes, "clone")
+    assert volumes.said("clone", "cat ~/d/f") == "two"
+    assert volumes.said("source", "cat ~/d/f ~/d/late") == "one\nunsaved"
+
+
+def test_a_reverted_volume_is_what_it_was_and_can_be_what_it_is(volumes: Whole) -> None:
+    """Back by one state and forth again, as the qube sees it."""
+    volumes.said("clone", "echo three >~/d/f; rm ~/twin; mv ~/d ~/moved")
+    volumes.shut_down("clone")
+    revision = volumes.call("admin.vm.volume.ListSnapshots+private", "clone").split()[-1]
+    volumes.call("admin.vm.volume.Revert+private", "clone", revision.encode())
+    volumes.start("clone")
+    assert volumes.said("clone", "cat ~/d/f ~/twin") == "two\none"
+    assert volumes.inside("clone", "test -e ~/moved").code == 1
+    volumes.shut_down("clone")
+    present = volumes.call("admin.vm.volume.ListSnapshots+private", "clone").split()[-1]
+    volumes.call("admin.vm.volume.Revert+private", "clone", present.encode())
+    volumes.start("clone")
+    assert volumes.said("clone", "cat ~/moved/f") == "three"
+    assert volumes.inside("clone", "test -e ~/twin -o -e ~/d").code == 1
+    volumes.shut_down("clone")
+
+
+def test_a_cleared_volume_is_that_of_a_new_qube(volumes: Whole) -> None:
+    """It starts, its user has a home, nothing of before is there; going back brings it back."""
+    volumes.call("admin.vm.volume.Clear+private", "clone")
+    volumes.start("clone")
+    assert volumes.inside("clone", "test -e ~/moved -o -e /rw/home/user/moved").code == 1
+    volumes.said("clone", "echo fresh >~/fresh; test -O ~ -a -d /usr/local/bin")
+    volumes.call("admin.vm.Kill", "clone")
+    cleared = volumes.call("admin.vm.volume.ListSnapshots+private", "clone").split()[-1]
+    volumes.call("admin.vm.volume.Revert+private", "clone", cleared.encode())
+    volumes.start("clone")
+    assert volumes.inside("clone", "test -e ~/fresh").code == 1
+    volumes.shut_down("clone")
+
+
+def test_a_volume_that_may_not_be_written_is_read_only_inside(volumes: Whole) -> None:
+    """For root in the qube too; files in it are as they were left, and the qube works."""
+    volumes.start("clone")
+    volumes.said("clone", "echo kept >~/kept")
+    volumes.shut_down("clone")
+    volumes.call("admin.vm.volume.Set.rw+private", "clone", b"False")
+    volumes.start("clone")
+    assert volumes.said("clone", "cat ~/kept") == "kept"
+    for path in ("/rw/x", "/home/user/x", "/usr/local/bin/x"):
+        done = volumes.inside("clone", f"touch {path}", user="root")
+        assert "Read-only file system" in done.err
+    assert volumes.inside("clone", "mount -o remount,rw /rw", user="root").code != 0
+    volumes.said("clone", "touch /etc/own", user="root")
+    volumes.shut_down("clone")
+    volumes.call("admin.vm.volume.Set.rw+private", "clone", b"True")
+    volumes.start("clone")
+    volumes.said("clone", "echo again >>~/kept; test ! -e /etc/own")
+    volumes.shut_down("clone")
+    volumes.call("admin.vm.volume.Set.rw+root", "clone", b"False")
+    volumes.start("clone")
+    for path in ("/etc/x", "/var/lib/x", "/x"):
+        done = volumes.inside("clone", f"touch {path}", user="root")
+        assert "Read-only file system" in done.err
+    volumes.said("clone", "echo and again >>~/kept")
+    volumes.shut_down("clone")
 
 
 def small_system(tree: Path, like: Path) -> None:
