@@ -1,4 +1,4 @@
-"""A volume through starts, stops, reverts and flattenings, against a dictionary."""
+"""A volume through starts, stops, reverts, clones and flattenings, against a dictionary."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from caisson.storage import (
     garbage,
     lay_out,
     layers_of,
+    plan_clone,
     plan_flatten,
     plan_revert,
     plan_start,
@@ -131,6 +132,7 @@ class Life(RuleBasedStateMachine):
         }
         self.model = Model()
         self.former: dict[tuple[str, ...], Model] = {(first,): copy.deepcopy(self.model)}
+        self.clones: list[tuple[VolumeState, Model]] = []
         self.running = False
         self.clock = 0
 
@@ -146,10 +148,14 @@ class Life(RuleBasedStateMachine):
         self.pool.close()
         shutil.rmtree(self.home)
 
+    def everybody(self) -> list[VolumeState]:
+        """All volumes that there are."""
+        clones = [state for state, _ in self.clones]
+        return [*self.states.values(), *self.template.values(), *clones]
+
     def settle(self, dropped: tuple[str, ...]) -> None:
         """Remove what nobody needs any more."""
-        everybody = [*self.states.values(), *self.template.values()]
-        self.pool.remove(garbage(dropped, everybody))
+        self.pool.remove(garbage(dropped, self.everybody()))
 
     @precondition(lambda self: not self.running)
     @rule()
@@ -199,6 +205,27 @@ class Life(RuleBasedStateMachine):
         self.states[PRIVATE] = plan.state
         self.settle(plan.dropped)
         self.model = copy.deepcopy(self.former[self.volume.layers])
+
+    @precondition(lambda self: len(self.clones) < 2)
+    @rule()
+    def clone(self) -> None:
+        """Let another volume share what is committed; it stays aside."""
+        other = replace(self.volume, layers=("gone",), revisions=(), dirty=None)
+        self.clock += 1
+        source = replace(self.volume, dirty=None)
+        plan = plan_clone(other, source, revisions_to_keep=2, now=self.clock)
+        assert plan.state.layers == self.volume.layers
+        state = replace(plan.state, revisions=())
+        self.clones.append((state, copy.deepcopy(self.former[self.volume.layers])))
+
+    @precondition(lambda self: not self.running and self.clones)
+    @rule()
+    def change_places(self) -> None:
+        """Go on with a clone, and let it stay aside what was in use until now."""
+        (state, model), *others = self.clones
+        self.clones = [*others, (self.volume, self.model)]
+        self.states[PRIVATE] = state
+        self.model = copy.deepcopy(model)
 
     @precondition(lambda self: not self.running and plan_flatten(self.volume))
     @rule()
@@ -306,8 +333,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def no_layer_is_lost_or_leaked(self) -> None:
         """The layers on disk are those that the states name."""
-        named = layers_of([*self.states.values(), *self.template.values()])
-        assert self.pool.layers() == named
+        assert self.pool.layers() == layers_of(self.everybody())
 
 
 TestLife = pytest.mark.root(Life.TestCase)

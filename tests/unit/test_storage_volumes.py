@@ -17,8 +17,10 @@ from caisson.storage import (
     begun,
     flattened,
     garbage,
+    is_begun,
     is_outdated,
     layers_of,
+    plan_clone,
     plan_flatten,
     plan_replace,
     plan_revert,
@@ -199,3 +201,48 @@ def test_all_layers_of_a_volume_are_known():
     """Present, former and writable ones: none may be taken for an orphan."""
     state = plan_stop(replace(APP[PRIVATE], dirty="u"), empty=False, now=1).state
     assert layers_of([replace(state, layers=("z",), dirty="w")]) == {"z", "p2", "p1", "w"}
+
+
+def test_a_clone_has_the_layers_the_size_and_the_pool_of_its_source():
+    """What it had becomes a revision, unless it moves to another pool."""
+    source = replace(TEMPLATE[ROOT], size=7)
+    plan = plan_clone(replace(TEMPLATE[ROOT], layers=("o",)), source, revisions_to_keep=5, now=1)
+    assert (plan.state.layers, plan.state.size, plan.dropped) == (("t2", "t1"), 7, ())
+    assert [r.layers for r in plan.state.revisions] == [("o",)]
+    machine = replace(source, pool=HOST, revisions_to_keep=0)
+    moved = plan_clone(plan.state, machine, revisions_to_keep=0, now=2)
+    assert (moved.state.pool, moved.state.revisions, moved.dropped) == (HOST, (), ("o",))
+    back = plan_clone(moved.state, source, revisions_to_keep=5, now=3)
+    assert (back.state.pool, back.state.revisions_to_keep) == (source.pool, 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [
+        (APP[ROOT], TEMPLATE[ROOT]),
+        (replace(APP[PRIVATE], rw=False), TEMPLATE[PRIVATE]),
+        (APP[VolumeName("volatile")], TEMPLATE[PRIVATE]),
+        (APP[PRIVATE], replace(TEMPLATE[PRIVATE], layers=())),
+        (APP[PRIVATE], APP[VolumeName("volatile")]),
+        (APP[PRIVATE], APP[VolumeName("kernel")]),
+    ],
+)
+def test_what_has_or_keeps_no_content_is_not_cloned(target: VolumeState, source: VolumeState):
+    """Neither a target that would lose it, nor a source without any."""
+    with pytest.raises(StorageError):
+        plan_clone(target, source, revisions_to_keep=1, now=1)
+    with pytest.raises(NotHaltedError):
+        plan_clone(replace(APP[PRIVATE], dirty="u"), TEMPLATE[PRIVATE], revisions_to_keep=1, now=1)
+
+
+def test_a_volume_that_may_not_be_written_gets_no_writable_layer():
+    """A borrowed one still holds what it reads, and lets go of it at the stop."""
+    readers = {**DISPOSABLE, PRIVATE: replace(DISPOSABLE[PRIVATE], rw=False)}
+    plan = plan_start(readers, APP, TEMPLATE)
+    assert plan.private == VolumePlan(("p2", "p1"), writable=False)
+    (_, held) = begun(readers, plan)
+    assert (held.layers, held.dirty) == (("p2", "p1"), None)
+    assert is_begun(held)
+    stopped = plan_stop(held, empty=True, now=1)
+    assert stopped.state == readers[PRIVATE]
+    assert not is_begun(stopped.state)
