@@ -13,6 +13,8 @@ from caisson.names import VolumeName
 
 MOST: Final = 64
 """How many a caller may hold at once; a further one takes the place of its oldest."""
+MOST_CALLERS: Final = 256
+"""How many callers may hold some; a further one takes the place of who came first."""
 _BYTES: Final = 16
 Source = tuple[Qube, VolumeName]
 
@@ -21,7 +23,7 @@ Source = tuple[Qube, VolumeName]
 class CopyTokens:
     """The copies that were begun, by their callers. Kept in memory only, without an expiry."""
 
-    _of: dict[Qube, OrderedDict[str, Source]] = field(default_factory=dict)
+    _of: OrderedDict[Qube, OrderedDict[str, Source]] = field(default_factory=OrderedDict)
 
     def issue(self, origin: Qube, source: Source) -> str:
         """Return a token of 32 characters for a copy from `source`, good for `origin` alone."""
@@ -30,6 +32,8 @@ class CopyTokens:
         mine[token] = source
         if len(mine) > MOST:
             mine.popitem(last=False)
+        if len(self._of) > MOST_CALLERS:
+            self._of.popitem(last=False)
         return token
 
     def redeem(self, origin: Qube, untrusted_token: str) -> Source:

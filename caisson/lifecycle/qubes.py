@@ -70,7 +70,7 @@ class Qubes:
             tasks=tasks,
             retire=self._retire,
         )
-        self.volumes = VolumeActs(self._ledger, self._volumes)
+        self.volumes = VolumeActs(self._ledger, self._volumes, self._to_the_end)
         self._sleep = Sleep(self._ledger, self.running)
         system.runtime = self._runtime_value
 

@@ -6,9 +6,10 @@ All of it changes which layers a volume consists of; no byte of content is copie
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from caisson.errors import NotHaltedError, StorageError
 from caisson.lifecycle.ledger import Ledger
@@ -24,11 +25,18 @@ class VolumeActs:
     """Changes the content of volumes of halted qubes.
 
     `commit` enters the change that comes out, after the caller's own checks of it.
+    `to_the_end` carries an act out although whoever asked for it may go away.
     """
 
-    def __init__(self, ledger: Ledger, volumes: Volumes) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        volumes: Volumes,
+        to_the_end: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
+    ) -> None:
         self._ledger = ledger
         self._volumes = volumes
+        self._to_the_end = to_the_end
 
     def is_outdated(self, qube: Qube, volume: VolumeState) -> bool:
         """Whether what a running qube borrowed has changed since its start."""
@@ -44,6 +52,9 @@ class VolumeActs:
         Raises:
             StorageError: the volume is in use, or does not have that revision.
         """
+        await self._to_the_end(self._revert(qube, name, revision, commit))
+
+    async def _revert(self, qube: Qube, name: VolumeName, revision: str, commit: Commit) -> None:
         async with self._ledger.power(qube).turn:
             self._ledger.require(qube)
             if not self._ledger.power(qube).gone.is_set():
@@ -61,6 +72,9 @@ class VolumeActs:
             NotHaltedError: the qube is not halted.
             StorageError: the volume does not keep content of its own.
         """
+        await self._to_the_end(self._clear(qube, name, commit))
+
+    async def _clear(self, qube: Qube, name: VolumeName, commit: Commit) -> None:
         require_own(_without_machine(qube.volumes[name]))
         layer = await self._volumes.first_private() if name == PRIVATE else None
         try:
@@ -92,9 +106,13 @@ class VolumeActs:
                 allows no snapshots.
             StorageError: the source has no content, or the target would not keep it.
         """
+        if source[1] != KERNEL or target[1] != KERNEL:
+            await self._to_the_end(self._clone(source, target, commit))
+
+    async def _clone(
+        self, source: tuple[Qube, VolumeName], target: tuple[Qube, VolumeName], commit: Commit
+    ) -> None:
         (giver, given), (taker, taken) = source, target
-        if given == taken == KERNEL:
-            return
         async with self._halted(taker):
             self._ledger.require(giver)
             system = self._ledger.system
