@@ -202,7 +202,7 @@ def lacks_private(creation: Change) -> bool:
 def with_private(creation: Change, layer: str) -> Change:
     """The same creation, with this layer as the content of the private volume."""
     ops = tuple(
-        replace(op, volume=replace(op.volume, layers=(layer,))) if _is_own_private(op) else op
+        SetVolume(op.uuid, replace(op.volume, layers=(layer,))) if _is_own_private(op) else op
         for op in creation.ops
     )
     return replace(creation, ops=ops)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from uuid import UUID
 
+import msgspec
+
 from caisson.model.volumes import VolumeState
 from caisson.names import (
     FeatureName,
@@ -23,8 +25,7 @@ from caisson.names import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AddQube:
+class AddQube(msgspec.Struct, frozen=True):
     """A qube comes to be."""
 
     uuid: UUID
@@ -33,15 +34,13 @@ class AddQube:
     qid: int
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveQube:
+class RemoveQube(msgspec.Struct, frozen=True):
     """A qube goes, with its properties, features, tags and volumes."""
 
     uuid: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class SetProperty:
+class SetProperty(msgspec.Struct, frozen=True):
     """A property is stored; `uuid` is None for a global one."""
 
     uuid: UUID | None
@@ -49,16 +48,14 @@ class SetProperty:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResetProperty:
+class ResetProperty(msgspec.Struct, frozen=True):
     """A property goes back to its default; `uuid` is None for a global one."""
 
     uuid: UUID | None
     name: PropertyName
 
 
-@dataclass(frozen=True, slots=True)
-class SetFeature:
+class SetFeature(msgspec.Struct, frozen=True):
     """A feature is stored."""
 
     uuid: UUID
@@ -66,32 +63,28 @@ class SetFeature:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveFeature:
+class RemoveFeature(msgspec.Struct, frozen=True):
     """A feature goes."""
 
     uuid: UUID
     name: FeatureName
 
 
-@dataclass(frozen=True, slots=True)
-class AddTag:
+class AddTag(msgspec.Struct, frozen=True):
     """A qube gets a tag."""
 
     uuid: UUID
     tag: Tag
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveTag:
+class RemoveTag(msgspec.Struct, frozen=True):
     """A qube loses a tag."""
 
     uuid: UUID
     tag: Tag
 
 
-@dataclass(frozen=True, slots=True)
-class AddLabel:
+class AddLabel(msgspec.Struct, frozen=True):
     """A label of the user's own comes to be; `color` is `0xrrggbb`."""
 
     name: LabelName
@@ -99,39 +92,34 @@ class AddLabel:
     color: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveLabel:
+class RemoveLabel(msgspec.Struct, frozen=True):
     """A label of the user's own goes."""
 
     name: LabelName
 
 
-@dataclass(frozen=True, slots=True)
-class SetVolume:
+class SetVolume(msgspec.Struct, frozen=True):
     """The state of one volume is stored as a whole."""
 
     uuid: UUID
     volume: VolumeState
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveVolume:
+class RemoveVolume(msgspec.Struct, frozen=True):
     """A volume goes."""
 
     uuid: UUID
     name: VolumeName
 
 
-@dataclass(frozen=True, slots=True)
-class SetNotes:
+class SetNotes(msgspec.Struct, frozen=True):
     """What a person noted about a qube; the empty text means nothing."""
 
     uuid: UUID
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetPool:
+class SetPool(msgspec.Struct, frozen=True):
     """The settings of a pool are stored as a whole."""
 
     name: PoolName

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 from uuid import UUID
 
 from caisson.errors import (
@@ -118,10 +119,7 @@ class Facts(Records):
 
     def users_of(self, qube: Qube) -> tuple[Reference, ...]:
         """Where a property stores this qube: the qube with that property, None for global."""
-        return tuple(
-            (None if uuid is None else self._uuids[uuid], name)
-            for uuid, name in self._users.get(qube.name, ())
-        )
+        return tuple(self._users.get(qube.name, ()))
 
     # --- properties ----------------------------------------------------------------------
 
@@ -139,16 +137,21 @@ class Facts(Records):
         Raises:
             NoSuchPropertyError: that class of qube has none of that name.
         """
-        try:
-            return self.properties(owner)[PropertyName(untrusted_name)]
-        except KeyError:
+        declared = self._declared(owner, untrusted_name)
+        if declared is None:
             whose = "system" if owner is None else f"{owner.klass} `{owner.name}`"
             raise NoSuchPropertyError(
                 f"{whose} has no property `{shown(untrusted_name)}`",
                 hint="list them with `qubes-prefs`"
                 if owner is None
                 else f"list them with `qvm-prefs {owner.name}`",
-            ) from None
+            )
+        return declared
+
+    def _declared(self, owner: Owner, untrusted_name: str) -> Property | None:
+        # A plain `str` finds it as well, and this is the way of every look at a property.
+        table: Mapping[Any, Property] = self.properties(owner)
+        return table.get(untrusted_name)
 
     def stored(self, owner: Owner) -> Mapping[PropertyName, str]:
         """What is stored, as text."""
@@ -165,7 +168,9 @@ class Facts(Records):
         Raises:
             NoSuchPropertyError: that class of qube has none of that name.
         """
-        declared = self.property(owner, name)
+        return self._value_of(owner, self.property(owner, name))
+
+    def _value_of(self, owner: Owner, declared: Property) -> Value:
         if declared.attribute is not None and owner is not None:
             return declared.attribute(owner)
         text = self.stored(owner).get(declared.name)

@@ -73,9 +73,7 @@ class Records:
         self._lowest = 1
         self._tagged: dict[Tag, dict[Qube, None]] = {}
         self._followers: dict[PropertyName, dict[Qube, None]] = defaultdict(dict)
-        self._users: dict[QubeName, dict[tuple[UUID | None, PropertyName], None]] = defaultdict(
-            dict
-        )
+        self._users: dict[QubeName, dict[tuple[Owner, PropertyName], None]] = defaultdict(dict)
         self.qubes: Mapping[QubeName, Qube] = MappingProxyType(self._names)
         self.by_uuid: Mapping[UUID, Qube] = MappingProxyType(self._uuids)
         self.labels: Mapping[LabelName, Label] = MappingProxyType(self._labels)
@@ -100,22 +98,24 @@ class Records:
             InternalError: it contradicts what is known, so no plan of ours made it.
         """
         match op:
-            case AddQube():
-                self._add_qube(op)
-            case RemoveQube():
-                self._remove_qube(self._known(op.uuid))
-            case SetProperty():
-                self._store(op.uuid, op.name, op.text)
-            case ResetProperty():
-                self._unstore(op.uuid, op.name)
-            case SetFeature():
-                self._known(op.uuid).features[op.name] = op.value
-            case RemoveFeature():
-                self._known(op.uuid).features.pop(op.name, None)
             case AddTag():
                 qube = self._known(op.uuid)
                 qube.tags.add(op.tag)
                 _enter(self._tagged, op.tag, qube)
+            case SetProperty():
+                self._store(self._owner(op.uuid), op.name, op.text)
+            case SetFeature():
+                self._known(op.uuid).features[op.name] = op.value
+            case SetVolume():
+                self._known(op.uuid).volumes[op.volume.name] = op.volume
+            case AddQube():
+                self._add_qube(op)
+            case RemoveQube():
+                self._remove_qube(self._known(op.uuid))
+            case ResetProperty():
+                self._unstore(self._owner(op.uuid), op.name)
+            case RemoveFeature():
+                self._known(op.uuid).features.pop(op.name, None)
             case RemoveTag():
                 qube = self._known(op.uuid)
                 qube.tags.discard(op.tag)
@@ -124,8 +124,6 @@ class Records:
                 self._labels[op.name] = Label(op.name, op.index, op.color)
             case RemoveLabel():
                 self._labels.pop(op.name, None)
-            case SetVolume():
-                self._known(op.uuid).volumes[op.volume.name] = op.volume
             case RemoveVolume():
                 self._known(op.uuid).volumes.pop(op.name, None)
             case SetNotes():
@@ -138,6 +136,9 @@ class Records:
         if qube is None:
             raise InternalError(f"an operation on qube `{uuid}`, which does not exist")
         return qube
+
+    def _owner(self, uuid: UUID | None) -> Owner:
+        return None if uuid is None else self._known(uuid)
 
     def _set_pool(self, op: SetPool) -> None:
         if op.name not in self._pools:
@@ -155,7 +156,7 @@ class Records:
 
     def _remove_qube(self, qube: Qube) -> None:
         for name in tuple(qube.stored):
-            self._unstore(qube.uuid, name)
+            self._unstore(qube, name)
         for followed in FOLLOWED[qube.klass].values():
             del self._followers[followed][qube]
         for tag in qube.tags:
@@ -164,13 +165,12 @@ class Records:
         del self._names[qube.name], self._uuids[qube.uuid], self._qids[qube.qid]
         self._lowest = min(self._lowest, max(qube.qid, 1))
 
-    def _store(self, uuid: UUID | None, name: PropertyName, text: str) -> None:
-        owner = None if uuid is None else self._known(uuid)
-        self._unstore(uuid, name)
+    def _store(self, owner: Owner, name: PropertyName, text: str) -> None:
+        self._unstore(owner, name)
         stored = self._globals if owner is None else owner.stored
         stored[name] = text
         if self._refers(owner, name):
-            self._users[QubeName(text)][uuid, name] = None
+            self._users[QubeName(text)][owner, name] = None
         if owner is None:
             return
         if name in FOLLOWED[owner.klass]:
@@ -180,14 +180,13 @@ class Records:
         elif name in _ADDRESSES:
             _enter(self._addresses, text, owner)
 
-    def _unstore(self, uuid: UUID | None, name: PropertyName) -> None:
-        owner = None if uuid is None else self._known(uuid)
+    def _unstore(self, owner: Owner, name: PropertyName) -> None:
         text = (self._globals if owner is None else owner.stored).pop(name, None)
         if text is None:
             return
         if self._refers(owner, name):
             users = self._users[QubeName(text)]
-            users.pop((uuid, name), None)
+            users.pop((owner, name), None)
             if not users:
                 del self._users[QubeName(text)]
         if owner is None:

@@ -77,7 +77,8 @@ class Told(Facts):
         }
 
     def _told(self, qube: Qube, name: str) -> str | None:
-        value = self.value(qube, name) if self.has(qube, name) else None
+        declared = self._declared(qube, name)
+        value = None if declared is None else self._value_of(qube, declared)
         return None if value is None else render(value)
 
     def affected_by(self, change: Change) -> set[QubeName]:

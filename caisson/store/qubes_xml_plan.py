@@ -212,7 +212,7 @@ class _Planner:
         if taken is not None:
             raise ValueRefusedError(f"number {index} is that of label `{taken.name}`")
         for op in self.system.plan_create_label(entry.name, entry.color).ops:
-            self._do(replace(op, index=index) if isinstance(op, AddLabel) else op)
+            self._do(AddLabel(op.name, index, op.color) if isinstance(op, AddLabel) else op)
 
     def _plan_pools(self) -> None:
         for entry in self._untrusted.pools:
