@@ -39,9 +39,7 @@ class Instance:
         os.environ["PATH"] = f"{COMMANDS}:{os.environ['PATH']}"
         self.client = Client(str(root))
         policy = root / "etc/qubes/policy.d"
-        policy.mkdir(parents=True)
-        for file in SHIPPED_POLICY.glob("*.policy"):
-            shutil.copy(file, policy)
+        shutil.copytree(SHIPPED_POLICY, policy)
         (policy / "20-bench.policy").write_text(
             "* * bench-a @anyvm allow\n* * bench-a @dispvm allow\n"
         )

@@ -75,9 +75,7 @@ def build(root: Path, qubes: int) -> None:
     """
     paths = Paths(root)
     policy = root / "etc/qubes/policy.d"
-    policy.mkdir(parents=True)
-    for file in SHIPPED_POLICY.glob("*.policy"):
-        shutil.copy(file, policy)
+    shutil.copytree(SHIPPED_POLICY, policy)
     author = _Author(paths.pool)
     for template in _TEMPLATES:
         author.create(Klass.TEMPLATE, template, "black")
