@@ -176,7 +176,7 @@ def keyboard_layout(view: View, qube: Qube) -> Value:
     seen = {qube}
     gui = view.value(qube, "guivm")
     while isinstance(gui, Qube) and gui not in seen:
-        if not view.is_default(gui, "keyboard_layout"):
+        if view.has(gui, "keyboard_layout") and not view.is_default(gui, "keyboard_layout"):
             return view.value(gui, "keyboard_layout")
         seen.add(gui)
         gui = view.value(gui, "guivm") if view.has(gui, "guivm") else None

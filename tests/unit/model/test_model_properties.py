@@ -496,3 +496,26 @@ def test_default_that_a_qube_cannot_have_is_refused_at_reset(world: World):
     del world.kernels["6.6.63-1"]
     with pytest.raises(PropertyValueError, match="no kernel"):
         world.reset("work", "kernel")
+
+
+@pytest.mark.parametrize("klass", [k for k in Klass if k is not Klass.ADMIN])
+def test_every_value_can_be_told_whatever_class_a_reference_leads_to(world: World, klass: Klass):
+    """A class that lacks a property breaks nobody who looks it up there (#10915, #10985)."""
+    world.app("work")
+    world.app("base", template_for_dispvms="True")
+    template = "base" if klass is Klass.DISPOSABLE else None
+    other = world.make(klass, "other", template=template)
+    referred = 0
+    for qube in tuple(world.system.qubes.values()):
+        for declared in world.system.properties(qube).values():
+            if declared.type is PropertyType.QUBE and not declared.read_only:
+                try:
+                    world.set(qube.name, declared.name, other.name)
+                except CaissonError:
+                    continue
+                referred += 1
+    assert referred
+    for owner in (None, *world.system.qubes.values()):
+        for name in world.system.properties(owner):
+            world.system.value(owner, name)
+            world.system.default(owner, name)
