@@ -101,7 +101,7 @@ def _furnish(author: _Author, number: int) -> None:
     if number % 3 == 0:
         author.set(qube, "netvm", ("sys-vpn", "")[number % 2])
     if number % 10 == 0:
-        author.set(qube, "autostart", "True")
+        author.set(qube, "shutdown_timeout", "120")
     features = {
         "service.cups": "1", "menu-items": "firefox.desktop thunderbird.desktop", "os": "Linux",
         "last-update": str(1_700_000_000 + number), "gui": "1",
