@@ -353,6 +353,26 @@ async def test_nothing_is_decided_without_qubesd():
         assert message.startswith(b"E125\0")
 
 
+async def test_nothing_is_decided_while_qubesd_starts():
+    """A link that is taken, but not served yet, is as good as none; then it tells everything."""
+    async with broker_rig(ALLOW) as rig:
+        await rig.run("work")
+        agent = await rig.run("vault")
+        await rig.link.close()
+        rig.link = rig.make_link()
+        rig.link.bind()
+        message = await outcome(await rig.call("work", "vault", "my.Early"))
+        assert message.startswith(b"E125\0")
+        await rig.link.replace(rig.domains)
+        for name in ("work", "vault"):
+            await rig.link.open_qube(QubeName(name))
+        await rig.link.start()
+        await rig.ready()
+        client = await rig.call("work", "vault", "my.Late")
+        await (await agent.next_call()).end(0)
+        assert await outcome(client) == b"X0"
+
+
 async def test_qubes_that_ended_while_the_broker_was_away_are_closed():
     """After it comes back, the broker serves the qubes that run, and no others."""
     async with broker_rig(ALLOW) as rig:

@@ -1,5 +1,6 @@
 """Which files count, what they include, and how errors name their place."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,27 @@ def test_snapshot_changes_are_seen_by_the_next_decision():
     assert isinstance(decide(request, policy, later), Deny)
     assert isinstance(decide(request, policy, gone), Deny)
     assert isinstance(decide(request, policy, SYSTEM), Allow)
+
+
+def test_snapshot_after_thousands_of_changes_is_as_a_fresh_one():
+    """Names and identities come and go in any order; older snapshots stay what they were."""
+    chance = random.Random(7)
+    snapshot, told = SystemInfo({}), dict[str, dict[str, str]]()
+    kept: list[tuple[SystemInfo, dict[str, dict[str, str]]]] = []
+    for step in range(2000):
+        names = [f"q{chance.randrange(400)}" for _ in range(chance.choice((1, 1, 1, 40)))]
+        gone = [name for name in names if chance.random() < 0.4]
+        fresh = {name: {"uuid": f"{step}-{name}"} for name in names if name not in gone}
+        snapshot = snapshot.with_changes(fresh, gone)
+        told = {name: info for name, info in told.items() if name not in gone} | fresh
+        if step % 100 == 99:
+            kept.append((snapshot, told))
+    for old, infos in kept:
+        assert old.domains == SystemInfo.from_dict(infos).domains
+        assert all(old.find(f"uuid:{info['uuid']}") is old.find(n) for n, info in infos.items())
+        others = {info["uuid"] for _, more in kept for info in more.values()}
+        others -= {info["uuid"] for info in infos.values()}
+        assert not any(old.find(f"uuid:{uuid}") for uuid in others)
 
 
 def test_malformed_system_information_is_refused():
