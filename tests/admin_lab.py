@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lifecycle_lab import Wires
+
 from caisson.admin import AdminServer, Responder, Services
 from caisson.admin.registry import Door
 from caisson.engines import BARRIERS, MemoryEngine
@@ -17,7 +19,6 @@ from caisson.engines.memory import MemoryInstance
 from caisson.ext import Core, Extensions
 from caisson.lifecycle import NoDoor, Qubes
 from caisson.model import Host, System
-from caisson.network import Network
 from caisson.paths import Paths
 from caisson.policy import Allow, Ask, Decision, Request, SystemInfo, decide, parse_policy
 from caisson.storage import Pool
@@ -142,6 +143,8 @@ async def _live(
     """The daemon from start to end, in one task as its task group wants it."""
     engine = MemoryEngine()
     store = Store.open(paths.database)
+    system = System(Host())
+    system.load(store.load())
     loop = asyncio.get_running_loop()
 
     def play_agent(instance: MemoryInstance) -> None:
@@ -150,10 +153,10 @@ async def _live(
     engine.on_start = play_agent
     async with asyncio.TaskGroup() as tasks:
         qubes = Qubes(
-            System(Host()),
+            system,
             store,
             engine=engine,
-            network=Network(paths.instance),
+            network=Wires(),  # type: ignore[arg-type]
             pool=Pool(paths.pool),
             door=NoDoor(),
             qube_files=paths.state,
@@ -163,6 +166,7 @@ async def _live(
         responder = Responder(extensions, services)
         server = AdminServer(responder, paths, request_seconds=request_seconds)
         server.bind()
+        await qubes.recover()
         serving = tasks.create_task(server.run())
         extending = tasks.create_task(extensions.run())
         policy = extensions.core.policy
@@ -202,7 +206,7 @@ async def running_daemon(
         return Core(qubes, TextPolicy(qubes, policy), lambda qube: said.get(qube.name, {}))
 
     paths = Paths(root)
-    paths.state.mkdir(parents=True)
+    paths.state.mkdir(parents=True, exist_ok=True)
     ready: asyncio.Future[Daemon] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     life = asyncio.create_task(
