@@ -243,6 +243,7 @@ class Running:
             if netvm is not None:
                 await self.start(netvm)
             plan = await self._volumes.begin(qube)
+            self._ledger.publish(qube, "domain-verify-files")
             socket_dir = await self._door.open_qube(qube.name)
             self._ledger.publish(qube, "domain-pre-spawn", start_guid=guid)
             instance = await self._engine.start(
@@ -255,6 +256,7 @@ class Running:
         power.verdict = asyncio.get_running_loop().create_future()
         self._publish_resets(qube)
         self._ledger.publish(qube, "domain-spawn", start_guid=guid)
+        self._ledger.publish(qube, "domain-qdb-create")
         claims, power.claims = power.claims, {}
         for pid, report in claims.items():
             self.agent_said(qube.name, pid, report)
@@ -271,7 +273,7 @@ class Running:
             raise
         power.state = PowerState.RUNNING
         self._watch(qube, power, instance)
-        await self._tell(qube, "domain-start", start_guid=guid)
+        await self._ledger.announce([qube.name], *_first_go(qube, guid))
 
     async def _bring_up(
         self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]
@@ -394,6 +396,15 @@ class Running:
                 f"qube `{qube.name}` is not running", hint=f"start it: `qvm-start {qube.name}`"
             )
         return power, power.instance
+
+
+def _first_go(qube: Qube, guid: str) -> tuple[Event, ...]:
+    """A qube is ready. Listeners know those that begin as paused, and wait for their first go."""
+    return (
+        Event(qube.name, "domain-pre-unpaused", {}),
+        Event(qube.name, "domain-unpaused", {}),
+        Event(qube.name, "domain-start", {"start_guid": guid}),
+    )
 
 
 def _refuse_prohibited(qube: Qube, reason: object) -> None:

@@ -161,7 +161,8 @@ def qvm_clone(client: SheetClient, source: str, new: str, *, pool: str = "") -> 
     try:
         template = client.get(source, "template").text
     except Refused as refused:
-        assert refused.is_a("AttributeError"), refused
+        if not refused.is_a("AttributeError"):
+            raise
     label = client.get(source, "label").text
     method = "admin.vm.CreateInPool" if pool else "admin.vm.Create"
     words = f"name={new} label={label}" + (f" pool={pool}" if pool else "")

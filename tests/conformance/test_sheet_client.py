@@ -273,9 +273,7 @@ async def test_what_qvm_run_asks_before_it_runs_anything(desk: Desk) -> None:
     await desk.do(tools.qvm_pause, "work", "Suspend")
     await desk.do(tools.before_service, "work")
     assert await asyncio.to_thread(desk.client.state, "work") == "Running"
-    feature = await asyncio.to_thread(
-        desk.client.feature, "work", "vmexec", "CheckWithTemplate"
-    )
+    feature = await asyncio.to_thread(desk.client.feature, "work", "vmexec", "CheckWithTemplate")
     assert feature == "1"
     with refusal("QubesVMNotHaltedError", "QubesVMError"):
         await asyncio.to_thread(desk.client.call, "dom0", "admin.vm.Start")

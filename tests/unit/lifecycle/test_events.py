@@ -13,7 +13,17 @@ from caisson.model import Event, Klass, PowerState
 from caisson.names import DOM0, LabelName, PropertyName, QubeName
 
 RESETS = [f"property-reset:{name}" for name in ("xid", "stubdom_xid", "start_time")]
-START = ["domain-pre-start", "domain-pre-spawn", *RESETS, "domain-spawn", "domain-start"]
+START = [
+    "domain-pre-start",
+    "domain-verify-files",
+    "domain-pre-spawn",
+    *RESETS,
+    "domain-spawn",
+    "domain-qdb-create",
+    "domain-pre-unpaused",
+    "domain-unpaused",
+    "domain-start",
+]
 STOP = ["domain-stopped", *RESETS, "domain-shutdown"]
 
 
@@ -115,12 +125,12 @@ async def test_a_failed_start_is_told_once_and_no_start_before_it(lab: Lab):
     lab.engine.fail_start = EngineError("no")
     with pytest.raises(EngineError):
         await lab.qubes.start(WORK)
-    assert lab.news(WORK) == ["domain-pre-start", "domain-pre-spawn", "domain-start-failed"]
+    assert lab.news(WORK) == [*START[:3], "domain-start-failed"]
     lab.engine.fail_start = None
     lab.engine.on_start = lambda instance: instance.end()
     with pytest.raises(EngineError):
         await lab.qubes.start(WORK)
-    assert lab.news(WORK) == [*START[:-1], "domain-start-failed", *STOP]
+    assert lab.news(WORK) == [*START[:-3], "domain-start-failed", *STOP]
 
 
 async def test_events_come_in_the_order_of_the_changes_though_the_broker_is_slow(lab: Lab):
