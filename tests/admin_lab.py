@@ -151,6 +151,8 @@ async def _live(
         loop.call_soon(qubes.running.agent_said, instance.name, instance.pid, REPORT)
 
     engine.on_start = play_agent
+    system = System(Host())
+    system.load(store.load())
     async with asyncio.TaskGroup() as tasks:
         qubes = Qubes(
             system,
@@ -194,7 +196,7 @@ async def running_daemon(
     """A daemon for as long as the context lasts.
 
     Args:
-        root: the directory of its instance.
+        root: the directory of its instance; what its store holds already is there.
         services: what methods need beside qubes.
         policy: rules for others than the admin qube.
         announced: what qubes say about themselves, by their names.
