@@ -31,6 +31,7 @@ from caisson.names import DOM0, PropertyName
 
 CREATED_BY = ("created-by-", "disp-created-by-")
 _TEMPLATE = PropertyName("template")
+_CLEANS_UP = PropertyName("auto_cleanup")
 _MIRRORS = {"guivm-": "guivm", "audiovm-": "audiovm", "relayvm-": "relayvm"}
 """Tags that repeat a property: who may not set the property may not give the tag either."""
 _CLOCK = "service.clocksync"
@@ -141,6 +142,9 @@ def _property(
             f"base `{qube.name}` on `{text}`",
             (Right(f"admin.vm.Create.{qube.klass}", text, DOM0),),
         )
+    if name == _CLEANS_UP and text == "True":
+        # From then on whoever stops the qube removes it.
+        yield f"let `{qube.name}` go when it stops", (Right("admin.vm.Remove", "", qube.name),)
 
 
 def _tag(verb: str, tag: str, qube: str) -> AnyOf:
