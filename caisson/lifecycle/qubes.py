@@ -22,16 +22,15 @@ from caisson.lifecycle.stats import Stats
 from caisson.lifecycle.volume_acts import VolumeActs
 from caisson.lifecycle.volumes import Volumes, lacks_private, with_private
 from caisson.model import AddQube, Change, Klass, PowerState, Qube, SetFeature, System
+from caisson.model.features import OF_CALL
 from caisson.model.volumes import ROOT
-from caisson.names import DOM0, FeatureName, LabelName, PoolName, PropertyName, QubeName, VolumeName
+from caisson.names import DOM0, LabelName, PoolName, PropertyName, QubeName, VolumeName
 from caisson.network import Network
 from caisson.storage import Pool
 from caisson.store import Store
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
-OF_CALL = FeatureName("disposable-of-call")
-"""Marks a disposable that nobody but the broker knows of."""
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 
 

@@ -11,6 +11,8 @@ from caisson.names import FeatureName, shown
 
 CHECK_UPDATES = FeatureName("check-updates")
 PRELOAD = "preload-dispvm"
+OF_CALL = FeatureName("disposable-of-call")
+"""Marks a disposable that nobody but the broker knows of."""
 FOLLOWED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "boot-mode.active": ("bootmode",),
@@ -24,6 +26,7 @@ FOLLOWED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 _INTERNAL = frozenset(
     {
+        OF_CALL,
         "deferred-netvm-original",
         "preload-dispvm",
         "preload-dispvm-completed",
