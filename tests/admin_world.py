@@ -92,7 +92,7 @@ async def world_daemon(root: Path, *, policy: str = ANNOUNCE) -> AsyncIterator[D
     """
     laid_out = root.parent / "world"
     if not laid_out.exists():
-        being_laid_out = root.parent / "world-being-laid-out"
+        being_laid_out = root.parent / "unready"
         async with running_daemon(being_laid_out) as daemon:
             await daemon.populate()
             for method, dest, payload in _LAID_OUT:
