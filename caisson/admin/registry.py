@@ -37,8 +37,8 @@ class Text(Enum):
 class Scope(Enum):
     """Which policy file rules a method by default, and which socket serves it.
 
-    `GLOBAL` and `LOCAL` are services that qubes may call where the policy allows it; `TRUSTED`
-    methods are for the admin qube alone.
+    `GLOBAL`, `LOCAL` and `MISC` are services that qubes may call where the policy allows it;
+    `TRUSTED` and `INTERNAL` methods are for the admin qube alone, whatever the policy says.
     """
 
     GLOBAL = "global"
@@ -205,7 +205,7 @@ class Registry:
 def _permitted(
     extensions: Extensions, method: Method, origin: Qube, destination: Qube, untrusted: str
 ) -> Filter:
-    if method.scope is Scope.TRUSTED and origin.name != DOM0:
+    if method.scope in {Scope.TRUSTED, Scope.INTERNAL} and origin.name != DOM0:
         raise ProtocolError(f"method `{method.name}` does not exist for other qubes than `{DOM0}`")
     return extensions.ask(Question(origin, method.name, destination, untrusted))
 
