@@ -85,6 +85,7 @@ async def list_recipes(call: Call) -> str:
     "caisson.template.Build",
     to=To.ADMIN,
     argument=Text.REQUIRED,
+    scope=Scope.TRUSTED,
     access=Access.WRITE,
     help="Build a template from a recipe, telling the progress as events.",
 )
