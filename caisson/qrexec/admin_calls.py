@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from caisson.errors import CaissonError, DaemonError, InternalError, ProtocolError
+from caisson.errors import CaissonError, InternalError, ProtocolError
 from caisson.names import QubeName, ServiceArgument, ServiceName, shown
 from caisson.paths import Paths
 from caisson.qrexec import sparing
@@ -37,7 +37,7 @@ from caisson.qrexec.admin_messages import (
     read_handover,
 )
 from caisson.qrexec.directories import prepare
-from caisson.qrexec.link import address, peer_of
+from caisson.qrexec.link import listening, peer_of
 
 BACKLOG = 1024
 MOST_SILENT = 64
@@ -110,21 +110,10 @@ class AdminCalls:
             DaemonError: it cannot be made.
         """
         prepare(self._paths, self._uid, self._gid)
-        path = self._paths.admin_calls
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        try:
-            path.unlink(missing_ok=True)
-            sock.bind(address(path))
-            os.chown(path, -1, self._gid)
-            path.chmod(0o660)
-            sock.listen(BACKLOG)
-        except OSError as e:
-            sock.close()
-            raise DaemonError(
-                f"cannot listen at `{path}`: {e}",
-                hint="socket paths have at most 107 bytes: choose a shorter root directory",
-            ) from None
-        self._listener = sock
+        self._listener = listening(
+            self._paths.admin_calls, socket.SOCK_SEQPACKET, self._gid, BACKLOG
+        )
+        self._listener.setblocking(False)
 
     def close(self) -> None:
         """Give the socket up; calls in flight go on."""

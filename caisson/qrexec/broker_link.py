@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from caisson.errors import CaissonError, DaemonError
+from caisson.errors import CaissonError
 from caisson.names import QubeName, shown
 from caisson.paths import Paths
 from caisson.policy import SystemInfo
@@ -35,9 +34,9 @@ from caisson.qrexec.link import (
     Request,
     Snapshot,
     ToBroker,
-    address,
     encode,
     encode_domain,
+    listening,
     peer_of,
     read_to_daemon,
 )
@@ -108,7 +107,7 @@ class BrokerLink:
     def bind(self) -> None:
         """Take the socket; from here on the broker can connect, and waits for `start`."""
         self._prepare()
-        self._listener = self._listening()
+        self._listener = listening(self._paths.link, socket.SOCK_STREAM, self._gid, _BACKLOG)
 
     async def start(self) -> None:
         """Serve the broker; call it after running qubes were adopted."""
@@ -120,23 +119,6 @@ class BrokerLink:
         self._server = await asyncio.start_unix_server(
             self._serve, sock=self._listener, limit=LONGEST_LINE, backlog=_BACKLOG
         )
-
-    def _listening(self) -> socket.socket:
-        path = self._paths.link
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            path.unlink(missing_ok=True)
-            sock.bind(address(path))
-            os.chown(path, 0, self._gid)
-            path.chmod(0o660)
-            sock.listen(_BACKLOG)
-        except OSError as e:
-            sock.close()
-            raise DaemonError(
-                f"cannot listen at `{path}`: {e}",
-                hint="socket paths have at most 107 bytes: choose a shorter root directory",
-            ) from None
-        return sock
 
     async def close(self) -> None:
         """Stop listening and hang up; calls in flight go on."""

@@ -25,6 +25,8 @@ from typing import Any
 
 import msgspec
 
+from caisson.errors import DaemonError
+
 LONGEST_LINE = 16 * 1024 * 1024
 
 
@@ -197,3 +199,25 @@ def address(path: Path) -> str:
     """The shortest form of a socket's path: the kernel takes 107 bytes."""
     absolute, relative = str(path), os.path.relpath(path)
     return relative if len(relative) < len(absolute) else absolute
+
+
+def listening(path: Path, kind: socket.SocketKind, gid: int, backlog: int) -> socket.socket:
+    """A socket at `path` that root and the broker's group may connect to.
+
+    Raises:
+        DaemonError: it cannot be made.
+    """
+    sock = socket.socket(socket.AF_UNIX, kind)
+    try:
+        path.unlink(missing_ok=True)
+        sock.bind(address(path))
+        os.chown(path, 0, gid)
+        path.chmod(0o660)
+        sock.listen(backlog)
+    except OSError as e:
+        sock.close()
+        raise DaemonError(
+            f"cannot listen at `{path}`: {e}",
+            hint="socket paths have at most 107 bytes: choose a shorter root directory",
+        ) from None
+    return sock

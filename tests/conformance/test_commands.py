@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from admin_lab import Daemon, running_daemon
+from listing_2017 import DOM0_2017, GLOBAL_2017, WORK_2017
 
 from caisson.admin import Services
 from caisson.findings import Finding
@@ -317,3 +319,44 @@ async def test_output_has_no_raw_escape_sequences(daemon: Daemon) -> None:
     _, _, err = await daemon.command("qvm-ls", "a\x1b]0;b\x07")
     assert "\x1b" not in err
     assert "\\x1b" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "listing"),
+    [
+        (("qvm-prefs", "work"), WORK_2017),
+        (("qvm-prefs", "dom0"), DOM0_2017),
+        (("qubes-prefs",), GLOBAL_2017),
+    ],
+)
+async def test_listings_have_the_names_flags_and_kinds_of_2017(
+    daemon: Daemon, command: tuple[str, ...], listing: str
+) -> None:
+    """`NAME  F  VALUE`, sorted: what old formulas and scripts read line by line."""
+    await daemon.ok("admin.vm.Create.AppVM", payload=b"name=net label=green")
+    await daemon.ok("admin.vm.property.Set+provides_network", "net", b"True")
+    await daemon.ok("admin.vm.property.Set+netvm", "net", b"")
+    await daemon.ok("admin.property.Set+default_netvm", payload=b"net")
+    code, out, _ = await daemon.command(*command)
+    assert code == 0
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
+    assert list(rows) == sorted(rows)
+    for line in listing.strip().splitlines():
+        name, flag, *value = line.split(maxsplit=2)
+        assert rows[name][0] == flag, name
+        assert _kind(rows[name][1:]) == _kind(value), name
+
+
+def _kind(value: list[str]) -> str:
+    """What a script would take a value for."""
+    text = value[0].strip() if value else ""
+    for kind, pattern in (
+        ("none", r"None|"),
+        ("bool", r"True|False"),
+        ("number", r"-?[0-9]+"),
+        ("address", r"[0-9]+(\.[0-9]+){3}"),
+        ("mac", r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"),
+    ):
+        if re.fullmatch(pattern, text):
+            return kind
+    return "text"
