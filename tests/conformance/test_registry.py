@@ -271,7 +271,7 @@ async def test_hostile_values_of_every_property(owner: str, battered: Daemon) ->
     """What a property accepts, it tells; what it refuses, it never had."""
     system = battered.qubes.system
     prefix, dest = ("admin.vm.property", owner) if owner else ("admin.property", DOM0)
-    for name in system.properties(system.qubes.get(owner)):  # type: ignore[call-overload]
+    for name in system.properties(system.qubes.get(owner)):
         accepted = False
         for payload in PAYLOADS:
             before = dump(battered)
