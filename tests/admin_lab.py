@@ -19,6 +19,7 @@ from caisson.engines.memory import MemoryInstance
 from caisson.ext import Core, Extensions
 from caisson.lifecycle import NoDoor, Qubes
 from caisson.model import Host, System
+from caisson.names import LabelName, QubeName
 from caisson.paths import Paths
 from caisson.policy import Allow, Ask, Decision, Request, SystemInfo, decide, parse_policy
 from caisson.storage import Pool
@@ -60,6 +61,7 @@ class Daemon:
     engine: MemoryEngine
     server: AdminServer
     policy: TextPolicy
+    pool: Pool
 
     async def send(self, raw: bytes, *, door: Door = Door.ADMIN) -> bytes:
         """Send raw bytes, half-close, and read everything that comes back."""
@@ -99,11 +101,15 @@ class Daemon:
         """Open a connection."""
         return await asyncio.open_unix_connection(self.paths.qubesd.parent / door.value)
 
+    async def install(self, name: str) -> None:
+        """Make a template with a small root volume."""
+        with self.pool.building(sync=False) as new:
+            (new.tree / "etc").mkdir()
+        await self.qubes.install_template(QubeName(name), LabelName("black"), new.id)
+
     async def populate(self) -> None:
         """Make a template, `work` based on it and `base` for disposables; none has a network."""
-        await self.ok(
-            "admin.vm.CreateInPool.TemplateVM", payload=b"name=tpl label=black pool:root=host"
-        )
+        await self.install("tpl")
         await self.ok("admin.property.Set+default_template", payload=b"tpl")
         await self.ok("admin.vm.Create.AppVM+tpl", payload=b"name=work label=blue")
         await self.ok("admin.vm.Create.AppVM", payload=b"name=base label=red")
@@ -143,6 +149,7 @@ async def _live(
     """The daemon from start to end, in one task as its task group wants it."""
     engine = MemoryEngine()
     store = Store.open(paths.database)
+    pool = Pool(paths.pool)
     system = System(Host())
     system.load(store.load())
     loop = asyncio.get_running_loop()
@@ -159,7 +166,7 @@ async def _live(
             store,
             engine=engine,
             network=Wires(),  # type: ignore[arg-type]
-            pool=Pool(paths.pool),
+            pool=pool,
             door=NoDoor(),
             qube_files=paths.state,
             tasks=tasks,
@@ -173,7 +180,7 @@ async def _live(
         extending = tasks.create_task(extensions.run())
         policy = extensions.core.policy
         assert isinstance(policy, TextPolicy)
-        ready.set_result(Daemon(paths, qubes, engine, server, policy))
+        ready.set_result(Daemon(paths, qubes, engine, server, policy, pool))
         await stop.wait()
         for task in (serving, extending):
             task.cancel()

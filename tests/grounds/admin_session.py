@@ -7,7 +7,8 @@ ROOT, each line by line and written at once:
 
 - `replies`: the reply to each call, as JSON;
 - `sights`: only where nothing is killed, what the API shows after each call, as JSON;
-- `writes`: the operations of each write, pickled one after the other, before it begins.
+- `writes`: what the store held, and the operations of each write before it begins, pickled one
+  after the other.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ DISPOSABLE = "DISPOSABLE"
 TOKEN = "TOKEN"
 """Stand in a call for what the reply before it was."""
 SESSION: list[tuple[str, str, str]] = [
-    ("admin.vm.CreateInPool.TemplateVM", "dom0", "name=tpl label=black pool:root=host"),
+    ("admin.vm.Create.TemplateVM", "dom0", "name=empty label=black"),
     ("admin.property.Set+default_template", "dom0", "tpl"),
     ("admin.vm.Create.AppVM+tpl", "dom0", "name=work label=blue"),
     ("admin.vm.Create.AppVM", "dom0", "name=base label=red"),
@@ -131,6 +132,7 @@ async def _volume(daemon: Daemon, name: str, volume: str) -> list[str]:
 async def play(root: Path, number: int, when: str) -> None:
     """Play the session on the instance at `root`."""
     async with running_daemon(root) as daemon:
+        await daemon.install("tpl")
         watch(daemon.qubes._ledger._store, root, number, when)
         with (root / "replies").open("ab", 0) as replies, (root / "sights").open("ab", 0) as seen:
             if not number:
@@ -153,6 +155,7 @@ def watch(store: Store, root: Path, number: int, when: str) -> None:
     """Note each write of a store, and kill this process at one of them."""
     write = store.write
     begun = 0
+    (root / "writes").write_bytes(pickle.dumps(list(store.load())))
 
     def statement(sql: str) -> None:
         nonlocal begun

@@ -82,7 +82,7 @@ def recording(player: Player) -> Recording:
     """The session as it is without a kill."""
     code, root = player.play(0, "never")
     assert code == 0
-    return Recording(lines(root / "replies"), lines(root / "sights"), len(writes(root)))
+    return Recording(lines(root / "replies"), lines(root / "sights"), len(writes(root)) - 1)
 
 
 def lines(path: Path) -> list[Any]:
@@ -91,7 +91,7 @@ def lines(path: Path) -> list[Any]:
 
 
 def writes(root: Path) -> list[list[Op]]:
-    """The operations of each write that was begun."""
+    """What the store held at first, and the operations of each write that was begun."""
     found = []
     with suppress(EOFError, FileNotFoundError), (root / "writes").open("rb") as stream:
         while True:
@@ -155,7 +155,7 @@ async def test_daemon_killed_at_a_write_did_the_call_or_did_not(
         code, root = player.play(number, when)
         assert code == KILLED
         begun = writes(root)
-        done = begun if when == "after" else begun[: number - 1]
+        done = begun if when == "after" else begun[:number]
         assert kept(root) == joined(done), (number, when)
         replied = len(lines(root / "replies"))
         async with running_daemon(root) as daemon:

@@ -1,0 +1,476 @@
+"""Random calls over the real socket, against a plain model written from the sheet.
+
+After each step the reply, all that the API shows, and what a listener knows by events alone agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from admin_lab import running_daemon
+from admin_reference import GLOBAL_KINDS, KINDS, PROPERTIES, No, Reference
+from conformance.sheet_client import (
+    POWER,
+    UNSET,
+    EventStream,
+    Refused,
+    SheetClient,
+    Told,
+    Value,
+    over_socket,
+)
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from structlog.testing import capture_logs
+
+NAMES = ["a", "b", "c", "net", "base", "tpl"]
+DISPOSABLE = "DISPOSABLE"
+"""Stands for the first disposable that there is."""
+TARGETS = [*NAMES, "dom0", DISPOSABLE]
+REFERENCES = [*TARGETS, "", "nosuch", "no such"]
+VALUES: dict[str, list[str]] = {
+    "netvm": REFERENCES,
+    "default_dispvm": REFERENCES,
+    "guivm": REFERENCES,
+    "template": REFERENCES,
+    "relayvm": REFERENCES,
+    "provides_network": ["True", "off"],
+    "template_for_dispvms": ["1", "no"],
+    "debug": ["yes", "False", "maybe", ""],
+    "include_in_backups": ["0", "1"],
+    "installed_by_rpm": ["True", "False"],
+    "auto_cleanup": ["True", "False"],
+    "label": ["red", "mint", "#ff0000"],
+    "memory": ["1", "512", "0", "-4", "many"],
+    "default_user": ["alice", "-x y", "%s"],
+    "name": ["z"],
+    "klass": ["AppVM"],
+    "xid": ["7"],
+    "icon": ["x"],
+    "updateable": ["True"],
+    "nosuch": ["1"],
+}
+CHOICES = [(prop, value) for prop, values in VALUES.items() for value in values]
+GLOBAL_CHOICES = [(prop, value) for prop in GLOBAL_KINDS for value in REFERENCES]
+FEATURES = ["x", "servicevm", "prohibit-start", "a,b"]
+TAGS = ["t", "t-2", "a.b"]
+names = st.sampled_from(NAMES)
+targets = st.sampled_from(TARGETS)
+Mirrored = dict[str, tuple[bool, str]]
+
+
+class Machine:
+    """A daemon in a thread of its own, with a client and a listener."""
+
+    def __init__(self) -> None:
+        memory = Path("/dev/shm")
+        self._directory = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()))
+        self._thread.start()
+        assert self._ready.wait(30)
+        self.client = SheetClient(over_socket(self._daemon.paths.qubesd))
+        self.stream = EventStream(self._daemon.paths.qubesd)
+
+    async def _live(self) -> None:
+        with capture_logs():
+            async with running_daemon(Path(self._directory.name)) as self._daemon:
+                await self._daemon.install("tpl")
+                self._stop = asyncio.Event()
+                self._loop = asyncio.get_running_loop()
+                self._ready.set()
+                await self._stop.wait()
+
+    def close(self) -> None:
+        """End it."""
+        self.stream.close()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._directory.cleanup()
+
+
+def plain(value: Value) -> tuple[bool, str]:
+    """A value as an event tells it: whether it is the default, and its text."""
+    return value.default, str(None if value.value is UNSET else value.value)
+
+
+class Sight:
+    """All that the API shows."""
+
+    def __init__(self, client: SheetClient) -> None:
+        self.labels = {
+            name: int(client.text("dom0", "admin.label.Index", name))
+            for name in client.lines("dom0", "admin.label.List")
+        }
+        self.values = {"": client.get_all(None)}
+        self.features: dict[str, dict[str, str | None]] = {}
+        self.tags: dict[str, set[str]] = {}
+        self.notes: dict[str, str] = {}
+        listed = client.qubes()
+        self.powers = {name: each.state for name, each in listed.items()}
+        self.klasses = {name: each.klass for name, each in listed.items()}
+        for name, each in listed.items():
+            self.values[name] = client.get_all(name)
+            features = client.lines(name, "admin.vm.feature.List")
+            self.features[name] = {key: client.feature(name, key) for key in features}
+            self.tags[name] = set(client.lines(name, "admin.vm.tag.List"))
+            assert client.state(name) == each.state
+            if each.klass not in {"AdminVM", "RemoteVM"}:
+                self.notes[name] = client.call(name, "admin.vm.notes.Get").decode()
+
+
+class Mirror:
+    """What a listener knows: it reads a qube when that comes, and the rest it is told."""
+
+    def __init__(self, sight: Sight) -> None:
+        self.values: dict[str, Mirrored] = {"": {}}
+        self.features: dict[str, dict[str, str | None]] = {}
+        self.tags: dict[str, set[str]] = {}
+        self.powers: dict[str, str] = {}
+        self.fill(sight)
+        for name in sight.powers:
+            self._read(name, sight)
+
+    def _read(self, name: str, sight: Sight) -> None:
+        self.values[name] = {key: plain(value) for key, value in sight.values[name].items()}
+        self.features[name] = dict(sight.features[name])
+        self.tags[name] = set(sight.tags[name])
+        self.powers[name] = sight.powers[name]
+
+    def fill(self, sight: Sight) -> None:
+        """Ask again for the properties that it was told to forget."""
+        for name, known in self.values.items():
+            for key, value in sight.values[name].items():
+                known.setdefault(key, plain(value))
+
+    def hear(self, told: Told, sight: Sight) -> None:  # noqa: C901 - a table
+        """Follow one event."""
+        kind, _, rest = told.name.partition(":")
+        who, kwargs = told.subject, told.kwargs
+        match kind:
+            case "domain-add" if kwargs["vm"] in sight.powers:
+                self._read(kwargs["vm"], sight)
+            case "domain-delete":
+                for known in (self.values, self.features, self.tags, self.powers):
+                    known.pop(kwargs["vm"], None)
+            case "property-set":
+                assert kwargs["name"] == rest
+                self.values[who][rest] = (False, kwargs["newvalue"])
+            case "property-reset":
+                assert kwargs["name"] == rest
+                self.values[who].pop(rest, None)
+            case "domain-feature-set":
+                assert kwargs["feature"] == rest
+                self.features[who][rest] = kwargs["value"]
+            case "domain-feature-delete":
+                del self.features[who][kwargs["feature"]]
+            case "domain-tag-add":
+                self.tags[who].add(kwargs["tag"])
+            case "domain-tag-delete":
+                self.tags[who].remove(kwargs["tag"])
+            case _ if told.name in POWER:
+                self.powers[who] = POWER[told.name]
+            case _:
+                pass
+
+
+class Life(RuleBasedStateMachine):
+    """Random calls: what is refused is refused in both worlds, by the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Machine()
+        self.reference = Reference()
+        self.reference.create("TemplateVM", "tpl", "black", "")
+        self.reference.qubes["tpl"].filled = True
+        self.client = self.machine.client
+        self.sight = Sight(self.client)
+        self.mirror = Mirror(self.sight)
+        self.marks = 0
+
+    def teardown(self) -> None:
+        """End the daemon."""
+        self.machine.close()
+
+    # --- both worlds -------------------------------------------------------------------------
+
+    def call(
+        self, method: str, dest: str, payload: str, expected: Callable[[], object]
+    ) -> str | None:
+        """Call, and do the same to the model; the content, None where both refuse."""
+        name, _, arg = method.partition("+")
+        content = None
+        try:
+            content = self.client.text(dest, name, arg, payload)
+            said = ""
+        except Refused as refused:
+            said = refused.name
+        try:
+            expected()
+            modelled = ""
+        except No as no:
+            modelled = str(no)
+        assert said == modelled, f"{method} on `{dest}` with `{payload}`"
+        return content
+
+    def picked(self, name: str) -> str:
+        """A qube by name, or the first disposable."""
+        if name != DISPOSABLE:
+            return name
+        return min((n for n in self.reference.qubes if n.startswith("disp")), default="disp1")
+
+    def set(self, name: str, prop: str, value: str) -> None:
+        """Set a property of a qube, or of the system."""
+        value = self.picked(value)
+        method = f"admin.{'vm.' if name else ''}property.Set+{prop}"
+        self.call(method, name or "dom0", value, lambda: self.reference.set(name, prop, value))
+
+    # --- rules -------------------------------------------------------------------------------
+
+    @initialize()
+    def populate(self) -> None:
+        """A network qube and a base for disposables, beside the template that is there."""
+        self.set("", "default_template", "tpl")
+        for name in ("net", "base"):
+            self.create("AppVM", name, "red", "")
+        self.set("net", "provides_network", "True")
+        self.set("base", "template_for_dispvms", "True")
+        self.set("", "default_dispvm", "base")
+
+    @rule(
+        klass=st.sampled_from(
+            ["AppVM", "AppVM", "StandaloneVM", "TemplateVM", "DispVM", "RemoteVM"]
+        ),
+        name=st.sampled_from([*NAMES, "dom0", "-x", "none"]),
+        label=st.sampled_from(["red", "red", "mint", "nosuch"]),
+        template=st.sampled_from(["", "", *NAMES, "nosuch"]),
+    )
+    def create(self, klass: str, name: str, label: str, template: str) -> None:
+        """Any class, from any template."""
+        self.call(
+            f"admin.vm.Create.{klass}+{template}",
+            "dom0",
+            f"name={name} label={label}",
+            lambda: self.reference.create(klass, name, label, template),
+        )
+
+    @rule(dest=targets)
+    def create_disposable(self, dest: str) -> None:
+        """From any qube, or from the default."""
+        dest = self.picked(dest)
+        content = None
+        with suppress(Refused):
+            content = self.client.text(dest, "admin.vm.CreateDisposable")
+        if content is None:
+            self.call(
+                "admin.vm.CreateDisposable",
+                dest,
+                "",
+                lambda: (self.reference.of(dest), self.reference.disposable(dest, "disp")),
+            )
+            return
+        self.reference.disposable(dest, content)
+
+    @rule(source=targets, name=names)
+    def copy(self, source: str, name: str) -> None:
+        """What `qvm-clone` does, as far as it is known here, of a qube that is there."""
+        source = self.picked(source)
+        model = self.reference
+        if source not in model.qubes or source == "dom0" or name in model.qubes:
+            return
+        qube = model.qubes[source]
+        self.create(qube.klass, name, qube.props["label"], qube.props.get("template", ""))
+        if name not in model.qubes:
+            return
+        own = {"label", "template", "installed_by_rpm"}
+        for prop, text in qube.props.items():
+            if prop not in own:
+                self.set(name, prop, text)
+        for tag in sorted(qube.tags):
+            if not tag.startswith("created-by-"):
+                self._tag("Set", name, tag)
+        for feature, value in qube.features.items():
+            self.set_feature(name, feature, value)
+        if qube.notes:
+            self.set_notes(name, qube.notes)
+
+    @rule(name=targets)
+    def remove(self, name: str) -> None:
+        """Any qube."""
+        name = self.picked(name)
+        self.call("admin.vm.Remove", name, "", lambda: self.reference.remove(name))
+
+    @rule(name=targets, choice=st.sampled_from(CHOICES))
+    def set_property(self, name: str, choice: tuple[str, str]) -> None:
+        """Of any qube, to a good or a bad value."""
+        self.set(self.picked(name), *choice)
+
+    @rule(name=names, netvm=st.sampled_from(["net", "a", ""]))
+    def connect(self, name: str, netvm: str) -> None:
+        """Give a qube its network."""
+        self.set(name, "netvm", netvm)
+
+    @rule(name=targets, prop=st.sampled_from(sorted(VALUES)))
+    def reset_property(self, name: str, prop: str) -> None:
+        """Of any qube."""
+        name = self.picked(name)
+        self.call(
+            f"admin.vm.property.Reset+{prop}", name, "", lambda: self.reference.reset(name, prop)
+        )
+
+    @rule(choice=st.sampled_from(GLOBAL_CHOICES))
+    def set_global(self, choice: tuple[str, str]) -> None:
+        """To a good or a bad value."""
+        self.set("", *choice)
+
+    @rule(prop=st.sampled_from(sorted(GLOBAL_KINDS)))
+    def reset_global(self, prop: str) -> None:
+        """Any."""
+        method = f"admin.property.Reset+{prop}"
+        self.call(method, "dom0", "", lambda: self.reference.reset("", prop))
+
+    @rule(
+        name=targets,
+        feature=st.sampled_from(FEATURES),
+        value=st.sampled_from(["", "", "1", "a b", "a\nb"]),
+    )
+    def set_feature(self, name: str, feature: str, value: str) -> None:
+        """Of any qube."""
+        name = self.picked(name)
+        self.call(
+            f"admin.vm.feature.Set+{feature}",
+            name,
+            value,
+            lambda: self.reference.feature(name, feature, value),
+        )
+
+    @rule(name=targets, feature=st.sampled_from(FEATURES))
+    def remove_feature(self, name: str, feature: str) -> None:
+        """Of any qube."""
+        name = self.picked(name)
+        method = f"admin.vm.feature.Remove+{feature}"
+        self.call(method, name, "", lambda: self.reference.feature(name, feature, None))
+
+    @rule(name=targets, verb=st.sampled_from(["Set", "Set", "Remove"]), tag=st.sampled_from(TAGS))
+    def tag(self, name: str, verb: str, tag: str) -> None:
+        """Give and take."""
+        self._tag(verb, self.picked(name), tag)
+
+    def _tag(self, verb: str, name: str, tag: str) -> None:
+        change = set.add if verb == "Set" else set.discard
+        method = f"admin.vm.tag.{verb}+{tag}"
+        self.call(method, name, "", lambda: self.reference.tag(name, tag, change))
+
+    @rule(name=targets, text=st.sampled_from(["", "dear diary\n\tone", "100 %"]))
+    def set_notes(self, name: str, text: str) -> None:
+        """About any qube."""
+        name = self.picked(name)
+        self.call("admin.vm.notes.Set", name, text, lambda: self.reference.note(name, text))
+
+    @rule(name=st.sampled_from(["mint", "red", "a,b"]), color=st.sampled_from(["0xAABBCC", "#a"]))
+    def create_label(self, name: str, color: str) -> None:
+        """A good or a bad one."""
+        method = f"admin.label.Create+{name}"
+        self.call(method, "dom0", color, lambda: self.reference.create_label(name, color))
+
+    @rule(name=st.sampled_from(["mint", "red", "nosuch"]))
+    def remove_label(self, name: str) -> None:
+        """A good or a bad one."""
+        method = f"admin.label.Remove+{name}"
+        self.call(method, "dom0", "", lambda: self.reference.remove_label(name))
+
+    @rule(name=targets)
+    def start(self, name: str) -> None:
+        """Any qube."""
+        name = self.picked(name)
+        self.call("admin.vm.Start", name, "", lambda: self.reference.start(name))
+
+    @rule(name=targets, flags=st.sampled_from(["wait", "force+wait", "wait+force", "wait+now"]))
+    def shutdown(self, name: str, flags: str) -> None:
+        """Any qube, and wait."""
+        name = self.picked(name)
+        method = f"admin.vm.Shutdown+{flags}"
+        self.call(method, name, "", lambda: self.reference.shutdown(name, flags))
+
+    @rule(name=targets)
+    def kill(self, name: str) -> None:
+        """Any qube."""
+        name = self.picked(name)
+        self.call("admin.vm.Kill", name, "", lambda: self.reference.kill(name))
+
+    @rule(name=targets, verb=st.sampled_from(["Pause", "Unpause", "Suspend", "Resume"]))
+    def freeze(self, name: str, verb: str) -> None:
+        """Any qube."""
+        name = self.picked(name)
+        moves = ("Running", "Paused", "QubesVMNotRunningError")
+        if verb in {"Unpause", "Resume"}:
+            moves = ("Paused", "Running", "QubesVMNotPausedError")
+        self.call(f"admin.vm.{verb}", name, "", lambda: self.reference.freeze(name, *moves))
+
+    # --- what must hold ----------------------------------------------------------------------
+
+    @invariant()
+    def api_shows_what_the_model_knows(self) -> None:
+        """Every qube, property, feature, tag, note, state and label."""
+        self.sight = sight = Sight(self.client)
+        model = self.reference
+        assert sight.labels == model.labels
+        assert sight.klasses == {name: qube.klass for name, qube in model.qubes.items()}
+        assert sight.powers == {name: qube.power for name, qube in model.qubes.items()}
+        assert sight.tags == {name: qube.tags for name, qube in model.qubes.items()}
+        marked = {name: dict(qube.features) for name, qube in model.qubes.items()}
+        if self.marks:
+            marked["dom0"]["x-mark"] = str(self.marks)
+        assert sight.features == marked
+        for name, notes in sight.notes.items():
+            assert notes == model.qubes[name].notes
+        for prop, kind in GLOBAL_KINDS.items():
+            text = str(model.whole(prop)) or "None"
+            found = sight.values[""][prop]
+            assert (found.kind, plain(found)) == (kind, (prop not in model.globals, text))
+        for name, qube in model.qubes.items():
+            for prop in PROPERTIES[qube.klass] - {"xid"}:
+                self._agrees(name, prop)
+
+    def _agrees(self, name: str, prop: str) -> None:
+        found = self.sight.values[name][prop]
+        text = self.reference.value(name, prop)
+        text = (text or "None") if KINDS[prop] in {"vm", "label"} else text
+        given = prop == "name" and name != "dom0"
+        default = prop not in self.reference.qubes[name].props and not given
+        assert (found.kind, *plain(found)) == (KINDS[prop], default, text), f"{prop} of {name}"
+
+    @invariant()
+    def listener_knows_the_same(self) -> None:
+        """What it was told to be so is so, and what it was not told of has not changed."""
+        self.marks += 1
+        self.client.call("dom0", "admin.vm.feature.Set", "x-mark", str(self.marks))
+        for told in self.machine.stream.until("domain-feature-set:x-mark"):
+            self.mirror.hear(told, self.sight)
+        mirror, sight = self.mirror, self.sight
+        assert mirror.powers == sight.powers
+        assert mirror.tags == sight.tags
+        shown: dict[str, Any] = {name: dict(found) for name, found in sight.features.items()}
+        shown["dom0"]["x-mark"] = str(self.marks)
+        assert mirror.features == shown
+        for name, values in sight.values.items():
+            now = {key: plain(value) for key, value in values.items()}
+            stale = {k: v for k, v in mirror.values[name].items() if now[k] != v}
+            assert not stale, f"`{name}` changed without an event: {stale}"
+        mirror.fill(sight)
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=15,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
