@@ -103,7 +103,7 @@ class Qubes:
         klass: Klass,
         name: QubeName,
         label: LabelName,
-        template: QubeName | None,
+        untrusted_template: str | None,
         origin: QubeName,
         pools: Mapping[VolumeName, PoolName] = _NO_POOLS,
     ) -> Qube:
@@ -113,14 +113,16 @@ class Qubes:
             klass: its class.
             name: its name, which must be free.
             label: its label.
-            template: its template; None for the default one, or where it has none.
+            untrusted_template: its template; None for the default one, or where it has none.
             origin: the qube that asks for it.
             pools: where its volumes live, if not in the default pool.
         """
 
         async def create() -> Qube:
             return await self._create(
-                lambda: self.system.plan_create(klass, name, label, template, origin, pools=pools),
+                lambda: self.system.plan_create(
+                    klass, name, label, untrusted_template, origin, pools=pools
+                ),
                 origin,
             )
 

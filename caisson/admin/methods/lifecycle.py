@@ -105,14 +105,11 @@ async def _create(
         raise InvalidLabelError(
             f"label `{shown(untrusted_label)}` is a number", hint="give its name, such as `red`"
         )
-    template = (
-        call.qubes.system.qube(call.untrusted_argument).name if call.untrusted_argument else None
-    )
     await call.qubes.create(
         klass,
         QubeName.parse(untrusted_options["name"]),
         LabelName.parse(untrusted_label),
-        template,
+        call.untrusted_argument or None,
         call.origin.name,
         pools,
     )
