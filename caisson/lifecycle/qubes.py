@@ -31,6 +31,8 @@ from caisson.store import Store
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
+_REWIRING = frozenset({"netvm", "default_netvm"})
+"""Properties that decide about the network qube of some qube."""
 _NO_POOLS: Mapping[VolumeName, PoolName] = MappingProxyType({})
 
 
@@ -254,6 +256,9 @@ class Qubes:
 
     async def _relinked(self, change: Change, origin: QubeName) -> None:
         """Enter a change and move the links of running qubes whose network qube it changes."""
+        if not any(getattr(op, "name", None) in _REWIRING for op in change.ops):
+            await self._ledger.commit(change, origin)
+            return
         up = [qube for qube in self._ledger.powers if self._ledger.up(qube)]
         former = {qube: self.system.netvm_of(qube) for qube in up}
         await self._ledger.commit(change, origin)
