@@ -10,11 +10,10 @@ from caisson.engines import Instance
 from caisson.errors import NetworkError
 from caisson.lifecycle.ledger import Ledger
 from caisson.model import Qube
+from caisson.model.features import UPLINK
 from caisson.network import Endpoint, Network, Uplink, UplinkKind
 
 _log = structlog.get_logger(__name__)
-UPLINK = "net.uplink"
-"""The feature that says how the last qube of a chain reaches the world."""
 
 
 class Links:

@@ -12,6 +12,7 @@ from caisson.names import FeatureName, shown
 CHECK_UPDATES = FeatureName("check-updates")
 PRELOAD = "preload-dispvm"
 OF_CALL = FeatureName("disposable-of-call")
+UPLINK = FeatureName("net.uplink")
 """Marks a disposable that nobody but the broker knows of."""
 FOLLOWED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -118,7 +118,7 @@ class LifePlans(Numbers):
 
         Its network is its template's setting, taken over at creation, with one limit: if the
         qube that asks has no network, neither has the disposable; its `netvm` is then stored as
-        empty. So no chain of disposables leads a qube out of its isolation (QSB-047), whatever
+        empty, and it provides none. So no chain of disposables leads a qube out of its isolation (QSB-047), whatever
         its `default_dispvm` says. The admin qube has no network either, but is trusted: the
         disposables that it makes follow their template.
 
@@ -272,7 +272,9 @@ class LifePlans(Numbers):
         if birth.dispid is not None:
             properties[PropertyName("dispid")] = str(birth.dispid)
             if self._is_offline(birth.creator):
+                # No network qube, and none of its own making either: that would have an uplink.
                 properties[PropertyName("netvm")] = ""
+                properties[PropertyName("provides_network")] = "False"
         gui = birth.creator.features.get(FeatureName("set-created-guivm"), "")
         if "guivm" in PROPERTIES[birth.klass] and QubeName(gui) in self._names:
             properties[PropertyName("guivm")] = gui
@@ -297,6 +299,8 @@ class LifePlans(Numbers):
                 for name, value in birth.base.features.items()
                 if not name.startswith(features.PRELOAD)
             }
+            if self._is_offline(birth.creator):
+                first.pop(features.UPLINK, None)
         if birth.klass is not Klass.REMOTE and not self.value(None, "check_updates_vm"):
             first.setdefault(features.CHECK_UPDATES, "")
         return first
