@@ -103,6 +103,14 @@ class Call:
         """
         await self.qubes.commit(change, self.origin.name)
 
+    def require(self, argument: str) -> None:
+        """Make sure that the caller might have called with this argument instead.
+
+        Raises:
+            PermissionDeniedError: it might not.
+        """
+        self.extensions.ask(Question(self.origin, self.method.name, self.destination, argument))
+
     @property
     def untrusted_text(self) -> str:
         """The payload as text.

@@ -19,12 +19,12 @@ from caisson.admin import AdminServer, PipedCalls, Responder, Services
 from caisson.daemons import autostart, doctor, garbage, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
 from caisson.engines import OciEngine, enter_private_namespace
-from caisson.errors import CaissonError
+from caisson.errors import CaissonError, PermissionDeniedError
 from caisson.ext import Core, Extensions
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
 from caisson.model.volumes import LAYERS
-from caisson.names import QubeName
+from caisson.names import DOM0, QubeName
 from caisson.network import Network, remember_machine_root
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
 from caisson.qrexec import AdminCalls, BrokerLink, Judge, Operation, Rules, broker_user
@@ -86,7 +86,7 @@ async def _serve(
         account.pw_gid,
         on_hello=lambda name, pid, _uid, report: qubes.running.agent_said(name, pid, report),
         on_gone=lambda name: _log.info("an agent's session ended", qube=name),
-        on_request=lambda op, name, source: _broker_asked(qubes, op, name, source),
+        on_request=lambda op, name, source: broker_asked(qubes, op, name, source),
         disposables=lambda: qubes.of_calls(),  # noqa: PLW0108 - it is made below
     )
     link.bind()  # the broker comes while the model is read
@@ -142,13 +142,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-async def _broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: QubeName) -> str:
+async def broker_asked(qubes: Qubes, op: Operation, name: QubeName, source: QubeName) -> str:
     """What a decided call needs: its target running, or a disposable."""
     match op:
         case Operation.START:
             await qubes.start(name)
             return name
         case Operation.DISPOSABLE:
+            if source == DOM0:
+                # Calls of the admin qube are not policed, and name a qube that runs.
+                raise PermissionDeniedError("the admin qube gets no disposable through the broker")
             disposable = await qubes.create_disposable_for_call(name, source)
             await qubes.start(disposable)
             return disposable

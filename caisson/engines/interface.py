@@ -145,6 +145,7 @@ class Engine(Protocol):
 
     name: str
     isolation: str
+    virt_modes: frozenset[str]
 
     async def start(self, spec: RunSpec) -> Instance:
         """Start the first process of a qube.

@@ -47,7 +47,8 @@ class MemoryEngine:
     """
 
     name = "memory"
-    isolation = "none"
+    isolation = "container"
+    virt_modes = frozenset({"container"})
 
     def __init__(self) -> None:
         self.fail_start: EngineError | None = None

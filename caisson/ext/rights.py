@@ -18,6 +18,7 @@ from caisson.model import (
     Change,
     Klass,
     Op,
+    Qube,
     RemoveFeature,
     RemoveLabel,
     RemoveQube,
@@ -27,16 +28,18 @@ from caisson.model import (
     SetProperty,
     System,
 )
+from caisson.model.features import OF_CALL
 from caisson.names import DOM0, PropertyName
 
 CREATED_BY = ("created-by-", "disp-created-by-")
 _TEMPLATE = PropertyName("template")
+_PROVIDES_NETWORK = PropertyName("provides_network")
 _CLEANS_UP = PropertyName("auto_cleanup")
 _MIRRORS = {"guivm-": "guivm", "audiovm-": "audiovm", "relayvm-": "relayvm"}
 """Tags that repeat a property: who may not set the property may not give the tag either."""
 _CLOCK = "service.clocksync"
-RESERVED_FEATURES = frozenset({"tag-created-vm-with", "set-created-guivm"})
-"""They say what a qube may give to those that it creates, so that only `dom0` decides them."""
+RESERVED_FEATURES = frozenset({"tag-created-vm-with", "set-created-guivm", "net.uplink"})
+"""What a qube gives to those that it creates, and a way out of it that passes no network qube."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +145,22 @@ def _property(
             f"base `{qube.name}` on `{text}`",
             (Right(f"admin.vm.Create.{qube.klass}", text, DOM0),),
         )
-    if name == _CLEANS_UP and text == "True":
-        # From then on whoever stops the qube removes it.
-        yield f"let `{qube.name}` go when it stops", (Right("admin.vm.Remove", "", qube.name),)
+    if name == _PROVIDES_NETWORK and text == "True":
+        # Without a network qube it has an uplink of its own from then on.
+        yield f"give `{qube.name}` a network", (Right("admin.vm.property.Set", "netvm", qube.name),)
+    if name == _CLEANS_UP:
+        yield _lifetime(system, qube, stays=text != "True")
+
+
+def _lifetime(system: System, qube: Qube, *, stays: bool) -> tuple[str, AnyOf]:
+    """A qube that stays is as one that was created to; one that goes when it stops is removed."""
+    if not stays:
+        return f"let `{qube.name}` go when it stops", (Right("admin.vm.Remove", "", qube.name),)
+    if OF_CALL in qube.features:
+        return f"keep `{qube.name}`, which was made for a call", ()
+    template = system.template_of(qube)
+    base = "" if template is None else template.name
+    return f"keep `{qube.name}`", (Right(f"admin.vm.Create.{qube.klass}", base, DOM0),)
 
 
 def _tag(verb: str, tag: str, qube: str) -> AnyOf:

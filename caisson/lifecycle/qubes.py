@@ -220,11 +220,11 @@ class Qubes:
         """End a disposable whose call is over.
 
         Raises:
-            PermissionDeniedError: the qube does not clean up after itself.
+            PermissionDeniedError: the qube was not made for a call.
         """
         qube = self.system.qube(name)
-        if not self.running.cleans_up(qube):
-            raise PermissionDeniedError(f"qube `{name}` is no disposable")
+        if OF_CALL not in qube.features:
+            raise PermissionDeniedError(f"qube `{name}` is no disposable of a call")
         await self._to_the_end(self._discard(qube))
 
     async def set_property(
@@ -238,6 +238,7 @@ class Qubes:
         qube = None if name is None else self.system.qube(name)
 
         async def change() -> None:
+            self._require(qube)
             plan = self.system.plan_set(qube, prop, untrusted_value, self._ledger.up)
             await self._relinked(plan, origin)
 
@@ -250,9 +251,15 @@ class Qubes:
         qube = None if name is None else self.system.qube(name)
 
         async def change() -> None:
+            self._require(qube)
             await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up), origin)
 
         await self._to_the_end(change())
+
+    def _require(self, qube: Qube | None) -> None:
+        """Make sure that a qube was not removed before its change began."""
+        if qube is not None:
+            self._ledger.require(qube)
 
     async def _relinked(self, change: Change, origin: QubeName) -> None:
         """Enter a change and move the links of running qubes whose network qube it changes."""
@@ -372,5 +379,7 @@ class Qubes:
                 return instance.pid
             case "start_time":
                 return instance.started
+            case "isolation":
+                return self.running.isolation
             case _:
                 return None

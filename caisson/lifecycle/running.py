@@ -69,6 +69,11 @@ class Running:
         self._tasks = tasks
         self._retire = retire
 
+    @property
+    def isolation(self) -> str:
+        """The wall around the qubes that run here, as prompts show it."""
+        return self._engine.isolation
+
     async def start(self, qube: Qube) -> None:
         """Bring a qube up, its network qubes first; returns when its agent is admitted.
 
@@ -238,6 +243,7 @@ class Running:
         power.state = PowerState.TRANSIENT
         try:
             _refuse_prohibited(qube, system.feature([qube], "prohibit-start"))
+            self._refuse_other_walls(qube)
             self._ledger.publish(qube, "domain-pre-start", start_guid=guid, mem_required="0")
             netvm = system.netvm_of(qube)
             if netvm is not None:
@@ -274,6 +280,16 @@ class Running:
         power.state = PowerState.RUNNING
         self._watch(qube, power, instance)
         await self._ledger.announce([qube.name], *_first_go(qube, guid))
+
+    def _refuse_other_walls(self, qube: Qube) -> None:
+        """A qube that is to have another wall must not run behind this one."""
+        wanted = str(self._ledger.system.value(qube, "virt_mode"))
+        if wanted not in self._engine.virt_modes:
+            raise EngineError(
+                f"qube `{qube.name}` is to run with virt_mode `{wanted}`, "
+                f"and this machine has no engine for it",
+                hint=f"run it as a container: `qvm-prefs {qube.name} virt_mode container`",
+            )
 
     async def _bring_up(
         self, qube: Qube, instance: Instance, verdict: asyncio.Future[list[str]]

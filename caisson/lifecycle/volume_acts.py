@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from caisson.errors import NotHaltedError, StorageError
@@ -75,11 +74,11 @@ class VolumeActs:
         await self._to_the_end(self._clear(qube, name, commit))
 
     async def _clear(self, qube: Qube, name: VolumeName, commit: Commit) -> None:
-        require_own(_without_machine(qube.volumes[name]))
+        _require_clearable(qube.volumes[name])
         layer = await self._volumes.first_private() if name == PRIVATE else None
         try:
             async with self._halted(qube):
-                require_own(_without_machine(qube.volumes[name]))
+                _require_clearable(qube.volumes[name])
                 layers = () if layer is None else (layer,)
                 plan = plan_replace(qube.volumes[name], layers, now=_now())
                 size = str(plan.state.size)
@@ -152,9 +151,13 @@ class VolumeActs:
             yield
 
 
-def _without_machine(volume: VolumeState) -> VolumeState:
-    """The same volume, not writable where it shows the machine's own directories."""
-    return replace(volume, rw=False) if volume.pool == HOST else volume
+def _require_clearable(volume: VolumeState) -> None:
+    """Refuse what keeps no content of its own, and what only shows the machine's directories."""
+    if volume.pool == HOST:
+        raise StorageError(
+            f"volume `{volume.name}` shows this machine's own directories, it cannot be emptied"
+        )
+    require_own(volume)
 
 
 def _event(qube: Qube, event: str, /, **values: str) -> Event:

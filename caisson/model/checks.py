@@ -122,11 +122,12 @@ def default_netvm(view: View, _owner: Owner, value: Value, running: Running) -> 
         return
     provides_network_to(view, value)
     followers = set(view.followers_of("default_netvm"))
-    if value in followers or any(qube in followers for qube in view.netvm_chain(value)):
-        raise ValueRefusedError(
-            f"qube `{value.name}` uses the default network qube itself: a loop",
-            hint=f"set its own first: `qvm-prefs {value.name} netvm ''`",
-        )
+    for qube in (value, *view.netvm_chain(value)):
+        if qube in followers:
+            raise ValueRefusedError(
+                f"qube `{qube.name}` uses the default network qube itself: a loop",
+                hint=f"set its own first: `qvm-prefs {qube.name} netvm ''`",
+            )
     for qube in followers:
         _up(qube, value, running)
 

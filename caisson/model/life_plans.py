@@ -118,9 +118,9 @@ class LifePlans(Numbers):
 
         Its network is its template's setting, taken over at creation, with one limit: if the
         qube that asks has no network, neither has the disposable; its `netvm` is then stored as
-        empty, and it provides none. So no chain of disposables leads a qube out of its isolation (QSB-047), whatever
-        its `default_dispvm` says. The admin qube has no network either, but is trusted: the
-        disposables that it makes follow their template.
+        empty, and it provides none. So no chain of disposables leads a qube out of its isolation
+        (QSB-047), whatever its `default_dispvm` says. The admin qube has no network either, but
+        is trusted: the disposables that it makes follow their template.
 
         Each has limits of its own, so that a qube which may ask for any number has no limit.
 

@@ -72,7 +72,8 @@ class Told(Facts):
             "power_state": power_state.value,
             "uuid": str(qube.uuid),
             # Not upstream's: how the qube is walled off, for prompts; and who runs its services.
-            "isolation": _ISOLATION.get(self._told(qube, "virt_mode") or ""),
+            "isolation": self.runtime(qube, "isolation")
+            or _ISOLATION.get(self._told(qube, "virt_mode") or ""),
             "default_user": self._told(qube, "default_user"),
         }
 

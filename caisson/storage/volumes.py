@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from caisson.errors import NotHaltedError, StorageError
-from caisson.model.volumes import HOST, PRIVATE, ROOT, Revision, VolumeState
+from caisson.model.volumes import HOST, PRIVATE, ROOT, Revision, VolumeState, fitting
 from caisson.names import VolumeName
 from caisson.storage.pool import Pool
 
@@ -260,6 +260,11 @@ def plan_clone(
     require_own(state)
     if not source.layers or not source.save_on_stop:
         raise StorageError(f"volume `{source.name}` has no content to copy")
+    if source.pool not in fitting(state.name):
+        raise StorageError(
+            f"pool `{source.pool}` cannot hold the volume `{state.name}`",
+            hint="copy a volume of pool: " + ", ".join(fitting(state.name)),
+        )
     plan = plan_replace(state, source.layers, now=now)
     after = replace(plan.state, size=source.size, pool=source.pool)
     if after.pool != state.pool:

@@ -252,11 +252,13 @@ async def test_cleared_root_waits_for_content(daemon: Daemon) -> None:
     assert await daemon.refused("admin.vm.volume.Clear+root", "own") == "QubesVMNotHaltedError"
 
 
-NOT_CLEARED = [("work", "root"), ("work", "volatile"), ("work", "kernel"), ("tpl", "root")]
+MACHINE = b"name=machine label=black pool:root=host"
+NOT_CLEARED = [("work", "root"), ("work", "volatile"), ("work", "kernel"), ("machine", "root")]
 
 
 async def test_what_keeps_no_content_of_its_own_is_not_cleared(daemon: Daemon) -> None:
     """Snapshots, what is thrown away, kernels, and the machine's own directories."""
+    await daemon.ok("admin.vm.CreateInPool.TemplateVM", payload=MACHINE)
     for name, of in NOT_CLEARED:
         before = volume(daemon, name, of)
         assert await daemon.refused(f"admin.vm.volume.Clear+{of}", name) == "StoragePoolException"
@@ -333,13 +335,24 @@ async def test_clone_of_a_running_qube_is_what_its_last_shutdown_left(daemon: Da
 
 async def test_root_of_the_machine_is_cloned_as_what_it_is(daemon: Daemon) -> None:
     """The clone shows the machine's directories too, from the pool that does; and back again."""
+    await daemon.ok("admin.vm.CreateInPool.TemplateVM", payload=MACHINE)
     await daemon.ok("admin.vm.Create.TemplateVM", payload=b"name=own label=black")
-    token = (await daemon.ok("admin.vm.volume.CloneFrom+root", "work")).encode()
+    token = (await daemon.ok("admin.vm.volume.CloneFrom+root", "machine")).encode()
     await daemon.ok("admin.vm.volume.CloneTo+root", "own", token)
     found = await info(daemon, "own", "root")
     assert (found["pool"], found["revisions_to_keep"]) == ("host", "0")
-    assert volume(daemon, "own", "root").layers == volume(daemon, "tpl", "root").layers
+    assert volume(daemon, "own", "root").layers == volume(daemon, "machine", "root").layers
     await daemon.ok("admin.vm.Start", "own")
+
+
+async def test_the_machines_directories_never_replace_private_data(daemon: Daemon) -> None:
+    """A slip in the name of a volume must not cost a home directory."""
+    await daemon.ok("admin.vm.CreateInPool.TemplateVM", payload=MACHINE)
+    before = volume(daemon, "work", "private")
+    token = (await daemon.ok("admin.vm.volume.CloneFrom+root", "machine")).encode()
+    found = await daemon.refused("admin.vm.volume.CloneTo+private", "work", token)
+    assert found == "StoragePoolException"
+    assert volume(daemon, "work", "private") == before
 
 
 async def test_kernels_are_cloned_without_doing_anything(daemon: Daemon) -> None:
@@ -611,7 +624,8 @@ async def test_volumes_of_a_pool(daemon: Daemon) -> None:
     assert lines == sorted(lines)
     assert "appvms/work/private" in lines
     assert "vm-templates/tpl/private" in lines
-    assert await daemon.ok("admin.pool.volume.List+host") == "vm-templates/tpl/root\n"
+    await daemon.ok("admin.vm.CreateInPool.TemplateVM", payload=MACHINE)
+    assert await daemon.ok("admin.pool.volume.List+host") == "vm-templates/machine/root\n"
     assert await daemon.ok("admin.pool.volume.List+linux-kernel") == ""
 
 

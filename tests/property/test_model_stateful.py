@@ -109,6 +109,12 @@ class Life(RuleBasedStateMachine):
         """Whether a qube has no network; what has no part in networks here is not counted."""
         return self.system.has(qube, "netvm") and self.system.netvm_of(qube) is None
 
+    def has_no_way_out(self, qube: Qube) -> bool:
+        """Neither a network qube, nor an uplink of its own as network qubes have."""
+        return self.system.netvm_of(qube) is None and not self.system.value(
+            qube, "provides_network"
+        )
+
     def set_up(self, name: str, prop: str) -> Change:
         """Plan to switch a property on."""
         return self.system.plan_set(self.system.qube(name), prop, "True", self.is_running)
@@ -147,7 +153,7 @@ class Life(RuleBasedStateMachine):
             made = self.system.qube(name)
             assert f"created-by-{creator.name}" in made.tags
             if offline and klass is Klass.DISPOSABLE:
-                assert self.system.netvm_of(made) is None
+                assert self.has_no_way_out(made)
 
     @rule(
         klass=st.sampled_from([Klass.APP, Klass.APP, Klass.STANDALONE, Klass.REMOTE]),
@@ -178,7 +184,7 @@ class Life(RuleBasedStateMachine):
         )
         if change and offline:
             made = self.system.qube(change.ops[0].name)  # type: ignore[union-attr]
-            assert self.system.netvm_of(made) is None
+            assert self.has_no_way_out(made)
 
     @rule(name=names, choice=st.sampled_from(CHOICES))
     def set_property(self, name: str, choice: tuple[str, str]) -> None:

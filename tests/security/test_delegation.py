@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from admin_lab import SOON, Daemon, running_daemon
 
+from caisson.errors import PermissionDeniedError
+from caisson.names import QubeName
+
 LOCAL = "@tag:created-by-mgmt allow target=dom0"
 POLICY = f"""
 admin.vm.Create.AppVM       +tpl     mgmt @adminvm allow
@@ -104,6 +107,8 @@ async def test_the_creator_is_written_on_every_qube_and_stays(daemon: Daemon) ->
         ("admin.vm.property.Reset+guivm", b""),
         ("admin.vm.tag.Set+guivm-net", b""),
         ("admin.vm.tag.Set+vault", b""),
+        ("admin.vm.property.Set+provides_network", b"True"),
+        ("admin.vm.feature.Set+net.uplink", b"nat"),
     ],
 )
 async def test_a_restriction_holds_on_every_way_to_the_same_state(
@@ -231,3 +236,42 @@ async def test_what_is_for_the_admin_qube_alone_no_policy_gives_away(daemon: Dae
     daemon.policy.text = "* * mgmt * allow target=dom0\n"
     reply = await daemon.ask("caisson.vm.List", source="mgmt")
     assert reply.startswith(b"2\0ProtocolError\0")
+
+
+async def test_a_flag_that_may_not_be_given_may_not_be_given_beside_another(
+    daemon: Daemon,
+) -> None:
+    """`force` is judged by itself, and no flag is given twice."""
+    daemon.policy.text = "admin.vm.Shutdown +force mgmt @anyvm deny\n" + POLICY
+    for flags in ("force", "force+wait", "wait+force"):
+        assert not await _by_mgmt(daemon, f"admin.vm.Shutdown+{flags}", "mine")
+    reply = await daemon.ask("admin.vm.Shutdown+wait+wait", "mine", source="mgmt")
+    assert reply.startswith(b"2\0ProtocolError\0")
+
+
+async def test_a_disposable_of_a_call_is_not_kept(daemon: Daemon) -> None:
+    """It would be a qube that the administrator may not create, with its template's data."""
+    name = await daemon.qubes.create_disposable_for_call(QubeName("base"), QubeName("mgmt"))
+    for method, payload in (("Set", b"False"), ("Reset", b"")):
+        call = f"admin.vm.property.{method}+auto_cleanup"
+        assert not await _by_mgmt(daemon, call, name, payload)
+    await daemon.qubes.discard(name)
+    assert name not in daemon.qubes.system.qubes
+
+
+async def test_a_disposable_is_kept_by_those_who_may_create_it(daemon: Daemon) -> None:
+    """To let it stay is to create a qube from its template."""
+    daemon.policy.text += "admin.vm.CreateDisposable * mgmt base allow target=dom0\n"
+    reply = await daemon.ask("admin.vm.CreateDisposable", "base", source="mgmt")
+    name = reply[2:].decode()
+    keep = ("admin.vm.property.Set+auto_cleanup", name, b"False")
+    assert not await _by_mgmt(daemon, *keep)
+    daemon.policy.text += "admin.vm.Create.DispVM +base mgmt @adminvm allow\n"
+    assert await _by_mgmt(daemon, *keep)
+
+
+async def test_only_disposables_of_calls_are_discarded_on_request(daemon: Daemon) -> None:
+    """The broker, were it taken over, could else end those that people use."""
+    name = QubeName(await daemon.ok("admin.vm.CreateDisposable", "base"))
+    with pytest.raises(PermissionDeniedError):
+        await daemon.qubes.discard(name)

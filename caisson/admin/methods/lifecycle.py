@@ -201,6 +201,11 @@ async def shutdown(call: Call) -> None:
     for flag in flags:
         if flag not in {"force", "wait"}:
             raise ProtocolError(f"flag `{shown(flag)}` is neither `force` nor `wait`")
+    if len(flags) != len(set(flags)):
+        raise ProtocolError(f"a flag is given twice in `{shown(call.untrusted_argument)}`")
+    for flag in flags:
+        # Who may not say `force` may not say it together with another flag either.
+        call.require(flag)
     _refuse_admin(call, "shut down")
     await call.qubes.shutdown(call.destination.name, force="force" in flags, wait="wait" in flags)
 

@@ -46,6 +46,7 @@ class OciEngine:
 
     name = "oci"
     isolation = "container"
+    virt_modes = frozenset({"container"})
 
     def __init__(self, paths: Paths, *, runtime: Runtime | None = None, spares: int = 2) -> None:
         self._paths = paths

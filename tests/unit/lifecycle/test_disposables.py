@@ -43,7 +43,8 @@ async def test_one_that_ends_by_itself_vanishes(lab: Lab):
 @pytest.mark.parametrize("act", ["kill", "shutdown", "discard"])
 async def test_one_that_is_ended_is_gone_when_that_returns(lab: Lab, act: str):
     """Trap 10: it is not in the list afterwards."""
-    name = await disposable(lab)
+    name = await lab.qubes.create_disposable_for_call(BASE, WORK)
+    await lab.qubes.start(name)
     match act:
         case "kill":
             await lab.qubes.kill(name)
@@ -108,7 +109,7 @@ async def test_one_that_another_depends_on_does_not_keep_the_daemon_from_startin
 async def test_one_that_is_discarded_while_it_starts_is_gone(lab: Lab):
     """Its caller went away; at any moment of the start."""
     for turns in range(0, 40, 3):
-        name = await lab.qubes.create_disposable(BASE, DOM0)
+        name = await lab.qubes.create_disposable_for_call(BASE, WORK)
         starting = asyncio.create_task(lab.qubes.start(name))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -120,7 +121,7 @@ async def test_one_that_is_discarded_while_it_starts_is_gone(lab: Lab):
 
 async def test_one_that_was_never_started_is_discarded(lab: Lab):
     """And started no more."""
-    name = await lab.qubes.create_disposable(BASE, DOM0)
+    name = await lab.qubes.create_disposable_for_call(BASE, WORK)
     await lab.qubes.discard(name)
     assert gone(lab, name)
     with pytest.raises(QubeNotFoundError):

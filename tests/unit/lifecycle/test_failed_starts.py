@@ -30,6 +30,26 @@ async def starts_again(lab: Lab) -> None:
     assert lab.read(WORK, "note") == "x"
 
 
+@pytest.mark.parametrize("mode", ["hvm", "pvh", "pv"])
+async def test_the_machine_has_no_engine_for_the_wall(lab: Lab, mode: str):
+    """A qube that is to be a virtual machine must not run as a container, and be called one."""
+    lab.set(WORK, "virt_mode", mode)
+    with pytest.raises(EngineError, match=f"`{mode}`"):
+        await lab.qubes.start(WORK)
+    lab.set(WORK, "virt_mode", "container")
+    await starts_again(lab)
+
+
+async def test_a_running_qube_is_told_by_the_wall_that_it_has(lab: Lab):
+    """Whatever its properties say by now."""
+    await lab.qubes.start(WORK)
+    lab.set(WORK, "virt_mode", "hvm")
+    qube = lab.system.qube(WORK)
+    assert lab.system.info_of(qube, PowerState.RUNNING)["isolation"] == "container"
+    await lab.qubes.shutdown(WORK, wait=True)
+    assert lab.system.info_of(qube, PowerState.HALTED)["isolation"] == "virtual machine"
+
+
 async def test_the_engine_fails(lab: Lab):
     """Its error reaches the caller as it is."""
     lab.engine.fail_start = EngineError("no runtime", hint="install one")

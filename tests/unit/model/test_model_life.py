@@ -320,6 +320,22 @@ def test_offline_qube_stays_offline_through_nested_disposables(networked: World)
     assert networked.system.netvm_of(made) is None
 
 
+def test_offline_qube_gets_no_disposable_with_an_uplink_of_its_own(networked: World):
+    """QSB-047, by the third way: a base that provides network needs no network qube."""
+    networked.app("dvm", template_for_dispvms="True", netvm="", provides_network="True")
+    networked.feature("dvm", "net.uplink", "nat")
+    networked.app("vault", netvm="", default_dispvm="dvm")
+    networked.app("work", default_dispvm="dvm")
+    for made in (
+        networked.disposable("vault"),
+        networked.disposable(networked.disposable("vault").name, "dvm"),
+        networked.make(Klass.DISPOSABLE, "mine", template="dvm", origin="vault"),
+    ):
+        assert networked.value(made.name, "provides_network") == "False"
+        assert "net.uplink" not in made.features
+    assert networked.value(networked.disposable("work").name, "provides_network") == "True"
+
+
 def test_offline_qube_creates_no_named_disposable_with_network(networked: World):
     """QSB-047, on the other route: `admin.vm.Create.DispVM`."""
     networked.app("base", template_for_dispvms="True")
