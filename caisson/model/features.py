@@ -18,12 +18,14 @@ FOLLOWED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "boot-mode.active": ("bootmode",),
         "boot-mode.appvm-default": ("appvm_default_bootmode", "bootmode"),
+        "ipv6": ("ip6",),
         "net.fake-ip": ("visible_ip", "gateway"),
         "net.fake-gateway": ("visible_gateway",),
         "net.fake-netmask": ("visible_netmask",),
+        "os": ("maxmem",),
     }
 )
-"""Computed properties that change with a feature, of a qube and of those based on it."""
+"""Properties that change with a feature, of a qube and of those that look it up there."""
 
 _INTERNAL = frozenset(
     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from caisson.errors import (
     FeatureNotFoundError,
@@ -23,7 +24,7 @@ from caisson.model.changes import (
     SetNotes,
     SetVolume,
 )
-from caisson.model.events import feature_removed, feature_set, reset_event, tagged, untagged
+from caisson.model.events import feature_removed, feature_set, tagged, untagged
 from caisson.model.klass import Klass
 from caisson.model.labels import BUILT_IN, REFERENCE
 from caisson.model.property_plans import PropertyPlans
@@ -67,18 +68,23 @@ class MarkPlans(PropertyPlans):
         return feature_removed(qube, name) + self._computed_anew(qube, name)
 
     def _computed_anew(self, qube: Qube, feature: FeatureName) -> Change:
-        """What follows from a feature, here and where it is looked up through the template."""
+        """What follows from a feature, here and where it is looked up through this qube."""
         following = features.FOLLOWED_BY.get(feature)
         if following is None:
             return Change()
-        return Change(
-            events=tuple(
-                reset_event(each, name)
-                for each in (qube, *self.based_on(qube))
-                for name in following
-                if self.has(each, name)
-            )
+        others = self._behind(qube) if feature == "ipv6" else self.based_on(qube)
+        return self._moved(
+            (each, name)
+            for each in (qube, *others)
+            for name in following
+            if self._has_default(each, name)
         )
+
+    def _behind(self, netvm: Qube) -> Iterator[Qube]:
+        """The clients of a network qube, their clients, and so on."""
+        for client in self.clients_of(netvm):
+            yield client
+            yield from self._behind(client)
 
     def plan_tag(self, qube: Qube, untrusted_tag: str, origin: QubeName) -> Change:
         """Plan to give a qube a tag; it may have it already.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from uuid import UUID
 
 from caisson.errors import NoSuchPropertyError, PropertyValueError, ValueRefusedError
 from caisson.model import parsing, tags
-from caisson.model.changes import Change, Event, ResetProperty, SetProperty
+from caisson.model.changes import Change, ResetProperty, SetProperty
 from caisson.model.events import (
     event_of,
     joined,
@@ -25,18 +26,25 @@ from caisson.names import PropertyName, QubeName, Tag, shown
 _FOLLOWED_BY: Mapping[str, tuple[str, ...]] = {
     "label": ("icon",),
     "template_for_dispvms": ("icon",),
-    "provides_network": ("gateway", "gateway6"),
+    "provides_network": ("ip", "ip6", "dns", "gateway", "gateway6"),
     "ip": ("visible_ip", "gateway"),
     "ip6": ("visible_ip6", "gateway6"),
-    "netvm": (
-        "visible_ip",
-        "visible_gateway",
-        "visible_netmask",
-        "visible_ip6",
-        "visible_gateway6",
-    ),
+    "netvm": ("ip", "ip6", "dns", "visible_gateway", "visible_netmask", "visible_gateway6"),
+    "memory": ("maxmem",),
+    "kernel": ("kernelopts",),
+    "guivm": ("keyboard_layout",),
+    "auto_cleanup": ("include_in_backups",),
 }
-"""Computed properties that change with another one of the same qube."""
+"""What follows from another property of the same qube, where it is not stored."""
+_OF_CLIENTS: Mapping[str, str] = {"gateway": "visible_gateway", "gateway6": "visible_gateway6"}
+"""What clients take from their network qube."""
+_WITHOUT_TEMPLATE: Mapping[str, str] = {
+    "default_kernel": "kernel",
+    "management_dispvm": "management_dispvm",
+    "default_qrexec_timeout": "qrexec_timeout",
+    "default_shutdown_timeout": "shutdown_timeout",
+}
+"""Global defaults of what a template hands down: they count for qubes without one."""
 
 
 class PropertyPlans(Facts):
@@ -157,48 +165,79 @@ class PropertyPlans(Facts):
         """What follows from a property: tags, features, computed properties that change."""
         if owner is None:
             return self._global_consequences(declared, value)
-        change = self._followed(owner, declared.name)
-        if declared.name in tags.REFERENCES:
-            change += self._retagged(owner, tags.REFERENCES[declared.name], value)
+        moved = self._following(owner, declared.name)
         if declared.name == "template":
             inherited = (each for each in self.properties(owner).values() if each.inherited)
-            moved = [
-                event
-                for each in inherited
-                if each.name not in owner.stored
-                for event in (reset_event(owner, each.name), *self._handed_down(owner, each))
-            ]
-            change += Change(events=tuple(moved))
+            moved += [(owner, each.name) for each in inherited if each.name not in owner.stored]
         elif declared.inherited:
-            change += Change(events=tuple(self._handed_down(owner, declared)))
+            moved += self._handed_down(owner, declared.name)
+        change = self._moved(moved)
+        if declared.name in tags.REFERENCES:
+            change += self._retagged(owner, tags.REFERENCES[declared.name], value)
         return change
-
-    def _handed_down(self, qube: Qube, declared: Property) -> Iterator[Event]:
-        """What qubes take from this one, their template, is another value now."""
-        for user, name in self.users_of(qube):
-            if user is None or name != "template" or declared.name in user.stored:
-                continue
-            if self.has(user, declared.name):
-                yield reset_event(user, declared.name)
-                yield from self._handed_down(user, declared)
 
     def _global_consequences(self, declared: Property, value: Value) -> Change:
         followers = self.followers_of(declared.name)
-        return joined(self._default_moved(qube, declared.name, value) for qube in followers)
+        moved = joined(self._default_moved(qube, declared.name, value) for qube in followers)
+        name = _WITHOUT_TEMPLATE.get(declared.name)
+        if name is None:
+            return moved
+        return moved + self._moved(
+            (qube, name)
+            for qube in self._names.values()
+            if not self.template_of(qube) and self._has_default(qube, name)
+        )
 
     def _default_moved(self, qube: Qube, default: PropertyName, value: Value) -> Change:
         """What a new default means for a qube that follows it."""
         change = Change()
         for name, follows in FOLLOWED[qube.klass].items():
             if follows == default and name not in qube.stored:
-                change += Change(events=(reset_event(qube, name),)) + self._followed(qube, name)
+                change += self._moved([(qube, name)])
                 if name in tags.REFERENCES:
                     change += self._retagged(qube, tags.REFERENCES[name], value)
         return change
 
-    def _followed(self, qube: Qube, name: str) -> Change:
-        computed = (each for each in _FOLLOWED_BY.get(name, ()) if self.has(qube, each))
-        return Change(events=tuple(reset_event(qube, each) for each in computed))
+    def _moved(self, properties: Iterable[tuple[Qube, str]]) -> Change:
+        """Properties that are not stored have other values now, and what follows from them."""
+        found: dict[tuple[Qube, str], None] = {}
+        rest = deque(properties)
+        while rest:
+            each = rest.popleft()
+            if each not in found:
+                found[each] = None
+                rest += self._following(*each)
+                if self.properties(each[0])[PropertyName(each[1])].inherited:
+                    rest += self._handed_down(*each)
+        return Change(events=tuple(reset_event(qube, name) for qube, name in found))
+
+    def _following(self, qube: Qube, name: str) -> list[tuple[Qube, str]]:
+        """What has another value now because this property has, apart from inheritance."""
+        following = [(qube, each) for each in _FOLLOWED_BY.get(name, ())]
+        if name in _OF_CLIENTS:
+            following += [(client, _OF_CLIENTS[name]) for client in self.clients_of(qube)]
+        if name == "keyboard_layout":
+            following += [(each, name) for each in self._shown_by(qube)]
+        return [each for each in following if self._has_default(*each)]
+
+    def _handed_down(self, qube: Qube, name: str) -> list[tuple[Qube, str]]:
+        """What qubes take from this one, their template, and have another value of now."""
+        return [
+            (user, name)
+            for user, reference in self.users_of(qube)
+            if user is not None and reference == "template" and self._has_default(user, name)
+        ]
+
+    def _shown_by(self, gui: Qube) -> Iterator[Qube]:
+        """The qubes whose GUI qube it is, by choice or by default."""
+        for user, name in self.users_of(gui):
+            if user is not None and name == "guivm":
+                yield user
+        if self.value(None, "default_guivm") is gui:
+            yield from self.followers_of("default_guivm")
+
+    def _has_default(self, qube: Qube, name: str) -> bool:
+        return self.has(qube, name) and name not in qube.stored
 
     def _retagged(self, qube: Qube, prefix: str, value: Value) -> Change:
         wanted = Tag(prefix + value.name) if isinstance(value, Qube) else None

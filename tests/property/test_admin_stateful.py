@@ -58,8 +58,22 @@ VALUES: dict[str, list[str]] = {
     "nosuch": ["1"],
 }
 CHOICES = [(prop, value) for prop, values in VALUES.items() for value in values]
+OTHERS = [
+    ("keyboard_layout", "us++"),
+    ("keyboard_layout", "de+neo+"),
+    ("ip", "10.0.0.7"),
+    ("ip6", "fd00::7"),
+    ("maxmem", "0"),
+    ("maxmem", "900"),
+    ("kernelopts", "a\\n b\nc"),
+    ("qrexec_timeout", "61"),
+    ("vcpus", "3"),
+    ("bootmode", "x"),
+]
+"""Properties that the model does not know; the listener does."""
+GLOBAL_OTHERS = [("default_qrexec_timeout", "62"), ("default_pool", "varlibqubes")]
 GLOBAL_CHOICES = [(prop, value) for prop in GLOBAL_KINDS for value in REFERENCES]
-FEATURES = ["x", "servicevm", "prohibit-start", "a,b"]
+FEATURES = ["x", "servicevm", "prohibit-start", "a,b", "os", "ipv6", "net.fake-ip"]
 TAGS = ["t", "t-2", "a.b"]
 names = st.sampled_from(NAMES)
 targets = st.sampled_from(TARGETS)
@@ -312,6 +326,25 @@ class Life(RuleBasedStateMachine):
         """Of any qube, to a good or a bad value."""
         self.set(self.picked(name), *choice)
 
+    @rule(name=targets, choice=st.sampled_from(OTHERS), act=st.sampled_from(["Set", "Reset"]))
+    def change_other(self, name: str, choice: tuple[str, str], act: str) -> None:
+        """What the model does not know, wherever it can be set or reset."""
+        prop, value = choice
+        with suppress(Refused):
+            self.client.call(
+                self.picked(name),
+                f"admin.vm.property.{act}",
+                prop,
+                value if act == "Set" else "",
+            )
+
+    @rule(choice=st.sampled_from(GLOBAL_OTHERS), act=st.sampled_from(["Set", "Reset"]))
+    def change_other_global(self, choice: tuple[str, str], act: str) -> None:
+        """The same of the system."""
+        prop, value = choice
+        payload = value if act == "Set" else ""
+        self.client.call("dom0", f"admin.property.{act}", prop, payload)
+
     @rule(name=names, netvm=st.sampled_from(["net", "a", ""]))
     def connect(self, name: str, netvm: str) -> None:
         """Give a qube its network."""
@@ -339,7 +372,7 @@ class Life(RuleBasedStateMachine):
     @rule(
         name=targets,
         feature=st.sampled_from(FEATURES),
-        value=st.sampled_from(["", "", "1", "a b", "a\nb"]),
+        value=st.sampled_from(["", "", "1", "Linux", "10.9.9.9", "a b", "a\nb"]),
     )
     def set_feature(self, name: str, feature: str, value: str) -> None:
         """Of any qube."""

@@ -455,6 +455,11 @@ def test_properties_are_told_with_old_and_new_value(networked: World):
         expected,
     )
     assert {e.name for e in change.events[1:]} == {
+        "property-reset:ip",
+        "property-reset:ip6",
+        "property-reset:dns",
+        "property-reset:gateway",
+        "property-reset:gateway6",
         "property-reset:visible_ip",
         "property-reset:visible_ip6",
         "property-reset:visible_gateway",
