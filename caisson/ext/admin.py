@@ -9,19 +9,65 @@ allowed (`rights`), and for lists and events, about each qube that they would sh
 from __future__ import annotations
 
 from contextvars import ContextVar
+from weakref import WeakSet
 
 from caisson.errors import PermissionDeniedError
-from caisson.ext.interface import Extension, Filter, Question, judgement, permission
+from caisson.ext.interface import (
+    Core,
+    Extension,
+    Filter,
+    Policy,
+    Question,
+    judgement,
+    permission,
+    rule,
+)
 from caisson.ext.rights import AnyOf, needed
-from caisson.model import Change, Event, Qube
+from caisson.model import Change, Event, Qube, RemoveQube, System
 from caisson.names import DOM0, QubeName, shown
 
 _person_agreed: ContextVar[bool] = ContextVar("person_agreed", default=False)
 """Whether the call that this task serves was one that a person was asked about."""
+_FAREWELLS = ("domain-pre-delete", "domain-delete")
+
+
+class _Hearing:
+    """What one listener may hear of.
+
+    A policy cannot judge what is about a qube that is gone, so that is done before it goes.
+    """
+
+    def __init__(self, policy: Policy, source: QubeName, method: str) -> None:
+        self._policy = policy
+        self._source = source
+        self._method = method
+        self._leaving: dict[str, frozenset[str]] = {}
+
+    def __call__(self, item: Qube | Event) -> bool:
+        if not isinstance(item, Event):
+            return False
+        about = item.kwargs.get("vm", "")
+        if item.subject is None and item.name in _FAREWELLS:
+            may = item.name in self._leaving.get(about, ())
+            if item.name == _FAREWELLS[-1]:
+                self._leaving.pop(about, None)
+            return may
+        return self._allows(item.name, item.subject or about or DOM0)
+
+    def leaves(self, qube: QubeName) -> None:
+        """Judge what will be told of the removal of a qube that is still there."""
+        self._leaving[qube] = frozenset(name for name in _FAREWELLS if self._allows(name, qube))
+
+    def _allows(self, event: str, about: str) -> bool:
+        return self._policy.allows(self._source, self._method, event.replace(":", "_"), about)
 
 
 class AdminExtension(Extension):
     """Judges every caller but the admin qube by policy."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core)
+        self._hearings: WeakSet[_Hearing] = WeakSet()
 
     @permission("*")
     def ask_policy(self, question: Question) -> None:
@@ -59,12 +105,18 @@ class AdminExtension(Extension):
         """Show only events that the caller may hear of, without a question."""
         if question.origin.name == DOM0:
             return None
-        source, method = question.origin.name, question.method
-        return lambda item: isinstance(item, Event) and self._may_hear(source, method, item)
+        hearing = _Hearing(self.core.policy, question.origin.name, question.method)
+        self._hearings.add(hearing)
+        return hearing
 
-    def _may_hear(self, source: QubeName, method: str, event: Event) -> bool:
-        about = event.subject or event.kwargs.get("vm") or DOM0
-        return self.core.policy.allows(source, method, event.name.replace(":", "_"), about)
+    @rule
+    def judge_farewells(self, system: System, change: Change) -> Change:
+        """Decide who will hear that a qube is gone; the change stays as it is."""
+        for op in change.ops:
+            if isinstance(op, RemoveQube):
+                for hearing in self._hearings:
+                    hearing.leaves(system.by_uuid[op.uuid].name)
+        return change
 
     @judgement
     def judge(self, origin: QubeName, change: Change) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Self
 
 from caisson.model import Event
 
 _BACKLOG = 65_536
+Wanted = Callable[[Event], bool]
+
+
+def _every(_event: Event) -> bool:
+    return True
 
 
 class Subscription:
@@ -18,14 +24,17 @@ class Subscription:
     iteration ends, and it must read the state anew.
     """
 
-    def __init__(self, bus: EventBus) -> None:
+    def __init__(self, bus: EventBus, wanted: Wanted) -> None:
         self._bus = bus
+        self._wanted = wanted
         self._events: deque[Event] = deque()
         self._more = asyncio.Event()
         self._over = False
 
     def put(self, event: Event) -> None:
-        """Queue one event."""
+        """Queue one event, if it is wanted."""
+        if not self._wanted(event):
+            return
         if len(self._events) >= _BACKLOG:
             self.close()
             return
@@ -63,9 +72,13 @@ class EventBus:
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
 
-    def subscribe(self) -> Subscription:
-        """Start to listen; use it as a context manager and iterate over it."""
-        subscription = Subscription(self)
+    def subscribe(self, wanted: Wanted = _every) -> Subscription:
+        """Start to listen; use it as a context manager and iterate over it.
+
+        Args:
+            wanted: asked about each event when it is published; it must not fail.
+        """
+        subscription = Subscription(self, wanted)
         self._subscriptions.add(subscription)
         return subscription
 

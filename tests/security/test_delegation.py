@@ -202,6 +202,28 @@ async def test_an_administrator_hears_of_its_own_qubes_only(daemon: Daemon) -> N
     writer.close()
 
 
+async def test_an_administrator_hears_of_the_end_of_its_own_qubes(daemon: Daemon) -> None:
+    """Though nothing can be judged any more about a qube that is gone; and of no other end."""
+    reader, writer = await daemon.connect()
+    writer.write(b"admin.Events+ mgmt name dom0\0")
+    writer.write_eof()
+    async with asyncio.timeout(SOON):
+        await reader.readuntil(b"established\0\0")
+    await daemon.ok("admin.vm.Remove", "net")
+    await daemon.ok("admin.vm.Start", "mine")
+    await daemon.ok("admin.vm.Kill", "mine")
+    await daemon.ok("admin.vm.Remove", "mine")
+    async with asyncio.timeout(SOON):
+        told = await reader.readuntil(b"domain-delete\0vm\0mine\0\0")
+    assert told.startswith(b"1\0mine\0domain-pre-start\0")
+    assert told.endswith(
+        b"1\0mine\0domain-shutdown\0\0"
+        b"1\0\0domain-pre-delete\0vm\0mine\0\0"
+        b"1\0\0domain-delete\0vm\0mine\0\0"
+    )
+    writer.close()
+
+
 async def test_a_right_that_is_withdrawn_ends_what_a_listener_hears(daemon: Daemon) -> None:
     """Each event is judged when it happens."""
     reader, writer = await daemon.connect()

@@ -23,11 +23,16 @@ CONNECTED = Event(None, "connection-established", {})
     help="Tell what happens, as it happens: everything on the admin qube, else about one qube.",
 )
 async def stream_events(call: Call) -> AsyncGenerator[Event, None]:
-    """Tell what happens until the client leaves."""
-    with call.qubes.events.subscribe() as events:
+    """Tell what happens until the client leaves.
+
+    Each event is judged when it happens: later the qube that it is about may be gone.
+    """
+
+    def wanted(event: Event) -> bool:
+        about = call.destination.name in {DOM0, event.subject}
+        return about and not event.name.startswith(_HIDDEN) and call.shows(event)
+
+    with call.qubes.events.subscribe(wanted) as events:
         yield CONNECTED
         async for event in events:
-            if event.name.startswith(_HIDDEN):
-                continue
-            if call.destination.name in {DOM0, event.subject} and call.shows(event):
-                yield event
+            yield event
