@@ -36,6 +36,12 @@ T = TypeVar("T")
 _MOST_CLAIMS = 4
 _COMPUTED = ("xid", "stubdom_xid", "start_time")
 _RESTORING = "backup-restore-in-progress"
+_SERVERS: Mapping[str, tuple[str, type[QubeError]]] = {
+    "netvm": ("network", QubeInUseError),
+    "audiovm": ("audio", QubeInUseError),
+    "guivm": ("GUI", QubeError),
+}
+"""What running qubes may depend on, and what its shutdown is refused with (section 2.4)."""
 _log = structlog.get_logger(__name__)
 
 
@@ -105,7 +111,8 @@ class Running:
 
         Raises:
             NotStartedError: it is halted.
-            QubeInUseError: running qubes depend on it.
+            QubeInUseError: running qubes get their network or their sound through it.
+            QubeError: it shows the windows of running qubes.
             ShutdownTimeoutError: it is still there after its `shutdown_timeout`.
         """
         power, instance = self._instance(qube)
@@ -116,12 +123,8 @@ class Running:
                     hint=f"unpause it first: `qvm-unpause {qube.name}`, or use --force",
                 )
             await self.unpause(qube)
-        clients = [c.name for c in self._ledger.system.clients_of(qube) if self._ledger.up(c)]
-        if clients and not force:
-            raise QubeInUseError(
-                f"qube `{qube.name}` is the network qube of `{clients[0]}`, which is running",
-                hint="shut its clients down first, or use --force",
-            )
+        if not force:
+            self._refuse_needed(qube)
         if instance is not None and power.instance is instance:
             power.state = PowerState.HALTING
             instance.terminate()
@@ -235,6 +238,20 @@ class Running:
         await self._links.sweep()
         for qube, instance in adopted.items():
             self._watch(qube, self._ledger.power(qube), instance)
+
+    def _refuse_needed(self, qube: Qube) -> None:
+        """Refuse to stop what running qubes depend on."""
+        system = self._ledger.system
+        others = [
+            each for each in self._ledger.powers if each is not qube and self._ledger.up(each)
+        ]
+        for prop, (what, refusal) in _SERVERS.items():
+            for each in others:
+                if system.has(each, prop) and system.value(each, prop) is qube:
+                    raise refusal(
+                        f"qube `{qube.name}` is the {what} qube of `{each.name}`, which is running",
+                        hint="shut its clients down first, or use --force",
+                    )
 
     async def _start(self, qube: Qube, power: Power) -> None:
         system = self._ledger.system

@@ -241,6 +241,30 @@ async def test_a_listener_on_one_qube_hears_of_nothing_else(desk: Desk) -> None:
     assert told == []
 
 
+@pytest.mark.parametrize(
+    ("prop", "error"),
+    [
+        ("netvm", "QubesVMInUseError"),
+        ("audiovm", "QubesVMInUseError"),
+        ("guivm", "QubesVMError"),
+    ],
+)
+async def test_a_qube_that_running_ones_need_is_shut_down_by_force_only(
+    desk: Desk, prop: str, error: str
+) -> None:
+    """`qvm-shutdown` tries again what is in use, and does not what the GUI needs (section 2.4)."""
+    await desk.do(tools.prefs_set, "base", "provides_network", True)
+    await desk.do(tools.prefs_set, "work", prop, "base")
+    await desk.do(tools.qvm_start, "base")
+    await desk.do(tools.qvm_start, "work")
+    with refusal(error, "QubesVMError"):
+        await desk.do(tools.qvm_shutdown, "base", "wait")
+    assert await asyncio.to_thread(desk.client.state, "base") == "Running"
+    await desk.do(tools.qvm_shutdown, "base", "force", "wait")
+    assert await asyncio.to_thread(desk.client.state, "base") == "Halted"
+    await desk.do(tools.qvm_shutdown, "work", "wait")
+
+
 async def test_a_start_that_fails_is_told_and_leaves_a_halted_qube(desk: Desk) -> None:
     """`domain-start-failed` with its reason; the cache of a client is right again."""
     await asyncio.to_thread(
