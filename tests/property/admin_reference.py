@@ -389,8 +389,9 @@ class Reference:
         if "force" not in flags:
             require(qube.power != "Paused", "QubesVMNotRunningError")
             for prop, refusal in (("netvm", "QubesVMInUseError"), ("guivm", "QubesVMError")):
-                up = [each for each in self.clients(name, prop) if self.qubes[each].power in UP]
-                require(not set(up) - {name}, refusal)
+                clients = set(self.clients(name, prop)) - {name}
+                up = [each for each in clients if self.qubes[each].power in UP]
+                require(not up, refusal)
         self._ended(name)
 
     def kill(self, name: str) -> None:
