@@ -9,7 +9,8 @@ from typing import Self
 
 from caisson.model import Event
 
-_BACKLOG = 65_536
+_BACKLOG = 262_144
+"""Of 10,000 qubes, each may have a dozen properties that move with one default."""
 Wanted = Callable[[Event], bool]
 
 

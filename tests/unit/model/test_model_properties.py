@@ -396,6 +396,41 @@ def test_addresses_and_gateways_follow_the_chain(networked: World):
         assert networked.value("work", name) == ""
 
 
+def test_keyboard_layout_survives_a_gui_qube_that_is_only_a_record(world: World):
+    """A RemoteVM has no keyboard here."""
+    world.make(Klass.REMOTE, "far")
+    world.app("a", guivm="far")
+    assert world.value("a", "keyboard_layout") == "us++"
+
+
+def test_what_a_property_moves_is_told_wherever_it_shows(world: World):
+    """Along templates, network qubes and GUI qubes, each property once (section 3.3)."""
+    world.network()
+    world.app("a", guivm="sys-net")
+    expected = {
+        ("debian", "kernel", "6.6.63-1"): {("debian", "kernelopts"), ("a", "kernelopts")},
+        ("sys-firewall", "ip", "10.0.0.7"): {
+            ("sys-firewall", "visible_ip"),
+            ("sys-firewall", "gateway"),
+            ("a", "visible_gateway"),
+        },
+        ("sys-net", "keyboard_layout", "de++"): {("a", "keyboard_layout")},
+        ("debian", "memory", "300"): {("debian", "maxmem"), ("a", "maxmem"), ("a", "memory")},
+        (None, "default_qrexec_timeout", "9"): {
+            ("debian", "qrexec_timeout"),
+            ("a", "qrexec_timeout"),
+        },
+    }
+    for change, moved in expected.items():
+        told = [
+            (event.subject, event.kwargs["name"])
+            for event in world.set(*change).events
+            if event.name.startswith("property-reset:")
+        ]
+        assert moved <= set(told)
+        assert len(told) == len(set(told))
+
+
 def test_keyboard_layout_survives_gui_qubes_that_show_each_other(world: World):
     """A loop of GUI qubes is odd, but it must not hang the daemon."""
     world.app("a")
