@@ -5,11 +5,19 @@ Pure arithmetic: `qid` and `dispid` give the address, nothing is allocated or re
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 QUBES = "10.137"
 DISPOSABLES = "10.138"
 DNS = (IPv4Address("10.139.1.1"), IPv4Address("10.139.1.2"))
+PRIVATE: tuple[IPv4Network | IPv6Network, ...] = (
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv4Network("100.64.0.0/10"),
+    IPv6Network("fc00::/7"),
+)
+"""What nobody on the Internet has: RFC 1918, RFC 6598 (shared), RFC 4193 (unique local)."""
 _QUBES6 = int(IPv6Address("fd09:24ef:4179::a89:0"))
 _DISPOSABLES6 = int(IPv6Address("fd09:24ef:4179::a8a:0"))
 _OCTET = 255
@@ -21,6 +29,15 @@ def _ipv4(prefix: str, number: int) -> IPv4Address:
         return IPv4Address(f"{prefix}.{number >> 8}.{number & 255}")
     before = number - 1
     return IPv4Address(f"{prefix}.{before // 254}.{before % 254 + 1}")
+
+
+def is_for_qubes(address: IPv4Address | IPv6Address) -> bool:
+    """Whether a qube may be given this address.
+
+    Its network qube sends all that goes there to the qube: with a public address, one qube could
+    cut the others off from that place, or answer in its stead.
+    """
+    return address not in DNS and any(address in network for network in PRIVATE)
 
 
 def ipv4_of(qid: int) -> IPv4Address:

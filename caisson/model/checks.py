@@ -168,19 +168,13 @@ def still_provides_network(view: View, owner: Owner, value: Value, _running: Run
 
 
 def address(view: View, owner: Owner, value: Value, _running: Running) -> None:
-    """An address belongs to one qube: two with the same could take each other's traffic."""
+    """An address is private, and one qube's: two with the same could take each other's traffic."""
     if not isinstance(value, IPv4Address | IPv6Address):
         return
-    if (
-        value.is_multicast
-        or value.is_loopback
-        or value.is_unspecified
-        or value.is_link_local
-        or value.is_reserved
-        or value in addresses.DNS
-    ):
+    if not addresses.is_for_qubes(value):
         raise PropertyValueError(
-            f"address `{value}` is not one that a qube can have", hint="use a private address"
+            f"address `{value}` is not one that a qube can have",
+            hint="use a private one, such as `10.137.0.7`, `192.168.1.7` or `fd09::7`",
         )
     for qube in view.holders_of(value):
         if qube is not owner:

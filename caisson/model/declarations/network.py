@@ -32,7 +32,7 @@ NETWORK: Table = table(
     prop(
         "ip",
         STR,
-        "IPv4 address of the qube. It follows from its number unless it is set.",
+        "IPv4 address of the qube, a private one. It follows from its number unless it is set.",
         default=defaults.ip,
         normalise=parsing.ipv4,
         check=checks.address,
@@ -42,8 +42,8 @@ NETWORK: Table = table(
     prop(
         "ip6",
         STR,
-        "IPv6 address of the qube, where the feature ipv6 is on along its chain of network qubes. "
-        "It follows from its number unless it is set.",
+        "IPv6 address of the qube, a unique local one (fc00::/7), where the feature ipv6 is on "
+        "along its chain of network qubes. It follows from its number unless it is set.",
         default=defaults.ip6,
         normalise=parsing.ipv6,
         check=checks.address,
