@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextvars import copy_context
 
 from caisson.admin.methods.payloads import boolean, integer, natural
 from caisson.admin.methods.text import listing
@@ -15,7 +16,8 @@ from caisson.errors import (
     ProtocolError,
     QubeNotFoundError,
 )
-from caisson.model import PowerState, Qube, VolumeState
+from caisson.ext import Question
+from caisson.model import Change, PowerState, Qube, VolumeState
 from caisson.names import VolumeName, shown
 from caisson.storage import require_own
 
@@ -94,7 +96,8 @@ async def clear(call: Call) -> None:
     "admin.vm.volume.CloneFrom",
     argument=Text.REQUIRED,
     access=Access.WRITE,
-    help="Begin to copy a volume; tell a token for `admin.vm.volume.CloneTo`, good for one use.",
+    help="Begin to copy a volume; tell a token for `admin.vm.volume.CloneTo`, good for one use "
+    "within 10 minutes.",
 )
 async def clone_from(call: Call) -> str:
     """Hand out a token for a copy."""
@@ -106,16 +109,26 @@ async def clone_from(call: Call) -> str:
     argument=Text.REQUIRED,
     payload=Text.REQUIRED,
     access=Access.WRITE,
-    help="Overwrite a volume of a halted qube with the one that the token in the payload is for.",
+    help="Overwrite a volume of a halted qube with the one that the token in the payload is for; "
+    "the right to `admin.vm.volume.CloneFrom` is needed anew.",
 )
 async def clone_to(call: Call) -> None:
-    """Finish a copy; the token is used up whatever comes of it."""
+    """Finish a copy; the token is used up whatever comes of it.
+
+    What is copied is what the source is now, so that the right to it must still be there.
+    """
     volume = _volume(call)
     source, name = call.services.copies.redeem(call.origin, call.untrusted_text.strip())
     if call.qubes.system.qubes.get(source.name) is not source:
         raise QubeNotFoundError(f"qube `{source.name}` does not exist any more")
-    target = (call.destination, volume.name)
-    await call.qubes.volumes.clone((source, name), target, call.commit)
+    begun = Question(call.origin, "admin.vm.volume.CloneFrom", source, name)
+
+    async def commit(change: Change) -> None:
+        # In a context of its own: what was agreed to is this call, not that one.
+        copy_context().run(call.extensions.ask, begun)
+        await call.commit(change)
+
+    await call.qubes.volumes.clone((source, name), (call.destination, volume.name), commit)
 
 
 @method(
