@@ -330,7 +330,9 @@ GOOD: Final[Mapping[str, Good]] = {
         b"name=more\ndir_path=/srv\n",
         DOM0,
     ),
-    "admin.pool.Remove": Good(refused("QubesPoolInUseError", "lives in pool"), "host", dest=DOM0),
+    "admin.pool.Remove": Good(
+        refused("QubesPoolInUseError", "pool `varlibqubes`"), "varlibqubes", dest=DOM0
+    ),
     "admin.pool.Set.revisions_to_keep": Good(
         ok(),
         "varlibqubes",
@@ -339,7 +341,9 @@ GOOD: Final[Mapping[str, Good]] = {
         seen=(Seen("admin.pool.Info+varlibqubes", like(rb".*revisions_to_keep=3\n"), DOM0),),
     ),
     "admin.pool.Set.ephemeral_volatile": Good(ok(), "varlibqubes", b"no", DOM0),
-    "admin.pool.volume.List": Good(ok(b"vm-templates/tpl/root\n"), "host", dest=DOM0),
+    "admin.pool.volume.List": Good(
+        like(rb"appvms/base/private\n.*vm-templates/tpl/root\n.*"), "varlibqubes", dest=DOM0
+    ),
     # --- devices, firewall, backups
     "admin.deviceclass.List": Good(ok(b"block\nmic\npci\nusb\n"), dest=DOM0),
     **_device("block"),

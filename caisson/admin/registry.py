@@ -8,7 +8,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from caisson.errors import InternalError, ProtocolError
-from caisson.ext import Extensions, Filter, Question
+from caisson.ext import Extensions, Filter, Question, Right
+from caisson.ext.rights import refusal
 from caisson.lifecycle import Qubes
 from caisson.model import Change, Event, Qube
 from caisson.names import DOM0, shown
@@ -83,7 +84,7 @@ class Call:
     what is in them is for the method to check.
 
     Attributes:
-        shows: what of a list, or of a stream of events, the caller may see.
+        shows: what of a list, of a stream of events, or of several values the caller may see.
     """
 
     qubes: Qubes
@@ -110,6 +111,15 @@ class Call:
             PermissionDeniedError: it might not.
         """
         self.extensions.ask(Question(self.origin, self.method.name, self.destination, argument))
+
+    def require_right(self, right: Right, what: str) -> None:
+        """Refuse the caller what another method tells that it may not call.
+
+        Raises:
+            PermissionDeniedError: it may not; `what` says what in words.
+        """
+        if not self.shows(right):
+            raise refusal(self.origin.name, what, (right,))
 
     @property
     def untrusted_text(self) -> str:

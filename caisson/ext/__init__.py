@@ -20,6 +20,7 @@ from caisson.ext.interface import (
     permission,
     rule,
 )
+from caisson.ext.rights import Right
 
 __all__ = [
     "Core",
@@ -29,6 +30,7 @@ __all__ = [
     "NoPolicy",
     "Policy",
     "Question",
+    "Right",
     "judgement",
     "on",
     "permission",

@@ -3,11 +3,12 @@
 The policy decides, as for every call between qubes: an administrator of some qubes is a qube
 with rules such as `admin.vm.Start * mgmt @tag:created-by-mgmt allow target=dom0`.
 It is asked three times: whether the method may be called, whether what it would bring about is
-allowed (`rights`), and for lists and events, about each qube that they would show.
+allowed (`rights`), and about each qube, event or value that the answer would show.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from weakref import WeakSet
 
@@ -22,7 +23,7 @@ from caisson.ext.interface import (
     permission,
     rule,
 )
-from caisson.ext.rights import AnyOf, needed
+from caisson.ext.rights import Right, needed, refusal
 from caisson.model import Change, Event, Qube, RemoveQube, System
 from caisson.names import DOM0, QubeName, shown
 
@@ -43,7 +44,7 @@ class _Hearing:
         self._method = method
         self._leaving: dict[str, frozenset[str]] = {}
 
-    def __call__(self, item: Qube | Event) -> bool:
+    def __call__(self, item: Qube | Event | Right) -> bool:
         if not isinstance(item, Event):
             return False
         about = item.kwargs.get("vm", "")
@@ -90,15 +91,24 @@ class AdminExtension(Extension):
                 hint="the policy in /etc/qubes/policy.d decides",
             )
 
-    @permission("admin.vm.List")
+    @permission("admin.vm.List", "admin.pool.volume.List")
     def show_listed(self, question: Question) -> Filter | None:
         """Show only the qubes that the caller may list one by one, without a question."""
         if question.origin.name == DOM0:
             return None
-        source, method = question.origin.name, question.method
+        source = question.origin.name
         return lambda item: (
-            isinstance(item, Qube) and self.core.policy.allows(source, method, "", item.name)
+            isinstance(item, Qube)
+            and self.core.policy.allows(source, "admin.vm.List", "", item.name)
         )
+
+    @permission("*.property.GetAll", "*.property.GetDefault", "admin.vm.feature.CheckWith*")
+    def show_values(self, question: Question) -> Filter | None:
+        """Show only the values that the caller may read one by one."""
+        if question.origin.name == DOM0:
+            return None
+        has = self._holder(question.origin.name)
+        return lambda item: isinstance(item, Right) and has(item)
 
     @permission("admin.Events", "admin.vm.Stats")
     def show_events(self, question: Question) -> Filter | None:
@@ -120,24 +130,17 @@ class AdminExtension(Extension):
 
     @judgement
     def judge(self, origin: QubeName, change: Change) -> None:
-        """Refuse a change that needs a right which the origin does not have.
+        """Refuse a change that needs a right which the origin does not have."""
+        has = self._holder(origin)
+        for what, rights in needed(self.core.system, change):
+            if not any(map(has, rights)):
+                raise refusal(origin, what, rights)
 
-        A right that a person would be asked about counts only if one was: for this very call.
+    def _holder(self, origin: QubeName) -> Callable[[Right], bool]:
+        """Tells whether the origin has a right.
+
+        One that a person would be asked about counts only if one was: for this very call.
         """
         policy = self.core.policy
         has = policy.permits if _person_agreed.get() else policy.allows
-        for what, rights in needed(self.core.system, change):
-            if not any(
-                has(origin, right.service, right.argument, right.target) for right in rights
-            ):
-                raise PermissionDeniedError(f"qube `{origin}` may not {what}", hint=_remedy(rights))
-
-
-def _remedy(rights: AnyOf) -> str:
-    if not rights:
-        return "only the admin qube may"
-    right = rights[0]
-    return (
-        f"the policy would have to allow it `{right.service}` `+{right.argument}` "
-        f"on `{right.target}`"
-    )
+        return lambda right: has(origin, right.service, right.argument, right.target)

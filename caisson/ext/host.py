@@ -21,6 +21,7 @@ from caisson.ext.interface import (
     Question,
     hooks_of,
 )
+from caisson.ext.rights import Right
 from caisson.lifecycle import Judgement, Rule
 from caisson.model import Change, Event, Qube, System
 from caisson.names import DOM0, QubeName
@@ -192,5 +193,5 @@ def _fits(hook: Hook, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in hook.patterns)
 
 
-def _everything(_item: Qube | Event) -> bool:
+def _everything(_item: Qube | Event | Right) -> bool:
     return True

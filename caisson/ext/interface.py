@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
+from caisson.ext.rights import Right
 from caisson.lifecycle import Qubes
 from caisson.model import Event, Qube, System
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "_caisson_hook"
 
-Filter = Callable[[Qube | Event], bool]
-"""Whether a caller is shown a qube in a list, or an event in a stream."""
+Filter = Callable[[Qube | Event | Right], bool]
+"""Whether a caller is shown a qube in a list, an event in a stream, or a value that another
+method, which it would have the right to call, tells as well."""
 Handler = Callable[[Event], Awaitable[None]]
 Permission = Callable[["Question"], Filter | None]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
+from caisson.errors import PermissionDeniedError
 from caisson.model import (
     AddLabel,
     AddQube,
@@ -29,7 +30,7 @@ from caisson.model import (
     System,
 )
 from caisson.model.features import OF_CALL
-from caisson.names import DOM0, PropertyName
+from caisson.names import DOM0, PropertyName, QubeName
 
 CREATED_BY = ("created-by-", "disp-created-by-")
 _TEMPLATE = PropertyName("template")
@@ -62,6 +63,18 @@ class Right:
 
 AnyOf = tuple[Right, ...]
 """One of these is enough; none at all means that nobody but the admin qube may do it."""
+
+
+def refusal(origin: QubeName, what: str, rights: AnyOf) -> PermissionDeniedError:
+    """The error for something that needs one of these rights; it names the first one."""
+    hint = "only the admin qube may"
+    if rights:
+        right = rights[0]
+        hint = (
+            f"the policy would have to allow it `{right.service}` `+{right.argument}` "
+            f"on `{right.target}`"
+        )
+    return PermissionDeniedError(f"qube `{origin}` may not {what}", hint=hint)
 
 
 def needed(system: System, change: Change) -> Iterator[tuple[str, AnyOf]]:

@@ -90,6 +90,25 @@ async def _refused(daemon: Daemon, method: str, good: Good, **changed: str) -> s
     return text
 
 
+def _further(method: str, good: Good, daemon: Daemon) -> list[Right]:
+    """The rights that are not named: to each flag, and to what is shown or copied of others."""
+    system = daemon.qubes.system
+    match method:
+        case "admin.vm.Shutdown":
+            return [Right(method, flag, good.dest) for flag in good.argument.split("+")]
+        case "admin.pool.volume.List":
+            return [Right("admin.vm.List", "", name) for name in system.qubes]
+        case "admin.vm.feature.CheckWithAdminVM" | "admin.vm.feature.CheckWithTemplateAndAdminVM":
+            return [Right("admin.vm.feature.Get", good.argument, DOM0)]
+        case "admin.vm.volume.CloneTo":
+            return [Right("admin.vm.volume.CloneFrom", "private", "base")]
+        case "admin.property.GetAll" | "admin.vm.property.GetAll":
+            owner = None if method.startswith("admin.property") else system.qube(good.dest)
+            reader = method.removesuffix("All")
+            return [Right(reader, name, good.dest) for name in system.properties(owner)]
+    return []
+
+
 @_of_scopes(Scope.GLOBAL, Scope.LOCAL)
 async def test_nothing_works_without_its_rights_and_those_that_are_named_suffice(
     method: Method, quiet: Daemon, tmp_path: Path
@@ -104,7 +123,7 @@ async def test_nothing_works_without_its_rights_and_those_that_are_named_suffice
         own = Right(method.name, good.argument, good.dest)
         daemon.policy.text = _rule(own, "deny") + EVERYTHING
         await _refused(daemon, method.name, good)
-        rights = [own]
+        rights = [own, *_further(method.name, good, daemon)]
         for _ in range(4):
             daemon.policy.text = "".join(map(_allowed, rights))
             before = dump(daemon)

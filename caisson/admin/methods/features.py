@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Text, method
 from caisson.errors import FeatureNotFoundError
+from caisson.ext import Right
 from caisson.model import Qube, System
 from caisson.names import FeatureName
 
@@ -64,7 +65,19 @@ def _declare_reader(name: str, chain: Chain, help_text: str) -> None:
     async def read(call: Call) -> str:
         feature = FeatureName.parse(call.untrusted_argument)
         system = call.qubes.system
-        value = system.feature(chain(system, call.destination), feature)
+
+        def reading(qube: Qube) -> Right:
+            return Right("admin.vm.feature.Get", feature, qube.name)
+
+        call.require_right(reading(call.destination), f"read the feature `{feature}`")
+        # Templates and network qubes are looked at in the name of the qube that follows them;
+        # what the admin qube says is about itself, too.
+        looked_at = (
+            qube
+            for qube in chain(system, call.destination)
+            if qube is not system.dom0 or call.shows(reading(qube))
+        )
+        value = system.feature(looked_at, feature)
         if value is None:
             raise FeatureNotFoundError(
                 f"qube `{call.destination.name}` does not have the feature `{feature}`"

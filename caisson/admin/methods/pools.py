@@ -200,13 +200,17 @@ async def set_ephemeral(call: Call) -> None:
     to=To.ADMIN,
     argument=Text.REQUIRED,
     scope=Scope.GLOBAL,
-    help="List the volumes that live in a pool.",
+    help="List the volumes that live in a pool, of the qubes that the caller may list.",
 )
 async def list_volumes(call: Call) -> str:
-    """List the volumes of a pool by their names in it, sorted."""
+    """List the volumes of a pool by their names in it, sorted, of qubes that the caller sees."""
     system = call.qubes.system
     pool = system.pool(call.untrusted_argument)
-    ids = {system.volume_id(qube, volume) for qube, volume in system.volumes_in(pool.name)}
+    ids = {
+        system.volume_id(qube, volume)
+        for qube, volume in system.volumes_in(pool.name)
+        if call.shows(qube)
+    }
     return listing(sorted(ids - {""}))
 
 

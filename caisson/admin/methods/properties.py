@@ -5,6 +5,7 @@ from __future__ import annotations
 from caisson.admin.methods.text import escaped, listing
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
 from caisson.errors import ValueRefusedError
+from caisson.ext import Right
 from caisson.model import NO_DEFAULT, Property, PropertyType, Qube, System, Value, render
 from caisson.names import PropertyName, QubeName, shown
 
@@ -29,6 +30,9 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
     def owner_name(call: Call) -> QubeName | None:
         return None if to is To.ADMIN else call.destination.name
 
+    def reading(call: Call, name: PropertyName) -> Right:
+        return Right(f"{prefix}.Get", name, call.destination.name)
+
     @method(f"{prefix}.List", to=to, scope=scope, help=f"List the properties {whose}.")
     async def list_names(call: Call) -> str:
         return listing(sorted(call.qubes.system.properties(owner(call))))
@@ -45,13 +49,19 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
         declared = system.property(owner(call), call.untrusted_argument)
         return state(system, owner(call), declared)
 
-    @method(f"{prefix}.GetAll", to=to, scope=scope, help=f"Tell all properties {whose}.")
+    @method(
+        f"{prefix}.GetAll",
+        to=to,
+        scope=scope,
+        help=f"Tell all properties {whose} that the caller may read one by one.",
+    )
     async def get_all(call: Call) -> str:
         system = call.qubes.system
         properties = system.properties(owner(call))
         return listing(
             f"{name} {escaped(state(system, owner(call), properties[name]))}"
             for name in sorted(properties)
+            if call.shows(reading(call, name))
         )
 
     @method(
@@ -63,6 +73,7 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
     )
     async def get_default(call: Call) -> str:
         declared = call.qubes.system.property(owner(call), call.untrusted_argument)
+        call.require_right(reading(call, declared.name), f"read the property `{declared.name}`")
         default = call.qubes.system.default(owner(call), declared.name)
         return "" if default is NO_DEFAULT else typed(declared.type, default)
 
