@@ -8,11 +8,13 @@ from typing import Protocol
 import structlog
 
 from caisson.admin import wire
+from caisson.admin.discretion import Discretion
 from caisson.admin.methods import METHODS
 from caisson.admin.registry import Answer, Answers, Call, Door, Stream, Streams
 from caisson.admin.services import Services
 from caisson.errors import CaissonError, InternalError
 from caisson.ext import Extensions
+from caisson.model import Qube, System
 
 _log = structlog.get_logger()
 
@@ -59,11 +61,31 @@ class Responder:
                 case Answers(run):
                     reply = await _reply(run, call)
                 case Streams(run):
-                    await _stream(run, call, caller)
+                    await _stream(run, call, caller, self._discretion(request))
                     return
         except CaissonError as error:
-            reply = wire.exception(error)
+            reply = wire.exception(self._discretion(request).error(error))
         await caller.send(reply)
+
+    def _discretion(self, request: wire.Request) -> Discretion:
+        system = self._extensions.core.system
+        origin, destination = (
+            _found(system, each)
+            for each in (request.untrusted_source, request.untrusted_destination)
+        )
+        untrusted_said = (
+            request.untrusted_argument,
+            request.untrusted_payload.decode("latin-1"),
+            request.untrusted_destination if destination is None else destination.name,
+        )
+        return Discretion(self._extensions.core, origin, " ".join(untrusted_said))
+
+
+def _found(system: System, untrusted_reference: str) -> Qube | None:
+    try:
+        return system.qube(untrusted_reference)
+    except CaissonError:
+        return None
 
 
 async def _reply(run: Answer, call: Call) -> bytes:
@@ -78,14 +100,15 @@ async def _reply(run: Answer, call: Call) -> bytes:
     return wire.ok(content or b"")
 
 
-async def _stream(run: Stream, call: Call, caller: Caller) -> None:
+async def _stream(run: Stream, call: Call, caller: Caller, discretion: Discretion) -> None:
     """Send events until there are no more; a refusal can be told only before the first."""
     begun = False
     with caller.attended():
         async with aclosing(run(call)) as events:
             try:
                 async for event in events:
-                    frame = wire.event(event.subject or "", event.name, event.kwargs)
+                    told = discretion.arguments(event)
+                    frame = wire.event(event.subject or "", event.name, told)
                     await caller.send(frame)
                     begun = True
             except (OSError, TimeoutError):
