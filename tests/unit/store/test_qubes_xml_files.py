@@ -280,7 +280,7 @@ def test_small_file_is_fine_as_it_is():
         (
             {"properties": prop("provides_network", "True"), "netvm": "app"}
             | {"of_system": prop("default_netvm", "net")},
-            ("`default_netvm`", "`net`", "loop"),
+            ("`default_netvm`", "`app`", "loop"),
         ),
         ({"klass": "DispVM"}, ("`app`", "no property `dispid`")),
         (
