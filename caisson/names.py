@@ -100,11 +100,13 @@ class ServiceArgument(Name):
 
 
 class Tag(Name):
-    """A tag of a qube."""
+    """A tag of a qube; one that the system makes from the name of a qube has its characters."""
 
     what = "tag"
-    pattern = re.compile(r"[A-Za-z0-9_-]+")
-    expected = "use letters, digits, `_` and `-`"
+    pattern = re.compile(
+        r"[A-Za-z0-9_-]+|(?:created-by|disp-created-by|guivm|audiovm|relayvm)-[A-Za-z0-9_.-]+"
+    )
+    expected = "use letters, digits, `_` and `-`; `.` only in names of qubes, as in `guivm-NAME`"
     longest = 1024
     refusal = InvalidTagError
 

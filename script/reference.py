@@ -14,6 +14,7 @@ from caisson.admin.methods import METHODS
 from caisson.admin.registry import Access, Method, Scope, Streams, Text, To
 from caisson.model import Klass
 from caisson.model.declarations import GLOBAL, PROPERTIES
+from caisson.model.limits import LONGEST_TEXT
 from caisson.model.property import Property
 
 TOP = Path(__file__).resolve().parent.parent
@@ -147,6 +148,7 @@ def properties() -> str:
         "",
         "Written from the declarations (`caisson/model/`) by `script/reference`.",
         "`rw` can be set and reset, `ro` is computed, `wo` is given at creation.",
+        f"A `str` has at most {LONGEST_TEXT} characters, many have less.",
         "",
         "## Of the system (`qubes-prefs`)",
         *_property_table(GLOBAL.values()),

@@ -17,6 +17,7 @@ from caisson.errors import CaissonError
 from caisson.ext.interface import Core, Extension, on
 from caisson.model import Change, Event, Qube
 from caisson.model.events import joined
+from caisson.model.limits import MOST_FEATURES
 from caisson.names import FeatureName, shown
 
 REQUESTS = "features-request/"
@@ -54,11 +55,16 @@ class CoreFeaturesExtension(Extension):
     def _planned(self, qube: Qube, requested: Mapping[str, str]) -> Change:
         system = self.core.system
         changes: list[Change] = []
+        room = MOST_FEATURES - len(qube.features)
         for name, value in requested.items():
             stored = qube.features.get(FeatureName(name))
             once = name in _ONCE and stored is None and value == "1"
             fact = _FACTS.fullmatch(name) or name.startswith(_SETS)
             if once or (fact and stored != value):
+                # Each is planned without the others: together they may be too many.
+                if stored is None and (room := room - 1) < 0:
+                    _log.warning("a qube has too many features", qube=qube.name)
+                    break
                 try:
                     changes.append(system.plan_feature(qube, name, value))
                 except CaissonError as error:

@@ -18,7 +18,7 @@ from caisson.errors import (
     QubeNotFoundError,
     ValueRefusedError,
 )
-from caisson.model import checks, features, tags
+from caisson.model import checks, features, limits, tags
 from caisson.model.changes import (
     AddQube,
     AddTag,
@@ -306,12 +306,14 @@ class LifePlans(Numbers):
         return first
 
     def _first_tags(self, birth: _Birth, properties: Mapping[PropertyName, str]) -> set[Tag]:
-        marks = {tags.of_origin(birth.creator.name)[0]}
+        marks: set[Tag] = set()
         # Who created the template has no say over a disposable that somebody else made of it.
         if birth.klass is Klass.DISPOSABLE and birth.base is not None:
             marks |= {tag for tag in birth.base.tags if not tags.is_managed(tag)}
         wished = birth.creator.features.get(FeatureName("tag-created-vm-with"), "")
         marks |= tags.free_ones(wished.split())
+        limits.check_first_tags(birth.name, len(marks))
+        marks.add(tags.of_origin(birth.creator.name)[0])
         for name, prefix in tags.REFERENCES.items():
             declared = PROPERTIES[birth.klass].get(PropertyName(name))
             if declared is None:
@@ -320,7 +322,7 @@ class LifePlans(Numbers):
             if declared.name not in properties and declared.follows is not None:
                 whose = rendered(self.value(None, declared.follows))
             if whose:
-                marks.add(Tag(prefix + whose))
+                marks.add(Tag.parse(prefix + whose))
         return marks
 
     def _is_offline(self, qube: Qube) -> bool:

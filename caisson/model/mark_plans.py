@@ -15,7 +15,7 @@ from caisson.errors import (
     ProtocolError,
     TagNotFoundError,
 )
-from caisson.model import features, notes, tags
+from caisson.model import features, limits, notes, tags
 from caisson.model.changes import (
     AddLabel,
     Change,
@@ -44,9 +44,11 @@ class MarkPlans(PropertyPlans):
         Raises:
             ProtocolError: a bad name, or a value that is not printable ASCII.
             PermissionDeniedError: the system keeps it for itself.
-            ValueRefusedError: it breaks the rules of that feature.
+            ValueRefusedError: it breaks the rules of that feature, or the bounds of the qube.
         """
         name = FeatureName.parse(untrusted_name)
+        features.check_settable(name)
+        limits.check_feature(qube, name, untrusted_value)
         features.check(name, untrusted_value)
         return feature_set(qube, name, untrusted_value) + self._computed_anew(qube, name)
 
@@ -92,10 +94,14 @@ class MarkPlans(PropertyPlans):
         Raises:
             InvalidTagError: it is none.
             PermissionDeniedError: it says who created a qube, and `origin` is not the admin qube.
+            ValueRefusedError: it is too long, or one too many.
         """
         tag = Tag.parse(untrusted_tag)
         tags.check(tag, origin)
-        return Change() if tag in qube.tags else tagged(qube, tag)
+        if tag in qube.tags:
+            return Change()
+        limits.check_tag(qube, tag)
+        return tagged(qube, tag)
 
     def plan_untag(self, qube: Qube, untrusted_tag: str, origin: QubeName) -> Change:
         """Plan to take a tag from a qube.

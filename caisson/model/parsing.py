@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from caisson.errors import PropertyValueError, ValueRefusedError
+from caisson.model import limits
 from caisson.model.volumes import fitting
 from caisson.names import UserName, VolumeName, shown
 
@@ -136,6 +137,7 @@ def kernel_options(value: str) -> str:
 
 def denied_interfaces(value: str) -> str:
     """Codes of device interfaces, seven characters each; stored sorted, each once."""
+    limits.check_denied(-(-len(value) // _INTERFACE_LENGTH))
     codes = [value[at : at + _INTERFACE_LENGTH] for at in range(0, len(value), _INTERFACE_LENGTH)]
     for code in codes:
         if not _INTERFACE.fullmatch(code):

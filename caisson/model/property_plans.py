@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from uuid import UUID
 
 from caisson.errors import NoSuchPropertyError, PropertyValueError, ValueRefusedError
-from caisson.model import parsing, tags
+from caisson.model import limits, parsing, tags
 from caisson.model.changes import Change, ResetProperty, SetProperty
 from caisson.model.events import (
     event_of,
@@ -139,6 +139,7 @@ class PropertyPlans(Facts):
             case PropertyType.LABEL:
                 return self.label(untrusted_value)
             case PropertyType.STR:
+                limits.check_text(declared.name, untrusted_value)
                 return declared.decode(declared.normalise(parsing.text(untrusted_value)))
 
     def _referred(self, declared: Property, untrusted_value: str) -> Qube | None:
@@ -240,7 +241,7 @@ class PropertyPlans(Facts):
         return self.has(qube, name) and name not in qube.stored
 
     def _retagged(self, qube: Qube, prefix: str, value: Value) -> Change:
-        wanted = Tag(prefix + value.name) if isinstance(value, Qube) else None
+        wanted = Tag.parse(prefix + value.name) if isinstance(value, Qube) else None
         outdated = sorted(tag for tag in qube.tags if tag.startswith(prefix) and tag != wanted)
         change = joined(untagged(qube, tag) for tag in outdated)
         if wanted is not None and wanted not in qube.tags:

@@ -71,6 +71,8 @@ class Records:
         self._dispids: dict[int, Qube] = {}
         self._addresses: dict[str, dict[Qube, None]] = {}
         self._lowest = 1
+        self.applied = 0
+        """How many operations so far: who looks twice can tell whether anything changed."""
         self._tagged: dict[Tag, dict[Qube, None]] = {}
         self._followers: dict[PropertyName, dict[Qube, None]] = defaultdict(dict)
         self._users: dict[QubeName, dict[tuple[Owner, PropertyName], None]] = defaultdict(dict)
@@ -97,6 +99,7 @@ class Records:
         Raises:
             InternalError: it contradicts what is known, so no plan of ours made it.
         """
+        self.applied += 1
         match op:
             case AddTag():
                 qube = self._known(op.uuid)

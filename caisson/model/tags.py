@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from caisson.errors import PermissionDeniedError
+from caisson.model.limits import LONGEST_TAG
 from caisson.names import DOM0, QubeName, Tag
 
 CREATED_BY = "created-by-"
@@ -18,7 +19,7 @@ _MANAGED = (*_ORIGINS, *REFERENCES.values(), "backup-restore-in-progress")
 
 def of_origin(creator: QubeName) -> tuple[Tag, Tag]:
     """What a qube gets from its creator, and what a disposable gets besides."""
-    return Tag(CREATED_BY + creator), Tag(DISPOSABLE_CREATED_BY + creator)
+    return Tag.parse(CREATED_BY + creator), Tag.parse(DISPOSABLE_CREATED_BY + creator)
 
 
 def is_managed(tag: str) -> bool:
@@ -31,7 +32,7 @@ def free_ones(untrusted_words: Iterable[str]) -> set[Tag]:
     return {
         Tag(word)
         for word in untrusted_words
-        if len(word) <= Tag.longest and Tag.pattern.fullmatch(word) and not is_managed(word)
+        if len(word) <= LONGEST_TAG and Tag.pattern.fullmatch(word) and not is_managed(word)
     }
 
 

@@ -58,8 +58,10 @@ class Told(Facts):
     def info_of(self, qube: Qube, power_state: PowerState) -> dict[str, Any]:
         """One qube as `internal.GetSystemInfo` tells it (sheet `qrexec`, section 4.2)."""
         label = self.value(qube, "label") if self.has(qube, "label") else None
+        internal = qube.features.get(FeatureName("internal"))
         return {
-            "internal": qube.features.get(FeatureName("internal")),
+            # Policy asks for its truth only, and its owner chooses how long it is.
+            "internal": internal and "1",
             "tags": sorted(map(str, qube.tags)),
             "type": qube.klass.value,
             "template_for_dispvms": self._told(qube, "template_for_dispvms") == "True",

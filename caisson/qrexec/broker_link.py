@@ -36,6 +36,7 @@ from caisson.qrexec.link import (
     ToBroker,
     encode,
     encode_domain,
+    in_pieces,
     listening,
     peer_of,
     read_to_daemon,
@@ -44,6 +45,7 @@ from caisson.qrexec.link import (
 ACK_TIMEOUT = 10.0
 MOST_REQUESTS = 4096
 _BACKLOG = 4
+LONGEST_DOMAIN = LONGEST_LINE // 2
 
 DomainInfo = Mapping[str, Any]
 
@@ -150,8 +152,13 @@ class BrokerLink:
     async def push(self, changed: Mapping[str, DomainInfo], removed: Iterable[str] = ()) -> None:
         """Hand over what changed; returns when the broker decides by it, or when it is gone."""
         gone = [str(name) for name in removed]
-        self.known.take(changed, gone)
         fresh = {str(name): encode_domain(info) for name, info in changed.items()}
+        for name in [name for name, told in fresh.items() if len(told) > LONGEST_DOMAIN]:
+            # What was stored before there were bounds: it must not keep the broker from the rest.
+            _log.error("a qube has too many marks: it is left out", qube=shown(name))
+            del fresh[name]
+            gone.append(name)
+        self.known.take({name: changed[name] for name in fresh}, gone)
         for name in gone:
             self._domains.pop(name, None)
         self._domains |= fresh
@@ -215,7 +222,7 @@ class BrokerLink:
             self._peer.hang_up()
         peer = _BrokerPeer(writer)
         self._peer = peer
-        peer.send(Snapshot(seq=self._seq, full=True, domains=self._domains, open=list(self._open)))
+        peer.tell(Snapshot(seq=self._seq, full=True, domains=self._domains, open=list(self._open)))
         self._connected.set()
         try:
             await self._read(reader, peer)
@@ -305,11 +312,15 @@ class _BrokerPeer:
         if self.alive:
             self._writer.write(encode(message))
 
+    def tell(self, snapshot: Snapshot) -> None:
+        for piece in in_pieces(snapshot):
+            self.send(piece)
+
     async def deliver(self, snapshot: Snapshot) -> None:
         """Send, and wait until the broker decides by it or can no longer decide."""
         future = asyncio.get_running_loop().create_future()
         self._waiting[snapshot.seq] = future
-        self.send(snapshot)
+        self.tell(snapshot)
         await self._bounded(future, "a snapshot")
 
     async def open(self, name: str) -> None:

@@ -54,6 +54,7 @@ class DaemonLink:
         self._on_message = on_message
         self._sock: socket.socket | None = None
         self._in = bytearray()
+        self._partial: Snapshot | None = None
         self._out = bytearray()
         self._lost = asyncio.Event()
         self._synced = asyncio.Event()
@@ -135,16 +136,32 @@ class DaemonLink:
         match message:
             case Reply(number, ok, value, error):
                 self._settle(number, ok, value, error)
-            case Snapshot(seq, full):
-                self._on_message(message)
-                if full:
-                    self._synced.set()
-                self.send(Ack(seq))
+            case Snapshot():
+                self._gather(message)
             case OpenQube(name):
                 self._on_message(message)
                 self.send(Opened(name))
             case _:
                 self._on_message(message)
+
+    def _gather(self, piece: Snapshot) -> None:
+        """Decide by a snapshot once all its pieces are there, and not by some of them."""
+        whole = self._partial
+        if whole is None:
+            whole = piece
+        elif (whole.seq, whole.full) != (piece.seq, piece.full):
+            raise DaemonError("the pieces of a snapshot do not belong together")
+        else:
+            whole.domains.update(piece.domains)
+            whole.removed.extend(piece.removed)
+            whole.open.extend(piece.open)
+        self._partial = whole if piece.more else None
+        if piece.more:
+            return
+        self._on_message(whole)
+        if whole.full:
+            self._synced.set()
+        self.send(Ack(whole.seq))
 
     def _settle(self, number: int, ok: bool, value: str, error: str) -> None:
         future = self._requests.pop(number, None)
@@ -210,6 +227,7 @@ class DaemonLink:
         self._sock.close()
         self._sock = None
         self._in.clear()
+        self._partial = None
         self._out.clear()
         self._synced.clear()
         _log.warning("the link to qubesd is lost", reason=shown(why))

@@ -18,16 +18,20 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import msgspec.structs
 
 from caisson.errors import DaemonError
 
 LONGEST_LINE = 16 * 1024 * 1024
+PIECE_QUBES = 256
+PIECE_BYTES = 1024 * 1024
+"""A snapshot goes over in lines of so much; a qube that takes more by itself has its own line."""
 
 
 class Operation(StrEnum):
@@ -53,7 +57,10 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):
-    """What exists: everything (`full`), or what changed.
+    """What exists: everything (`full`), or what changed; or a piece of that.
+
+    The pieces of a snapshot have its number and follow each other; all but the last say `more`.
+    The broker takes them over as a whole, with the last.
 
     `domains` is as in `internal.GetSystemInfo`, or each of them encoded already (`encode_domain`);
     `open`, with `full`, names all running qubes.
@@ -64,6 +71,7 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True):
     domains: dict[str, Any]
     removed: list[str] = []
     open: list[str] = []
+    more: bool = False
 
 
 class OpenQube(msgspec.Struct, frozen=True, tag=True):
@@ -186,6 +194,19 @@ def encode(message: ToBroker | ToDaemon) -> bytes:
 def encode_domain(info: Mapping[str, Any]) -> msgspec.Raw:
     """What is told of one qube, as it stands in a `Snapshot`."""
     return msgspec.Raw(_encoder.encode(info))
+
+
+def in_pieces(snapshot: Snapshot) -> Iterator[Snapshot]:
+    """A snapshot, its domains encoded already, as pieces whose lines are bounded."""
+    piece: dict[str, msgspec.Raw] = {}
+    size = 0
+    for name, domain in snapshot.domains.items():
+        if piece and (len(piece) == PIECE_QUBES or size + len(domain) > PIECE_BYTES):
+            yield Snapshot(snapshot.seq, snapshot.full, piece, more=True)
+            piece, size = {}, 0
+        piece[name] = domain
+        size += len(domain)
+    yield msgspec.structs.replace(snapshot, domains=piece)
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int, int]:

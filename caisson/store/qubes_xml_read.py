@@ -1,7 +1,7 @@
 """A `qubes.xml` taken apart, without believing a byte of it.
 
-Document type and entities are refused, size and depth are bounded; what is malformed has one
-error, with its line.
+Document type and entities are refused; size, depth and number of elements are bounded; what is
+malformed has one error, with its line.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from caisson.store.qubes_xml import (
 
 LARGEST: Final = 64 * 1024 * 1024
 """Bytes; 10,000 qubes take about half of it."""
+MOST_ELEMENTS: Final = 1_000_000
+"""10,000 qubes of a hundred elements each."""
 _DEEPEST: Final = 16
 _CONTROLS: Final = {picture: code for code, picture in PICTURES.items()}
 
@@ -84,6 +86,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.line: Callable[[], int] = lambda: 0
+        self._number = 0
         self._open: list[_Node] = []
         self._root: _Node | None = None
 
@@ -91,6 +94,13 @@ class _Builder:
         """An element begins."""
         if len(self._open) >= _DEEPEST:
             raise QubesXmlError("elements are nested too deep", line=self.line())
+        self._number += 1
+        if self._number > MOST_ELEMENTS:
+            raise QubesXmlError(
+                f"the file has more than {MOST_ELEMENTS} elements",
+                "give the `qubes.xml` of a system",
+                line=self.line(),
+            )
         node = _Node(tag, attributes, self.line())
         if self._open:
             self._open[-1].children.append(node)

@@ -39,15 +39,22 @@ _MARKUP: Final = {
 
 def describe(system: System) -> Description:
     """All that the model holds, in an order that depends on nothing else."""
+    return described(system, [describe_qube(system, qube) for qube in in_order(system)])
+
+
+def in_order(system: System) -> list[Qube]:
+    """All qubes, in the order of the file."""
+    return sorted(system.qubes.values(), key=lambda qube: qube.qid)
+
+
+def described(system: System, domains: Iterable[Domain]) -> Description:
+    """All that the model holds, its qubes described already."""
     labels = sorted(system.labels.values(), key=lambda label: label.index)
     return Description(
         labels=tuple(LabelEntry(_reference(each), each.color, str(each.name)) for each in labels),
         pools=tuple(_pools(system)),
         properties=tuple(_stored(system, None)),
-        domains=tuple(
-            _domain(system, qube)
-            for qube in sorted(system.qubes.values(), key=lambda qube: qube.qid)
-        ),
+        domains=tuple(domains),
     )
 
 
@@ -78,7 +85,8 @@ def _value(system: System, declared: Property | None, text: str) -> str:
     return text
 
 
-def _domain(system: System, qube: Qube) -> Domain:
+def describe_qube(system: System, qube: Qube) -> Domain:
+    """All that the model holds about one qube."""
     given = (
         Entry(str(each.name), render(each.attribute(qube)))
         for each in system.properties(qube).values()

@@ -11,7 +11,7 @@ from caisson.errors import (
     ProtocolError,
     ValueRefusedError,
 )
-from caisson.model import Klass, parsing, render
+from caisson.model import Klass, limits, parsing, render
 from caisson.model.devices import (
     ASSIGNED,
     Assignment,
@@ -149,7 +149,8 @@ async def list_denied(call: Call) -> str:
     "admin.vm.device.denied.Add",
     payload=Text.OPTIONAL,
     access=Access.WRITE,
-    help="Keep more device interfaces from a qube; the payload is their codes.",
+    help="Keep more device interfaces from a qube; the payload is their codes, "
+    f"of which a qube has at most {limits.MOST_DENIED}.",
 )
 async def add_denied(call: Call) -> None:
     """Add codes to the list."""
@@ -164,8 +165,9 @@ async def add_denied(call: Call) -> None:
 )
 async def remove_denied(call: Call) -> None:
     """Take codes from the list."""
-    gone = _denied(call) if call.untrusted_payload == _ALL else _codes(call)
-    await _deny(call, [code for code in _denied(call) if code not in gone])
+    denied = _denied(call)
+    gone = set(denied if call.untrusted_payload == _ALL else _codes(call))
+    await _deny(call, [code for code in denied if code not in gone])
 
 
 def _none_at(call: Call) -> str:
@@ -216,6 +218,7 @@ def _denied(call: Call) -> list[str]:
 def _codes(call: Call) -> list[str]:
     """The codes of a payload, each once."""
     untrusted = call.untrusted_text
+    limits.check_denied(len(untrusted) // _CODE)
     if len(untrusted) % _CODE:
         raise ValueRefusedError(
             f"the payload is {len(untrusted)} characters long",

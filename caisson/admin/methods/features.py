@@ -8,7 +8,7 @@ from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Text, method
 from caisson.errors import FeatureNotFoundError
 from caisson.ext import Right
-from caisson.model import Qube, System
+from caisson.model import Qube, System, limits
 from caisson.names import FeatureName
 
 Chain = Callable[[System, Qube], Iterable[Qube]]
@@ -94,7 +94,8 @@ for _name, _chain, _help in _READERS:
     argument=Text.REQUIRED,
     payload=Text.OPTIONAL,
     access=Access.WRITE,
-    help="Set a feature of a qube; the empty value means no.",
+    help="Set a feature of a qube; the empty value means no. "
+    f"At most {limits.LONGEST_FEATURE} characters, and {limits.MOST_FEATURES} features a qube.",
 )
 async def set_feature(call: Call) -> None:
     """Set a feature of a qube."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Text, method
+from caisson.model import limits
 from caisson.names import Tag
 
 
@@ -21,7 +22,13 @@ async def get_tag(call: Call) -> str:
     return "1" if Tag.parse(call.untrusted_argument) in call.destination.tags else "0"
 
 
-@method("admin.vm.tag.Set", argument=Text.REQUIRED, access=Access.WRITE, help="Give a qube a tag.")
+@method(
+    "admin.vm.tag.Set",
+    argument=Text.REQUIRED,
+    access=Access.WRITE,
+    help=f"Give a qube a tag of at most {limits.LONGEST_TAG} characters, "
+    f"and at most {limits.MOST_TAGS} tags.",
+)
 async def set_tag(call: Call) -> None:
     """Give a qube a tag; it may have it already."""
     change = call.qubes.system.plan_tag(call.destination, call.untrusted_argument, call.origin.name)
