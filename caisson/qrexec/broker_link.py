@@ -43,6 +43,8 @@ from caisson.qrexec.link import (
 )
 
 ACK_TIMEOUT = 10.0
+SLOWEST = 16 * 1024 * 1024
+"""Bytes a second that a broker takes in: what waits for it adds to the time that it has."""
 MOST_REQUESTS = 4096
 _BACKLOG = 4
 LONGEST_DOMAIN = LONGEST_LINE // 2
@@ -333,7 +335,8 @@ class _BrokerPeer:
     async def _bounded(self, future: asyncio.Future[None], what: str) -> None:
         if not self.alive:
             return
-        done, _ = await asyncio.wait([future], timeout=ACK_TIMEOUT)
+        waiting = self._writer.transport.get_write_buffer_size()
+        done, _ = await asyncio.wait([future], timeout=ACK_TIMEOUT + waiting / SLOWEST)
         if not done:
             # It hangs. It reads the end of the link before its next decision.
             _log.error("the broker did not acknowledge in time; hanging up", waited_for=what)

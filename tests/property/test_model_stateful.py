@@ -17,7 +17,7 @@ from caisson.model import Change, Host, Klass, PowerState, Qube, System
 from caisson.names import DOM0, QubeName
 from caisson.store import Store
 
-NAMES = ["a", "b", "c", "d", "sys-net", "sys-fw", "base"]
+NAMES = ["a", "b", "c", "d.e", "sys-net", "sys-fw", "base"]
 REFERENCES = [*NAMES, "dom0", "host", "", "nosuch", "disp1"]
 PROPERTIES: list[tuple[str, list[str]]] = [
     ("netvm", REFERENCES),
@@ -222,7 +222,7 @@ class Life(RuleBasedStateMachine):
         """Of any qube."""
         self.attempt(lambda: self.system.plan_remove_feature(self.pick(name), feature))
 
-    @rule(name=names, origin=names, tag=st.sampled_from(["t", "created-by-a", "guivm-b", "!"]))
+    @rule(name=names, origin=names, tag=st.sampled_from(["t", "created-by-a", "guivm-b", "x.y", "!"]))
     def tag(self, name: str, origin: str, tag: str) -> None:
         """Add and remove, as anyone."""
         origin_name = self.pick(origin).name

@@ -22,7 +22,7 @@ from caisson.store.qubes_xml_plan import Kind, plan
 from caisson.store.qubes_xml_read import read
 from caisson.store.qubes_xml_write import describe, write
 
-NAMES = ("debian", "tpl", "work", "base", "sys-net", "sys-fw", "alone", "far", "none.such")
+NAMES = ("debian", "tpl", "work", "base", "sys-net", "my.qube", "alone", "far", "none.such")
 MARKUP = ("", "]]>", "<b>", "&amp;", "\"'", "--", "a\\b", "</property><property name='netvm'>")
 TEXTS = (
     *MARKUP,
@@ -74,6 +74,8 @@ class Maker:
         self.world = World()
         self.world.network()
         self.world.app("base", template_for_dispvms="True")
+        self.world.app("my.qube")
+        self.world.app("made", origin="my.qube", guivm="my.qube")
         self.system = self.world.system
         self.system.host = Host(has_kernel=lambda _: True)
         self.draw = data.draw
@@ -99,8 +101,8 @@ class Maker:
     def create(self) -> None:
         """Make a qube."""
         klass = self.draw(st.sampled_from(sorted(set(Klass) - {Klass.ADMIN, Klass.DISPOSABLE})))
-        name, label = self.draw(names), self.label().name
-        self.attempt(lambda: self.system.plan_create(klass, name, label, None, DOM0))
+        name, label, origin = self.draw(names), self.label().name, self.qube().name
+        self.attempt(lambda: self.system.plan_create(klass, name, label, None, origin))
 
     def dispose(self) -> None:
         """Make a disposable."""
@@ -134,7 +136,7 @@ class Maker:
 
     def tag(self) -> None:
         """Add a tag."""
-        tag = self.draw(st.sampled_from(["created-by-work", "guivm-dom0", "t", "A_b-9"]))
+        tag = self.draw(st.sampled_from(["created-by-work", "guivm-a.b", "t", "A_b-9"]))
         qube = self.qube()
         self.attempt(lambda: self.system.plan_tag(qube, tag, DOM0))
 
