@@ -9,6 +9,7 @@ import pytest
 from admin_lab import Daemon, running_daemon
 
 from caisson.admin import Services
+from caisson.model.limits import MOST_DENIED
 
 MISSING = "QubesNotImplementedError"
 
@@ -105,6 +106,7 @@ async def test_firewall_is_for_qubes_of_this_machine(daemon: Daemon) -> None:
 
 CLASSES = ("block", "mic", "pci", "usb")
 DEVICE = "sys-usb+1-1+0951+1666+_+u080650"
+MANY = b"".join(b"b%06x" % number for number in range(MOST_DENIED))
 PAYLOAD = b"device_id='0951:1666:*:u080650' port_id='1-1' backend_domain='sys-usb'"
 
 
@@ -190,10 +192,20 @@ async def test_refused_denials(daemon: Daemon) -> None:
             (b"u03****u03****", "ProtocolError"),
             (b"x03****", "QubesPropertyValueError"),
             (b"u03***\xe4", "ProtocolError"),
+            (MANY + b"c******", "QubesValueError"),
         ):
             found = await daemon.refused(f"admin.vm.device.denied.{method}", "work", payload)
             assert found == error
     assert await daemon.refused("admin.vm.device.denied.List", "far") == "QubesException"
+
+
+async def test_a_qube_is_kept_from_so_many_interfaces(daemon: Daemon) -> None:
+    """Those of one call and those that are there count together."""
+    prefix = "admin.vm.device.denied"
+    assert await daemon.ok(f"{prefix}.Add", "work", MANY) == ""
+    assert await daemon.refused(f"{prefix}.Add", "work", b"u******") == "QubesValueError"
+    assert await daemon.ok(f"{prefix}.Remove", "work", MANY[:7]) == ""
+    assert await daemon.ok(f"{prefix}.Add", "work", b"u******") == ""
 
 
 # --- backup --------------------------------------------------------------------------------

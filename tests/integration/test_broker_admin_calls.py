@@ -22,7 +22,7 @@ admin.vm.List           *     mgmt  @adminvm   allow
 admin.vm.List           *     mgmt  @default   allow  target=dom0
 admin.vm.List           *     mgmt  @anyvm     allow  target=dom0
 admin.vm.property.Get   *     mgmt  work       allow  target=@adminvm
-admin.vm.feature.Set    *     mgmt  work       allow  target=dom0
+admin.vm.notes.Set      *     mgmt  work       allow  target=dom0
 admin.vm.tag.Set        +good mgmt  work       allow  target=dom0
 admin.vm.tag.List       *     mgmt  work       ask    target=dom0
 admin.vm.NoSuchMethod   *     mgmt  work       allow  target=dom0
@@ -62,8 +62,8 @@ async def test_an_allowed_call_gets_the_very_frame_that_the_admin_qube_gets():
             answer = await daemon.call("mgmt", target, service)
             assert (answer.out, answer.err, answer.code) == (expected, b"", 0), target
         payload = bytes(range(32, 127)) * 600
-        assert (await daemon.call("mgmt", "work", "admin.vm.feature.Set+f", payload)).out == b"0\0"
-        assert await daemon.ask("admin.vm.feature.Get+f", "work") == b"0\0" + payload
+        assert (await daemon.call("mgmt", "work", "admin.vm.notes.Set", payload)).out == b"0\0"
+        assert await daemon.ask("admin.vm.notes.Get+", "work") == b"0\0" + payload
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ async def test_what_qubesd_refuses_is_told_in_an_exception_frame(
 async def test_a_payload_longer_than_a_request_may_be_is_refused():
     """The bound of the socket holds for pipes."""
     async with daemon_rig(POLICY, "mgmt", "work") as daemon:
-        session = await daemon.begin("mgmt", "work", "admin.vm.feature.Set+f")
+        session = await daemon.begin("mgmt", "work", "admin.vm.notes.Set")
         await pipes.write_all(session.stdin, b"x" * 60_000, 10)
         session.end_input()
         assert (await session.finish()).out == b"0\0"
-        session = await daemon.begin("mgmt", "work", "admin.vm.feature.Set+f")
+        session = await daemon.begin("mgmt", "work", "admin.vm.notes.Set")
         writing = asyncio.create_task(asyncio.to_thread(_write_much, session.stdin))
         answer = await session.finish()
         assert exception(answer.out) == "ProtocolError"

@@ -239,3 +239,24 @@ def test_imported_qube_starts_once_its_template_has_content(moved: Whole):
     moved.start("sys-usb")
     assert moved.said("sys-usb", "ls") == ""
     moved.shut_down("sys-usb")
+
+
+async def test_qubes_with_dots_in_their_names_move_with_their_tags(tmp_path: Path):
+    """What the system tags by such a name is a tag: policies match it, `dom0` removes it."""
+    create = "admin.vm.Create.AppVM * a.b @adminvm allow\n"
+    by_tag = "admin.vm.Remove * a.b @tag:created-by-a.b allow target=dom0\n"
+    async with running_daemon(tmp_path, policy=create + by_tag) as daemon:
+        await daemon.populate()
+        for name, origin in (("a.b", "dom0"), ("made", "a.b"), ("gone", "a.b")):
+            payload = f"name={name} label=red".encode()
+            reply = await daemon.ask("admin.vm.Create.AppVM", "dom0", payload, source=origin)
+            assert reply == b"0\0"
+        await daemon.ok("admin.vm.property.Set+guivm", "made", b"a.b")
+        assert await daemon.ask("admin.vm.Remove", "gone", source="a.b") == b"0\0"
+        code, out, err = await daemon.command("caisson", "export-qubes-xml")
+        assert (code, err) == (0, "")
+        system = plan(read(out.encode()), lambda _: False).system
+        assert {"created-by-a.b", "guivm-a.b"} <= system.qube("made").tags
+        assert write(describe(system)) == out.encode()
+        assert (await daemon.command("qvm-tags", "made", "del", "created-by-a.b"))[0] == 0
+        assert "created-by-a.b" not in await daemon.ok("admin.vm.tag.List", "made")

@@ -431,7 +431,8 @@ class Reference:
     def tag(self, name: str, tag: str, change: Callable[[set[str], str], None]) -> None:
         """Add a tag, or remove it."""
         qube = self.of(name)
-        require(re.fullmatch(r"[A-Za-z0-9_-]+", tag), "QubesInvalidTagError")
+        dotted = r"((disp-)?created-by|guivm|audiovm|relayvm)-[A-Za-z0-9_.-]+"
+        require(re.fullmatch(rf"[A-Za-z0-9_-]+|{dotted}", tag), "QubesInvalidTagError")
         require(change is set.add or tag in qube.tags, "QubesTagNotFoundError")
         change(qube.tags, tag)
 

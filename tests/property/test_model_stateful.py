@@ -222,7 +222,9 @@ class Life(RuleBasedStateMachine):
         """Of any qube."""
         self.attempt(lambda: self.system.plan_remove_feature(self.pick(name), feature))
 
-    @rule(name=names, origin=names, tag=st.sampled_from(["t", "created-by-a", "guivm-b", "x.y", "!"]))
+    @rule(
+        name=names, origin=names, tag=st.sampled_from(["t", "created-by-a", "guivm-b", "x.y", "!"])
+    )
     def tag(self, name: str, origin: str, tag: str) -> None:
         """Add and remove, as anyone."""
         origin_name = self.pick(origin).name

@@ -8,6 +8,9 @@ import pytest
 from admin_lab import Daemon, running_daemon
 
 from caisson.admin.registry import Door
+from caisson.model import Change, SetFeature
+from caisson.model.limits import MOST_FEATURES
+from caisson.names import FeatureName
 
 POLICY = (
     "qubes.FeaturesRequest * @anyvm @adminvm allow\nqubes.NotifyUpdates * @anyvm @adminvm allow\n"
@@ -68,6 +71,18 @@ async def test_a_qube_with_a_template_announces_nothing(tmp_path: Path) -> None:
             await daemon.send(b"qubes.FeaturesRequest+ work name dom0\0", door=Door.MISC) == b"0\0"
         )
         assert await _features(daemon, "work") == {}
+
+
+async def test_announcements_fill_a_qube_to_its_bound_and_no_further(tmp_path: Path) -> None:
+    """Those of one announcement count together, however many fit one by one."""
+    many = {f"features-request/supported-feature.f{n}": "1" for n in range(9)}
+    async with running_daemon(tmp_path, policy=POLICY, announced={"tpl": many}) as daemon:
+        await daemon.populate()
+        tpl = daemon.qubes.system.qube("tpl")
+        ops = (SetFeature(tpl.uuid, FeatureName(f"x{n}"), "1") for n in range(MOST_FEATURES - 4))
+        await daemon.qubes.commit(Change(tuple(ops)))
+        await daemon.send(b"qubes.FeaturesRequest+ tpl name dom0\0", door=Door.MISC)
+        assert len(tpl.features) == MOST_FEATURES
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,13 @@ def test_tags_made_from_names_have_the_characters_of_names(world: World, prefix:
     work = world.app("work")
     world.tag("work", f"{prefix}a.b")
     world.do(world.system.plan_untag(work, f"{prefix}a.b", DOM0))
-    for bad in (prefix.rstrip("-") + ".a", f"my-{prefix}a.b", f"{prefix}a/b", f"{prefix}a b", "a.b"):
+    for bad in (
+        prefix.rstrip("-") + ".a",
+        f"my-{prefix}a.b",
+        f"{prefix}a/b",
+        f"{prefix}a b",
+        "a.b",
+    ):
         with pytest.raises(InvalidTagError):
             world.tag("work", bad)
 

@@ -381,6 +381,22 @@ def test_file_of_any_size_is_not_parsed(monkeypatch: pytest.MonkeyPatch):
         planned(b"<" * 11)
 
 
+def test_file_of_many_elements_is_not_kept(monkeypatch: pytest.MonkeyPatch):
+    """An element of four bytes takes hundreds in memory: as many as a large system has, no more."""
+    monkeypatch.setattr(qubes_xml_read, "MOST_ELEMENTS", 1_000)
+    begun: list[str] = []
+    start = qubes_xml_read._Builder.start
+    monkeypatch.setattr(
+        qubes_xml_read._Builder,
+        "start",
+        lambda self, tag, attributes: (begun.append(tag), start(self, tag, attributes))[1],
+    )
+    with pytest.raises(QubesXmlError, match="line 1: the file has more than 1000 elements"):
+        planned(b'<qubes version="3.0">' + b"<a/>" * 5_000 + b"</qubes>")
+    assert len(begun) == 1_001
+    assert planned(small()).left_out == ()
+
+
 def test_what_the_file_says_is_harmless_in_messages():
     """A file from elsewhere must not retitle or type into the terminal."""
     said = planned(small(properties=prop("no_such", "") + prop("x&#x9b;y", "")))
