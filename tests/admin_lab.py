@@ -21,7 +21,16 @@ from caisson.lifecycle import NoDoor, Qubes
 from caisson.model import Host, System
 from caisson.names import LabelName, QubeName
 from caisson.paths import Paths
-from caisson.policy import Allow, Ask, Decision, Request, SystemInfo, decide, parse_policy
+from caisson.policy import (
+    Allow,
+    Ask,
+    Decision,
+    PolicySet,
+    Request,
+    SystemInfo,
+    decide,
+    parse_policy,
+)
 from caisson.storage import Pool
 from caisson.store import Store
 
@@ -29,17 +38,16 @@ REPORT = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
 SOON = 10.0
 
 
-class TextPolicy:
-    """The policy of one text, judged on the system as it is at that moment."""
+class TextView:
+    """A policy and a system as they were at one moment."""
 
-    def __init__(self, qubes: Qubes, text: str) -> None:
-        self._qubes = qubes
-        self.text = text
+    def __init__(self, policy: PolicySet, known: SystemInfo) -> None:
+        self._policy = policy
+        self._known = known
 
     def _decide(self, source: str, service: str, argument: str, target: str) -> Decision:
-        known = SystemInfo.from_dict(self._qubes.system.info(self._qubes.state_of))
         request = Request(service, f"+{argument}", source, target)
-        return decide(request, parse_policy({"30-user.policy": self.text}), known)
+        return decide(request, self._policy, self._known)
 
     def allows(self, *call: str) -> bool:
         """Whether it is allowed without a question."""
@@ -50,6 +58,27 @@ class TextPolicy:
         """Whether it is allowed, or could be by a person."""
         decision = self._decide(*call)
         return self.allows(*call) or (isinstance(decision, Ask) and "dom0" in decision.targets)
+
+
+class TextPolicy:
+    """The policy of one text, judged on the system as it is at that moment."""
+
+    def __init__(self, qubes: Qubes, text: str) -> None:
+        self._qubes = qubes
+        self.text = text
+
+    def now(self) -> TextView:
+        """The text and the system at this moment."""
+        known = SystemInfo.from_dict(self._qubes.system.info(self._qubes.state_of))
+        return TextView(parse_policy({"30-user.policy": self.text}), known)
+
+    def allows(self, *call: str) -> bool:
+        """Whether it is allowed without a question."""
+        return self.now().allows(*call)
+
+    def permits(self, *call: str) -> bool:
+        """Whether it is allowed, or could be by a person."""
+        return self.now().permits(*call)
 
 
 @dataclass

@@ -163,7 +163,7 @@ class Daemon(AdminRig):
 
     def listeners(self) -> int:
         """How many streams of events are open, the extensions' own not counted."""
-        return len(self.qubes.events._subscriptions) - self.own_listeners
+        return self.qubes.events.listeners - self.own_listeners
 
     async def ask(self, service: str, target: str = "dom0", payload: bytes = b"") -> bytes:
         """The raw reply to the same call by the admin qube, through qubesd's socket."""
@@ -206,7 +206,7 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
         extending = tasks.create_task(extensions.run())
         sockets = tasks.create_task(server.run())
         serving = tasks.create_task(calls.run())
-        own = len(qubes.events._subscriptions)
+        own = qubes.events.listeners
         daemon = Daemon(rig, serving, calls, qubes, piped, own)
         try:
             made = await daemon.ask(

@@ -270,8 +270,7 @@ class Lab:
 
     def news(self, subject: str | None = None, *, without: tuple[str, ...] = ()) -> list[str]:
         """The events since the last look, by name; about one qube if that is given."""
-        events = list(self.heard._events)
-        self.heard._events.clear()
+        events = self.heard.take()
         return [
             event.name
             for event in events

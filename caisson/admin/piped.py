@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from caisson.admin import pipes, wire
+from caisson.admin.bounds import ANSWER_SECONDS, REQUEST_SECONDS
 from caisson.admin.registry import Door
 from caisson.admin.responder import Responder
-from caisson.admin.server import ANSWER_SECONDS, REQUEST_SECONDS
 from caisson.errors import CaissonError, PermissionDeniedError, ProtocolError
 from caisson.names import DOM0
 from caisson.qrexec import AdminCall

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from caisson.errors import InternalError, ProtocolError
-from caisson.ext import Extensions, Filter, Question, Right
+from caisson.ext import Extensions, Filter, Question, Right, Shown
 from caisson.ext.rights import refusal
 from caisson.lifecycle import Qubes
 from caisson.model import Change, Event, Qube
@@ -84,7 +84,8 @@ class Call:
     what is in them is for the method to check.
 
     Attributes:
-        shows: what of a list, of a stream of events, or of several values the caller may see.
+        shows: what of a list, of a stream of events, or of several values the caller may see; None
+            for all.
     """
 
     qubes: Qubes
@@ -95,7 +96,7 @@ class Call:
     destination: Qube
     untrusted_argument: str
     untrusted_payload: bytes
-    shows: Filter
+    shows: Filter | None
 
     async def commit(self, change: Change) -> None:
         """Make a planned change real, if the caller has the right to bring it about.
@@ -112,13 +113,17 @@ class Call:
         """
         self.extensions.ask(Question(self.origin, self.method.name, self.destination, argument))
 
+    def look(self) -> Shown:
+        """What the caller may see now, for as long as nothing is awaited."""
+        return _everything if self.shows is None else self.shows()
+
     def require_right(self, right: Right, what: str) -> None:
         """Refuse the caller what another method tells that it may not call.
 
         Raises:
             PermissionDeniedError: it may not; `what` says what in words.
         """
-        if not self.shows(right):
+        if not self.look()(right):
             raise refusal(self.origin.name, what, (right,))
 
     @property
@@ -132,6 +137,10 @@ class Call:
             return self.untrusted_payload.decode("ascii")
         except UnicodeDecodeError:
             raise ProtocolError(f"the payload of `{self.method.name}` is not ASCII") from None
+
+
+def _everything(_item: object) -> bool:
+    return True
 
 
 Answer = Callable[[Call], Awaitable[bytes | str | None]]
@@ -182,6 +191,17 @@ class Registry:
             raise InternalError(f"method `{method.name}` is declared twice")
         self.methods[method.name] = method
 
+    def find(self, request: Request, door: Door) -> Method:
+        """The method that a request names.
+
+        Raises:
+            ProtocolError: there is none behind this door.
+        """
+        method = self.methods.get(request.untrusted_method)
+        if method is None or method.scope.door is not door:
+            raise ProtocolError(f"method `{shown(request.untrusted_method)}` does not exist here")
+        return method
+
     def call(
         self, services: Services, extensions: Extensions, request: Request, door: Door
     ) -> Call:
@@ -199,9 +219,7 @@ class Registry:
             PermissionDeniedError: the caller may not make the call.
         """
         qubes = extensions.core.qubes
-        method = self.methods.get(request.untrusted_method)
-        if method is None or method.scope.door is not door:
-            raise ProtocolError(f"method `{shown(request.untrusted_method)}` does not exist here")
+        method = self.find(request, door)
         origin = qubes.system.qube(request.untrusted_source)
         destination = qubes.system.qube(request.untrusted_destination)
         _check_destination(method, destination)
@@ -222,7 +240,7 @@ class Registry:
 
 def _permitted(
     extensions: Extensions, method: Method, origin: Qube, destination: Qube, untrusted: str
-) -> Filter:
+) -> Filter | None:
     if method.scope in {Scope.TRUSTED, Scope.INTERNAL} and origin.name != DOM0:
         raise ProtocolError(f"method `{method.name}` does not exist for other qubes than `{DOM0}`")
     return extensions.ask(Question(origin, method.name, destination, untrusted))

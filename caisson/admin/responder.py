@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, aclosing
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    nullcontext,
+)
 from typing import Protocol
 
 import structlog
 
-from caisson.admin import wire
+from caisson.admin import bounds, wire
 from caisson.admin.discretion import Discretion
 from caisson.admin.methods import METHODS
-from caisson.admin.registry import Answer, Answers, Call, Door, Stream, Streams
+from caisson.admin.registry import (
+    Access,
+    Answer,
+    Answers,
+    Call,
+    Door,
+    Method,
+    Stream,
+    Streams,
+)
 from caisson.admin.services import Services
 from caisson.errors import CaissonError, InternalError
 from caisson.ext import Extensions
@@ -47,6 +61,8 @@ class Responder:
     def __init__(self, extensions: Extensions, services: Services) -> None:
         self._extensions = extensions
         self._services = services
+        self._turns = bounds.Turns()
+        self._streams = bounds.Streams()
 
     async def answer(self, request: wire.Request, door: Door, caller: Caller) -> None:
         """Do what a request asks for, and send what comes of it.
@@ -56,16 +72,29 @@ class Responder:
             TimeoutError: the caller does not read.
         """
         try:
-            call = METHODS.call(self._services, self._extensions, request, door)
-            match call.method.kind:
+            method = METHODS.find(request, door)
+            match method.kind:
                 case Answers(run):
-                    reply = await _reply(run, call)
+                    async with self._turn(method, request):
+                        reply = await _reply(run, self._call(request, door))
                 case Streams(run):
-                    await _stream(run, call, caller, self._discretion(request))
+                    call = self._call(request, door)
+                    with self._streams.of(call.origin.name):
+                        await _stream(run, call, caller, self._discretion(request))
                     return
         except CaissonError as error:
             reply = wire.exception(self._discretion(request).error(error))
         await caller.send(reply)
+
+    def _turn(self, method: Method, request: wire.Request) -> AbstractAsyncContextManager[None]:
+        if method.access is Access.EXECUTE:
+            # It may wait for a qube to start or to stop, which must not keep the others waiting.
+            return nullcontext()
+        return self._turns.of(request.untrusted_source)
+
+    def _call(self, request: wire.Request, door: Door) -> Call:
+        """The request as a call: judged when its turn has come, not before."""
+        return METHODS.call(self._services, self._extensions, request, door)
 
     def _discretion(self, request: wire.Request) -> Discretion:
         system = self._extensions.core.system

@@ -21,6 +21,7 @@ from typing import Self
 import structlog
 
 from caisson.admin import wire
+from caisson.admin.bounds import ANSWER_SECONDS, REQUEST_SECONDS
 from caisson.admin.registry import Door
 from caisson.admin.responder import Responder
 from caisson.errors import DaemonError, InternalError
@@ -28,10 +29,6 @@ from caisson.paths import Paths
 
 _log = structlog.get_logger()
 
-REQUEST_SECONDS = 10.0
-"""How long a client may take to send its whole request."""
-ANSWER_SECONDS = 60.0
-"""How long a client may leave one answer or one event unread."""
 _BACKLOG = 1024
 _CHUNK = 65_536
 _GROUP = "qubes"

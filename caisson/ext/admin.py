@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from weakref import WeakSet
+from dataclasses import dataclass
+from uuid import UUID
 
 from caisson.errors import PermissionDeniedError
 from caisson.ext.interface import (
@@ -19,48 +20,22 @@ from caisson.ext.interface import (
     Filter,
     Policy,
     Question,
+    Shown,
+    View,
     judgement,
+    on,
     permission,
     rule,
 )
 from caisson.ext.rights import Right, needed, refusal
-from caisson.model import Change, Event, Qube, RemoveQube, System
+from caisson.model import ADMIN_UUID, Change, Event, Qube, RemoveQube, System
 from caisson.names import DOM0, QubeName, shown
 
 _person_agreed: ContextVar[bool] = ContextVar("person_agreed", default=False)
 """Whether the call that this task serves was one that a person was asked about."""
-_FAREWELLS = ("domain-pre-delete", "domain-delete")
 
 
-class _Hearing:
-    """What one listener may hear of.
-
-    A policy cannot judge what is about a qube that is gone, so that is done before it goes.
-    """
-
-    def __init__(self, policy: Policy, source: QubeName, method: str) -> None:
-        self._policy = policy
-        self._source = source
-        self._method = method
-        self._leaving: dict[str, frozenset[str]] = {}
-
-    def __call__(self, item: Qube | Event | Right) -> bool:
-        if not isinstance(item, Event):
-            return False
-        about = item.kwargs.get("vm", "")
-        if item.subject is None and item.name in _FAREWELLS:
-            may = item.name in self._leaving.get(about, ())
-            if item.name == _FAREWELLS[-1]:
-                self._leaving.pop(about, None)
-            return may
-        return self._allows(item.name, item.subject or about or DOM0)
-
-    def leaves(self, qube: QubeName) -> None:
-        """Judge what will be told of the removal of a qube that is still there."""
-        self._leaving[qube] = frozenset(name for name in _FAREWELLS if self._allows(name, qube))
-
-    def _allows(self, event: str, about: str) -> bool:
-        return self._policy.allows(self._source, self._method, event.replace(":", "_"), about)
+_MOST_LEAVING = 256
 
 
 class AdminExtension(Extension):
@@ -68,7 +43,7 @@ class AdminExtension(Extension):
 
     def __init__(self, core: Core) -> None:
         super().__init__(core)
-        self._hearings: WeakSet[_Hearing] = WeakSet()
+        self._leaving: dict[UUID, View] = {}
 
     @permission("*")
     def ask_policy(self, question: Question) -> None:
@@ -96,37 +71,49 @@ class AdminExtension(Extension):
         """Show only the qubes that the caller may list one by one, without a question."""
         if question.origin.name == DOM0:
             return None
-        source = question.origin.name
-        return lambda item: (
-            isinstance(item, Qube)
-            and self.core.policy.allows(source, "admin.vm.List", "", item.name)
-        )
+        return _Listed(self.core.policy, question.origin.name)
 
     @permission("*.property.GetAll", "*.property.GetDefault", "admin.vm.feature.CheckWith*")
     def show_values(self, question: Question) -> Filter | None:
         """Show only the values that the caller may read one by one."""
         if question.origin.name == DOM0:
             return None
-        has = self._holder(question.origin.name)
-        return lambda item: isinstance(item, Right) and has(item)
+
+        def values() -> Shown:
+            has = self._holder(question.origin.name)
+            return lambda item: isinstance(item, Right) and has(item)
+
+        return values
 
     @permission("admin.Events", "admin.vm.Stats")
     def show_events(self, question: Question) -> Filter | None:
         """Show only events that the caller may hear of, without a question."""
         if question.origin.name == DOM0:
             return None
-        hearing = _Hearing(self.core.policy, question.origin.name, question.method)
-        self._hearings.add(hearing)
-        return hearing
+        return _Heard(self, question.origin.name, question.method)
+
+    def view_for(self, now: View, event: Event) -> View:
+        """What an event is judged by: the end of a qube by what was before it, else `now`."""
+        if event.about is None or event.about in self.core.system.by_uuid:
+            return now
+        return self._leaving.get(event.about, now)
 
     @rule
-    def judge_farewells(self, system: System, change: Change) -> Change:
-        """Decide who will hear that a qube is gone; the change stays as it is."""
+    def note_leaving(self, system: System, change: Change) -> Change:
+        """Remember what was before a qube goes: the policy cannot judge what is not there."""
+        del system
         for op in change.ops:
             if isinstance(op, RemoveQube):
-                for hearing in self._hearings:
-                    hearing.leaves(system.by_uuid[op.uuid].name)
+                if len(self._leaving) >= _MOST_LEAVING:
+                    self._leaving.pop(next(iter(self._leaving)))
+                self._leaving[op.uuid] = self.core.policy.now()
         return change
+
+    @on("domain-remove-from-disk")
+    async def forget(self, event: Event) -> None:
+        """That is the last that is told about a qube."""
+        if event.about is not None:
+            self._leaving.pop(event.about, None)
 
     @judgement
     def judge(self, origin: QubeName, change: Change) -> None:
@@ -137,10 +124,54 @@ class AdminExtension(Extension):
                 raise refusal(origin, what, rights)
 
     def _holder(self, origin: QubeName) -> Callable[[Right], bool]:
-        """Tells whether the origin has a right.
+        """Tells whether the origin has a right, with nothing awaited in between.
 
         One that a person would be asked about counts only if one was: for this very call.
         """
-        policy = self.core.policy
-        has = policy.permits if _person_agreed.get() else policy.allows
+        now = self.core.policy.now()
+        has = now.permits if _person_agreed.get() else now.allows
         return lambda right: has(origin, right.service, right.argument, right.target)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Shows the qubes that `source` may list one by one."""
+
+    policy: Policy
+    source: QubeName
+
+    def __call__(self) -> Shown:
+        now = self.policy.now()
+        return lambda item: (
+            isinstance(item, Qube)
+            and now.allows(self.source, "admin.vm.List", "", _reference(item.uuid))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """Shows the events that `source` may hear of through `method`."""
+
+    extension: AdminExtension
+    source: QubeName
+    method: str
+
+    def __call__(self) -> Shown:
+        now = self.extension.core.policy.now()
+        return lambda item: isinstance(item, Event) and self._may_hear(now, item)
+
+    def _may_hear(self, now: View, event: Event) -> bool:
+        if event.about is not None:
+            target = _reference(event.about)
+        elif event.subject is None:
+            target = DOM0
+        else:  # which qube of that name is meant, nobody knows
+            return False
+        argument = event.name.replace(":", "_")
+        view = self.extension.view_for(now, event)
+        return view.allows(self.source, self.method, argument, target)
+
+
+def _reference(uuid: UUID) -> str:
+    """How a policy spells just this qube, whoever has its name later."""
+    return DOM0 if uuid == ADMIN_UUID else f"uuid:{uuid}"

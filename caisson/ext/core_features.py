@@ -16,7 +16,7 @@ import structlog
 from caisson.errors import CaissonError
 from caisson.ext.interface import Core, Extension, on
 from caisson.model import Change, Event, Qube
-from caisson.model.events import joined
+from caisson.model.events import event_of, joined
 from caisson.model.limits import MOST_FEATURES
 from caisson.names import FeatureName, shown
 
@@ -50,7 +50,7 @@ class CoreFeaturesExtension(Extension):
         change = self._planned(qube, requested)
         await self.core.qubes.commit(change)
         if not before and qube.features.get(FeatureName("qrexec")):
-            self.core.qubes.events.publish(Event(qube.name, "template-postinstall"))
+            self.core.qubes.events.publish(event_of(qube, "template-postinstall"))
 
     def _planned(self, qube: Qube, requested: Mapping[str, str]) -> Change:
         system = self.core.system

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from typing import Self
@@ -19,11 +20,11 @@ from caisson.ext.interface import (
     Hook,
     Permission,
     Question,
+    Shown,
     hooks_of,
 )
-from caisson.ext.rights import Right
 from caisson.lifecycle import Judgement, Rule
-from caisson.model import Change, Event, Qube, System
+from caisson.model import Change, Event, System
 from caisson.names import DOM0, QubeName
 
 GROUP = "caisson.ext"
@@ -87,8 +88,8 @@ class Extensions:
         if handlers:
             self._listeners.append(_Listener(self.core, type(extension).__name__, handlers))
 
-    def ask(self, question: Question) -> Filter:
-        """Ask whether a method may be called; returns what its caller is shown of lists.
+    def ask(self, question: Question) -> Filter | None:
+        """Ask whether a method may be called; returns what its caller is shown, None for all.
 
         Raises:
             PermissionDeniedError: an extension refuses.
@@ -97,11 +98,7 @@ class Extensions:
         if not asked:
             _refuse_unjudged(question.origin.name)
         filters = [found for each in asked if (found := each(question)) is not None]
-        if not filters:
-            return _everything
-        if len(filters) == 1:
-            return filters[0]
-        return lambda item: all(shown(item) for shown in filters)
+        return _All(tuple(filters)) if filters else None
 
     def _ruled(self, system: System, change: Change) -> Change:
         for each in self._rules:
@@ -135,7 +132,7 @@ class _Listener:
         self._name = name
         self._handlers = handlers
         self._expected: dict[int, asyncio.Future[None]] = {}
-        self._subscription = core.qubes.events.subscribe()
+        self._subscription = core.qubes.events.subscribe(self._hearing)
 
     def hears(self, event: Event) -> bool:
         """Whether a handler is there for it."""
@@ -154,7 +151,18 @@ class _Listener:
                 async for event in events:
                     await self._handle(event)
             _log.error("an extension fell behind and missed events", extension=self._name)
-            self._subscription = self._core.qubes.events.subscribe()
+            self._subscription = self._core.qubes.events.subscribe(self._hearing)
+            self._give_up()
+
+    def _hearing(self) -> Callable[[Event], bool]:
+        return self.hears
+
+    def _give_up(self) -> None:
+        """What was expected was among the missed events; nobody shall wait for it for ever."""
+        expected, self._expected = self._expected, {}
+        for future in expected.values():
+            if not future.done():
+                future.set_result(None)
 
     async def _handle(self, event: Event) -> None:
         for hook, handler in self._handlers:
@@ -193,5 +201,14 @@ def _fits(hook: Hook, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in hook.patterns)
 
 
-def _everything(_item: Qube | Event | Right) -> bool:
-    return True
+@dataclass(frozen=True, slots=True)
+class _All:
+    """Shows what every one of some filters shows."""
+
+    filters: tuple[Filter, ...]
+
+    def __call__(self) -> Shown:
+        looks = [each() for each in self.filters]
+        if len(looks) == 1:
+            return looks[0]
+        return lambda item: all(shown(item) for shown in looks)

@@ -14,15 +14,20 @@ from caisson.model import Event, Qube, System
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "_caisson_hook"
 
-Filter = Callable[[Qube | Event | Right], bool]
+Shown = Callable[[Qube | Event | Right], bool]
 """Whether a caller is shown a qube in a list, an event in a stream, or a value that another
 method, which it would have the right to call, tells as well."""
+Filter = Callable[[], Shown]
+"""Called for every batch of them: what is shown by the rules as they are now.
+
+Equal ones show the same, so that events are judged once for all streams of a caller.
+"""
 Handler = Callable[[Event], Awaitable[None]]
 Permission = Callable[["Question"], Filter | None]
 
 
-class Policy(Protocol):
-    """The qrexec policy, as far as it decides about the Admin API.
+class View(Protocol):
+    """The qrexec policy at one moment, as far as it decides about the Admin API.
 
     A target is the qube that a method is called on, `dom0` for the admin qube.
     """
@@ -36,6 +41,17 @@ class Policy(Protocol):
         ...
 
 
+class Policy(View, Protocol):
+    """The qrexec policy as it is at every moment."""
+
+    def now(self) -> View:
+        """The policy and the system at this moment, cheaper for many judgements.
+
+        Use it with nothing awaited in between, lest a right that is withdrawn go on.
+        """
+        ...
+
+
 class NoPolicy:
     """The policy where there is none: nobody but the admin qube may do anything."""
 
@@ -45,6 +61,10 @@ class NoPolicy:
         return False
 
     permits = allows
+
+    def now(self) -> NoPolicy:
+        """The same."""
+        return self
 
 
 def _nothing_announced(_qube: Qube) -> Mapping[str, str]:
@@ -115,7 +135,8 @@ def on(*events: str) -> Callable[[F], F]:
 def permission(*methods: str) -> Callable[[F], F]:
     """Mark `def method(self, question)`: asked before a method that fits a pattern is run.
 
-    It raises `PermissionDeniedError` to refuse; it may return a `Filter` for what is listed.
+    It raises `PermissionDeniedError` to refuse; it may return a `Filter` for what is listed,
+    whose result must not raise.
     """
     return _marked(Hook("permission", methods))
 

@@ -7,7 +7,7 @@ to be allowed what they ask. Does not trust reports of agents beyond what the ke
 
 from caisson.lifecycle import templates
 from caisson.lifecycle.door import DomainInfo, Door, NoDoor
-from caisson.lifecycle.events import EventBus, Subscription
+from caisson.lifecycle.events import EventBus, Hearing, Subscription
 from caisson.lifecycle.ledger import Judgement, Rule
 from caisson.lifecycle.qubes import Qubes
 
@@ -15,6 +15,7 @@ __all__ = [
     "DomainInfo",
     "Door",
     "EventBus",
+    "Hearing",
     "Judgement",
     "NoDoor",
     "Qubes",

@@ -10,6 +10,7 @@ from caisson.lifecycle.door import Door
 from caisson.lifecycle.events import EventBus
 from caisson.lifecycle.power import Power
 from caisson.model import Change, Event, Klass, PowerState, Qube, System
+from caisson.model.events import event_of
 from caisson.names import DOM0, QubeName
 from caisson.store import Store
 
@@ -110,7 +111,7 @@ class Ledger:
 
     def publish(self, qube: Qube, name: str, /, **values: str) -> None:
         """Tell the listeners of something that is no news to the broker, in its turn."""
-        event = Event(qube.name, name, values)
+        event = event_of(qube, name, values)
         if self._unheard:
             self._unheard[-1].append(event)
         else:

@@ -30,6 +30,7 @@ from caisson.lifecycle.power import Power
 from caisson.lifecycle.spec import run_spec
 from caisson.lifecycle.volumes import Volumes
 from caisson.model import Event, Klass, PowerState, Qube
+from caisson.model.events import event_of
 from caisson.names import QubeName, shown
 
 T = TypeVar("T")
@@ -398,7 +399,7 @@ class Running:
 
     async def _tell(self, qube: Qube, event: str, /, **values: str) -> None:
         """Tell the broker of a state that has just been entered, and the listeners of the event."""
-        await self._ledger.announce([qube.name], Event(qube.name, event, values))
+        await self._ledger.announce([qube.name], event_of(qube, event, values))
 
     def _publish_resets(self, qube: Qube) -> None:
         for name in _COMPUTED:
@@ -434,9 +435,9 @@ class Running:
 def _first_go(qube: Qube, guid: str) -> tuple[Event, ...]:
     """A qube is ready. Listeners know those that begin as paused, and wait for their first go."""
     return (
-        Event(qube.name, "domain-pre-unpaused", {}),
-        Event(qube.name, "domain-unpaused", {}),
-        Event(qube.name, "domain-start", {"start_guid": guid}),
+        event_of(qube, "domain-pre-unpaused"),
+        event_of(qube, "domain-unpaused"),
+        event_of(qube, "domain-start", {"start_guid": guid}),
     )
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from caisson.engines import Engine, Instance
 from caisson.errors import EngineError
-from caisson.lifecycle.events import EventBus, Subscription
+from caisson.lifecycle.events import EventBus, Hearing, Subscription
 from caisson.lifecycle.ledger import Ledger
-from caisson.model import Event, Qube
+from caisson.model import Qube
+from caisson.model.events import event_of
 
 EVENT = "vm-stats"
 _KIB = 1024
@@ -38,13 +39,20 @@ class Stats:
         self._last: dict[Instance, _Sample] = {}
 
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator[Subscription]:
-        """Hear an event `vm-stats` for each running qube, every `stats_interval` seconds."""
+    async def listen(
+        self, hearing: Hearing | None = None, *, patience: float | None = None
+    ) -> AsyncIterator[Subscription]:
+        """Hear an event `vm-stats` for each running qube, every `stats_interval` seconds.
+
+        Args:
+            hearing: which of them are heard; None for all.
+            patience: how many seconds one may stay queued; None for any time.
+        """
         self._listeners += 1
         if self._measuring is None:
             self._measuring = asyncio.create_task(self._measure_on())
         try:
-            with self._bus.subscribe() as subscription:
+            with self._bus.subscribe(hearing, patience=patience) as subscription:
                 yield subscription
         finally:
             self._listeners -= 1
@@ -84,7 +92,7 @@ class Stats:
             if usage.swap is not None:
                 kwargs["swap_used"] = usage.swap
             self._bus.publish(
-                Event(qube.name, EVENT, {key: str(kwargs[key]) for key in _ORDER if key in kwargs})
+                event_of(qube, EVENT, {key: str(kwargs[key]) for key in _ORDER if key in kwargs})
             )
 
     def _limits(self, qube: Qube) -> dict[str, int]:

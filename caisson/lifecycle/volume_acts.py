@@ -14,6 +14,7 @@ from caisson.errors import NotHaltedError, StorageError
 from caisson.lifecycle.ledger import Ledger
 from caisson.lifecycle.volumes import Commit, Volumes
 from caisson.model import Change, Event, PowerState, Qube, VolumeState
+from caisson.model.events import event_of
 from caisson.model.storage_plans import NO_SNAPSHOTS
 from caisson.model.volumes import HOST, KERNEL, PRIVATE
 from caisson.names import VolumeName
@@ -161,7 +162,7 @@ def _require_clearable(volume: VolumeState) -> None:
 
 
 def _event(qube: Qube, event: str, /, **values: str) -> Event:
-    return Event(qube.name, event, {key: str(value) for key, value in values.items()})
+    return event_of(qube, event, {key: str(value) for key, value in values.items()})
 
 
 def _now() -> int:

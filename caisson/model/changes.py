@@ -152,11 +152,14 @@ class Event:
         subject: the qube it is about; None for the application itself.
         name: such as `property-set:netvm`.
         kwargs: rendered values, in the order of the sheet.
+        about: which qube it is about, also where that is told in `kwargs`; a name may pass to
+            another one. None for the application itself; never told.
     """
 
     subject: QubeName | None
     name: str
     kwargs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    about: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from caisson.model.changes import (
     AddTag,
@@ -16,15 +17,19 @@ from caisson.model.property import Owner
 from caisson.model.qube import Qube
 from caisson.names import FeatureName, Tag
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
-def event_of(owner: Owner, name: str, kwargs: Mapping[str, str]) -> Event:
+
+def event_of(owner: Owner, name: str, kwargs: Mapping[str, str] = _NOTHING) -> Event:
     """An event about a qube, or about the system."""
-    return Event(None if owner is None else owner.name, name, kwargs)
+    if owner is None:
+        return Event(None, name, kwargs)
+    return Event(owner.name, name, kwargs, owner.uuid)
 
 
 def reset_event(qube: Qube, name: str) -> Event:
     """A computed property has another value now."""
-    return Event(qube.name, f"property-reset:{name}", {"name": name})
+    return event_of(qube, f"property-reset:{name}", {"name": name})
 
 
 def joined(changes: Iterable[Change]) -> Change:
@@ -41,7 +46,7 @@ def tagged(qube: Qube, tag: Tag) -> Change:
     """A qube gets a tag."""
     return Change(
         ops=(AddTag(qube.uuid, tag),),
-        events=(Event(qube.name, f"domain-tag-add:{tag}", {"tag": str(tag)}),),
+        events=(event_of(qube, f"domain-tag-add:{tag}", {"tag": str(tag)}),),
     )
 
 
@@ -49,7 +54,7 @@ def untagged(qube: Qube, tag: Tag) -> Change:
     """A qube loses a tag."""
     return Change(
         ops=(RemoveTag(qube.uuid, tag),),
-        events=(Event(qube.name, f"domain-tag-delete:{tag}", {"tag": str(tag)}),),
+        events=(event_of(qube, f"domain-tag-delete:{tag}", {"tag": str(tag)}),),
     )
 
 
@@ -60,9 +65,9 @@ def feature_set(qube: Qube, name: FeatureName, value: str) -> Change:
         kwargs["oldvalue"] = qube.features[name]
     return Change(
         ops=(SetFeature(qube.uuid, name, value),),
-        before=(Event(qube.name, f"domain-feature-pre-set:{name}", kwargs),),
+        before=(event_of(qube, f"domain-feature-pre-set:{name}", kwargs),),
         events=(
-            Event(qube.name, f"domain-feature-set:{name}", kwargs),
+            event_of(qube, f"domain-feature-set:{name}", kwargs),
             *_icon_follows(qube, name),
         ),
     )
@@ -73,9 +78,9 @@ def feature_removed(qube: Qube, name: FeatureName) -> Change:
     kwargs = {"feature": str(name)}
     return Change(
         ops=(RemoveFeature(qube.uuid, name),),
-        before=(Event(qube.name, f"domain-feature-pre-delete:{name}", kwargs),),
+        before=(event_of(qube, f"domain-feature-pre-delete:{name}", kwargs),),
         events=(
-            Event(qube.name, f"domain-feature-delete:{name}", kwargs),
+            event_of(qube, f"domain-feature-delete:{name}", kwargs),
             *_icon_follows(qube, name),
         ),
     )

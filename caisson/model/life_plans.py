@@ -261,7 +261,7 @@ class LifePlans(Numbers):
                 *(AddTag(uuid, tag) for tag in sorted(marks)),
                 *(SetVolume(uuid, sized(each, sources.get(each.name))) for each in volumes),
             ),
-            events=(Event(None, "domain-add", {"vm": str(birth.name)}),),
+            events=(Event(None, "domain-add", {"vm": str(birth.name)}, uuid),),
         )
 
     def _first_properties(self, birth: _Birth) -> dict[PropertyName, str]:
@@ -369,8 +369,8 @@ class LifePlans(Numbers):
         kwargs = {"vm": str(qube.name)}
         gone = Change(
             ops=(RemoveQube(qube.uuid),),
-            before=(Event(None, "domain-pre-delete", kwargs),),
-            events=(Event(None, "domain-delete", kwargs),),
+            before=(Event(None, "domain-pre-delete", kwargs, qube.uuid),),
+            events=(Event(None, "domain-delete", kwargs, qube.uuid),),
         )
         return joined((gone, *self._disowned(qube)))
 

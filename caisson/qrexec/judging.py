@@ -3,9 +3,69 @@
 from __future__ import annotations
 
 from caisson.names import DOM0
-from caisson.policy import Allow, Ask, Decision, Request
+from caisson.policy import (
+    Allow,
+    Ask,
+    BrokenPolicy,
+    Decision,
+    PolicyError,
+    PolicySet,
+    Request,
+    SystemInfo,
+    decide,
+)
 from caisson.qrexec.known import Known
 from caisson.qrexec.rules import Rules
+
+_MOST_REMEMBERED = 4_096
+_LONGEST_REMEMBERED = 256
+"""An argument may be as long as a request."""
+
+
+class View:
+    """One policy and one snapshot of what exists; what it said once it need not find out again.
+
+    Args:
+        policy: the rules.
+        system: what exists.
+    """
+
+    def __init__(self, policy: PolicySet | BrokenPolicy, system: SystemInfo) -> None:
+        self._policy = policy
+        self._system = system
+        self._allowed: dict[tuple[str, str, str, str], bool] = {}
+
+    def is_of(self, policy: PolicySet | BrokenPolicy, system: SystemInfo) -> bool:
+        """Whether it is a view of just these."""
+        return self._policy is policy and self._system is system
+
+    def judge(self, source: str, service: str, argument: str, target: str) -> Decision:
+        """Decide one call, see `Judge.judge`."""
+        return decide(Request(service, f"+{argument}", source, target), self._policy, self._system)
+
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        """Whether the call may reach the admin qube without a question.
+
+        The admin qube itself is not policed: nobody acts in its name here.
+        """
+        call = (source, service, argument, target)
+        allowed = self._allowed.get(call)
+        if allowed is None:
+            allowed = source != DOM0 and _reaches_dom0(self.judge(*call))
+            if len(self._allowed) >= _MOST_REMEMBERED:
+                self._allowed.clear()
+            if len(argument) <= _LONGEST_REMEMBERED:
+                self._allowed[call] = allowed
+        return allowed
+
+    def permits(self, source: str, service: str, argument: str, target: str) -> bool:
+        """As `allows`, or after a person was asked who may pick the admin qube."""
+        if source == DOM0:
+            return False
+        decision = self.judge(source, service, argument, target)
+        if isinstance(decision, Ask):
+            return _reaches_dom0(decision.choose(DOM0))
+        return _reaches_dom0(decision)
 
 
 class Judge:
@@ -22,6 +82,17 @@ class Judge:
     def __init__(self, rules: Rules, known: Known) -> None:
         self._rules = rules
         self._known = known
+        self._view = View(BrokenPolicy(PolicyError("it is not read yet")), known.system)
+
+    def now(self) -> View:
+        """What the files say and what exists now: for judgements with nothing awaited between.
+
+        Looking at the files is most of what a judgement costs.
+        """
+        policy, system = self._rules.current(), self._known.system
+        if not self._view.is_of(policy, system):
+            self._view = View(policy, system)
+        return self._view
 
     def judge(self, source: str, service: str, argument: str, target: str) -> Decision:
         """Decide one call.
@@ -32,25 +103,15 @@ class Judge:
             argument: the text behind the `+`; empty for none.
             target: what the caller asks for, as a policy spells it (`work`, `@adminvm`).
         """
-        return self._rules.decide(
-            Request(service, f"+{argument}", source, target), self._known.system
-        )
+        return self.now().judge(source, service, argument, target)
 
     def allows(self, source: str, service: str, argument: str, target: str) -> bool:
-        """Whether the call may reach the admin qube without a question.
-
-        The admin qube itself is not policed: nobody acts in its name here.
-        """
-        return source != DOM0 and _reaches_dom0(self.judge(source, service, argument, target))
+        """Whether the call may reach the admin qube without a question."""
+        return self.now().allows(source, service, argument, target)
 
     def permits(self, source: str, service: str, argument: str, target: str) -> bool:
         """As `allows`, or after a person was asked who may pick the admin qube."""
-        if source == DOM0:
-            return False
-        decision = self.judge(source, service, argument, target)
-        if isinstance(decision, Ask):
-            return _reaches_dom0(decision.choose(DOM0))
-        return _reaches_dom0(decision)
+        return self.now().permits(source, service, argument, target)
 
 
 def _reaches_dom0(decision: Decision) -> bool:

@@ -12,7 +12,7 @@ from admin_lab import Daemon, running_daemon
 from caisson.admin import Services
 from caisson.admin.copy_tokens import MOST
 from caisson.admin.registry import Door
-from caisson.model import Event, VolumeState
+from caisson.model import VolumeState
 from caisson.names import VolumeName
 from caisson.storage import Pool
 
@@ -97,8 +97,7 @@ class News:
 
     def take(self) -> list[tuple[str | None, str, list[tuple[str, str]]]]:
         """The events since the last look."""
-        events: list[Event] = list(self._heard._events)
-        self._heard._events.clear()
+        events = self._heard.take()
         return [(event.subject, event.name, list(event.kwargs.items())) for event in events]
 
 

@@ -355,7 +355,7 @@ class Life(RuleBasedStateMachine):
                 case name if name in _TOLD:
                     assert subject in self.listener
                     self.listener[subject] = _TOLD[name]
-        self.lab.heard._events.clear()
+        self.lab.heard.take()
         assert self.listener == self.states
 
 

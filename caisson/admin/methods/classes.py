@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from caisson.admin.methods.text import listing
 from caisson.admin.registry import Call, Scope, To, method
 from caisson.model import Klass, Qube
 from caisson.names import DOM0
+
+_UNBROKEN = 200
+"""So many qubes are judged before others get a turn."""
 
 
 @method(
@@ -26,11 +31,19 @@ async def list_classes(_call: Call) -> str:
 )
 async def list_qubes(call: Call) -> str:
     """List all qubes, or the one."""
-    return listing(
-        f"{qube.name} class={qube.klass} state={call.qubes.state_of(qube)} uuid={qube.uuid}"
-        for qube in shown_qubes(call)
-        if call.shows(qube)
-    )
+    qubes = shown_qubes(call)
+    if call.shows is None:
+        return listing(_line(call, qube) for qube in qubes)
+    lines: list[str] = []
+    for start in range(0, len(qubes), _UNBROKEN):
+        shown = call.shows()
+        lines += [_line(call, qube) for qube in qubes[start : start + _UNBROKEN] if shown(qube)]
+        await asyncio.sleep(0)
+    return listing(lines)
+
+
+def _line(call: Call, qube: Qube) -> str:
+    return f"{qube.name} class={qube.klass} state={call.qubes.state_of(qube)} uuid={qube.uuid}"
 
 
 def shown_qubes(call: Call) -> list[Qube]:

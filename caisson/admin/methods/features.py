@@ -75,7 +75,7 @@ def _declare_reader(name: str, chain: Chain, help_text: str) -> None:
         looked_at = (
             qube
             for qube in chain(system, call.destination)
-            if qube is not system.dom0 or call.shows(reading(qube))
+            if qube is not system.dom0 or call.look()(reading(qube))
         )
         value = system.feature(looked_at, feature)
         if value is None:

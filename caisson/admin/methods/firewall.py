@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from caisson.admin.registry import Access, Call, Text, To, method
 from caisson.errors import CaissonError, NotImplementedHereError
-from caisson.model import Change, Event, Klass, firewall
+from caisson.model import Change, Klass, firewall
+from caisson.model.events import event_of
 
 
 @method(
@@ -49,7 +50,7 @@ async def reload_rules(call: Call) -> None:
 
 
 async def _tell(call: Call) -> None:
-    await call.commit(Change(events=(Event(call.destination.name, "firewall-changed"),)))
+    await call.commit(Change(events=(event_of(call.destination, "firewall-changed"),)))
 
 
 def _refuse_remote(call: Call) -> None:

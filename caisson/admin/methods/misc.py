@@ -5,25 +5,27 @@ The caller is the source of the call, whatever it says; the admin qube is its de
 
 from __future__ import annotations
 
-import time
+from datetime import datetime, timedelta
 
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
 from caisson.errors import ProtocolError
 from caisson.ext.core_features import announced
-from caisson.model import Event, Qube
-from caisson.model.events import joined
-from caisson.names import DOM0, shown
+from caisson.model import Qube
+from caisson.model.events import event_of, joined
+from caisson.names import DOM0, FeatureName, shown
 
 _DIGITS_LONGEST = 19
-UPDATES = "updates-available"
-LAST_CHECK = "last-updates-check"
-LAST_UPDATE = "last-update"
+_TIME = "%Y-%m-%d %H:%M:%S"
+_FRESH = timedelta(minutes=1)
+UPDATES = FeatureName("updates-available")
+LAST_CHECK = FeatureName("last-updates-check")
+LAST_UPDATE = FeatureName("last-update")
 
 
 async def _announce(call: Call) -> None:
     """Let extensions look at what the caller announces."""
     found = announced(call.extensions.core, call.origin)
-    event = Event(call.origin.name, "features-request", {"untrusted_features": repr(found)})
+    event = event_of(call.origin, "features-request", {"untrusted_features": repr(found)})
     await call.extensions.tell(event)
 
 
@@ -56,12 +58,25 @@ async def notify_updates(call: Call) -> None:
         *_, template = call.qubes.system.template_chain(qube)
     if template is not qube and count == 0:
         return
-    today = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
-    features = {UPDATES: "1" if count else "", LAST_CHECK: today}
-    if count == 0:
-        features[LAST_UPDATE] = today
-    plan = call.qubes.system.plan_feature
-    await call.qubes.commit(joined(plan(template, name, text) for name, text in features.items()))
+    now = datetime.now().replace(microsecond=0)  # noqa: DTZ005 - shown to people of this machine
+    features = {}
+    if template.features.get(UPDATES) != (found := "1" if count else ""):
+        features[UPDATES] = found
+    for name in (LAST_CHECK, LAST_UPDATE) if count == 0 else (LAST_CHECK,):
+        if not _is_fresh(template.features.get(name, ""), now):
+            features[name] = now.strftime(_TIME)
+    if features:
+        plan = call.qubes.system.plan_feature
+        await call.qubes.commit(joined(plan(template, *each) for each in features.items()))
+
+
+def _is_fresh(noted: str, now: datetime) -> bool:
+    """Whether a time was noted a moment ago: a flood of calls is not worth a write each."""
+    try:
+        age = now - datetime.strptime(noted, _TIME)  # noqa: DTZ007 - as it was written
+    except ValueError:
+        return False
+    return timedelta() <= age < _FRESH
 
 
 def _count(untrusted: bytes) -> int:

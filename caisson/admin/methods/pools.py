@@ -206,10 +206,11 @@ async def list_volumes(call: Call) -> str:
     """List the volumes of a pool by their names in it, sorted, of qubes that the caller sees."""
     system = call.qubes.system
     pool = system.pool(call.untrusted_argument)
+    sees = call.look()
     ids = {
         system.volume_id(qube, volume)
         for qube, volume in system.volumes_in(pool.name)
-        if call.shows(qube)
+        if sees(qube)
     }
     return listing(sorted(ids - {""}))
 

@@ -58,10 +58,11 @@ def _declare(prefix: str, to: To, scope: Scope) -> None:  # noqa: C901 - seven t
     async def get_all(call: Call) -> str:
         system = call.qubes.system
         properties = system.properties(owner(call))
+        sees = call.look()
         return listing(
             f"{name} {escaped(state(system, owner(call), properties[name]))}"
             for name in sorted(properties)
-            if call.shows(reading(call, name))
+            if sees(reading(call, name))
         )
 
     @method(

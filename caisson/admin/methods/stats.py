@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from caisson.admin.methods.events import CONNECTED
+from caisson.admin.bounds import ANSWER_SECONDS
+from caisson.admin.methods.events import CONNECTED, Wanted
 from caisson.admin.registry import Call, stream_method
 from caisson.model import Event
-from caisson.names import DOM0
 
 
 @stream_method(
@@ -17,7 +17,6 @@ from caisson.names import DOM0
 async def stream_stats(call: Call) -> AsyncGenerator[Event, None]:
     """Tell what running qubes use until the client leaves."""
     yield CONNECTED
-    async with call.qubes.stats.listen() as events:
+    async with call.qubes.stats.listen(Wanted.by(call), patience=ANSWER_SECONDS) as events:
         async for event in events:
-            if call.destination.name in {DOM0, event.subject} and call.shows(event):
-                yield event
+            yield event
