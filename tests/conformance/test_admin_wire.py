@@ -485,8 +485,8 @@ async def test_listener_that_leaves_is_forgotten_without_waiting_for_an_event(
     daemon: Daemon,
 ) -> None:
     """Otherwise listeners pile up in a quiet system."""
-    listeners = daemon.qubes.events._subscriptions
-    own = len(listeners)  # the extensions
+    bus = daemon.qubes.events
+    own = bus.listeners  # the extensions
     connections = []
     for _ in range(10):
         reader, writer = await daemon.connect()
@@ -494,10 +494,10 @@ async def test_listener_that_leaves_is_forgotten_without_waiting_for_an_event(
         writer.write_eof()
         await _event(reader)
         connections.append(writer)
-    assert len(listeners) == own + 10
+    assert bus.listeners == own + 10
     for writer in connections:
         writer.close()
-    await until(lambda: len(listeners) == own)
+    await until(lambda: bus.listeners == own)
 
 
 async def test_daemon_stops_although_somebody_listens(tmp_path: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Iterable, Mapping
 
 import pytest
 from admin_rig import AdminRig, Daemon, daemon_rig, exception, served_by
 from broker_rig import PATIENCE, prompt_agent, until
 
 from caisson.admin import pipes
+from caisson.admin.bounds import MOST_AT_ONCE, MOST_STREAMS
+from caisson.lifecycle import DomainInfo
+from caisson.model import AddTag, Change, System
 from caisson.qrexec import AdminCall
 from caisson.qrexec.admin_messages import MOST_OF_ONE
 
@@ -206,20 +210,67 @@ async def test_a_call_is_served_though_its_caller_waits_for_nothing():
         await until(lambda: "good" in work.tags)
 
 
-async def test_streams_of_one_qube_neither_stop_anothers_calls_nor_exceed_its_share():
-    """One more than its share fails with 125; when one ends there is room again."""
+async def test_streams_of_one_qube_do_not_exceed_its_share_and_stop_no_calls():
+    """One more than its share is refused by name; when one ends there is room again."""
     async with daemon_rig(ADMIN, "mgmt", "work") as daemon:
-        streams = [await daemon.begin("mgmt", "dom0", "admin.Events") for _ in range(MOST_OF_ONE)]
+        methods = ("admin.Events", "admin.vm.Stats")
+        streams = [
+            await daemon.begin("mgmt", "dom0", methods[number % 2])
+            for number in range(MOST_STREAMS)
+        ]
         for stream in streams:
             stream.end_input()
             await stream.read(1)
-        assert (await daemon.call("mgmt", "dom0", "admin.vm.List")).verdict[:4] == b"E125"
-        assert (await daemon.call("work", "dom0", "admin.vm.List")).code == 0
-        streams.pop().leave()
-        await until(lambda: daemon.listeners() == MOST_OF_ONE - 1)
-        await passes_again(daemon)
+        for method in methods:
+            refusal = await daemon.call("mgmt", "dom0", method)
+            assert exception(refusal.out) == "QubesException"
+            assert b"has too many streams" in refusal.out
+        for source in ("mgmt", "work"):
+            assert (await daemon.call(source, "dom0", "admin.vm.List")).code == 0
+        streams.pop(0).leave()
+        await until(lambda: daemon.listeners() == MOST_STREAMS // 2 - 1)
+        streams.append(await daemon.begin("mgmt", "dom0", "admin.Events"))
+        streams[-1].end_input()
+        assert await streams[-1].read(1) == b"1"
         for stream in streams:
             stream.leave()
+
+
+async def test_a_flood_of_calls_is_worked_on_two_at_a_time_and_delays_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The others wait; another qube's call, and a call that may wait for a qube, do not."""
+    many = 12
+    async with daemon_rig(ADMIN + "* * mgmt @anyvm allow target=dom0\n", "mgmt", "work") as daemon:
+        begun: list[str] = []
+        gate = asyncio.Event()
+        push = daemon.rig.link.push
+
+        async def held(changed: Mapping[str, DomainInfo], removed: Iterable[str] = ()) -> None:
+            await gate.wait()
+            await push(changed, removed)
+
+        def noted(system: System, change: Change) -> Change:
+            begun.extend(op.tag for op in change.ops if isinstance(op, AddTag))
+            return change
+
+        monkeypatch.setattr(daemon.rig.link, "push", held)
+        monkeypatch.setattr(daemon.qubes._ledger, "rule", noted)
+        flood = []
+        for number in range(many):
+            flood.append(await daemon.begin("mgmt", "work", f"admin.vm.tag.Set+t{number:02}"))
+            flood[-1].end_input()
+        assert (await daemon.call("work", "dom0", "admin.vm.List")).code == 0
+        killed = await daemon.call("mgmt", "work", "admin.vm.Kill")
+        assert exception(killed.out) == "QubesVMNotStartedError"
+        lines = daemon.piped._responder._turns._lines
+        await until(lambda: lines["mgmt"].calls == many)
+        assert len(begun) == MOST_AT_ONCE
+        gate.set()
+        for session in flood:
+            assert (await session.finish()).out == b"0\0"
+        assert sorted(begun) == [f"t{number:02}" for number in range(many)]
+        assert lines == {}
 
 
 async def test_callers_that_leave_keep_their_share_until_qubesd_is_done():

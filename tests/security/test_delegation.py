@@ -10,7 +10,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from admin_lab import SOON, Daemon, running_daemon
+from admin_lab import SOON, Daemon, TextView, running_daemon, until
+
+from caisson.admin import Services, wire
+from caisson.admin.bounds import MOST_STREAMS
+from caisson.admin.methods import METHODS, classes
+from caisson.admin.registry import Door
+from caisson.ext import Core, Extensions
+from caisson.model.events import event_of
+from caisson.policy import Decision, PolicySet, Request, SystemInfo
 
 from caisson.errors import PermissionDeniedError
 from caisson.names import QubeName
@@ -236,6 +244,127 @@ async def test_a_right_that_is_withdrawn_ends_what_a_listener_hears(daemon: Daem
         await daemon.ok("admin.vm.tag.Set+z", "mine")
         assert (await reader.readuntil(b"\0z\0\0")).startswith(b"1\0mine\0domain-tag-add:z\0")
     writer.close()
+
+
+async def _listening(
+    daemon: Daemon, source: str = "mgmt"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a stream of events and wait for its beginning."""
+    reader, writer = await daemon.connect()
+    writer.write(f"admin.Events+ {source} name dom0".encode() + b"\0")
+    writer.write_eof()
+    async with asyncio.timeout(SOON):
+        await reader.readuntil(b"established\0\0")
+    return reader, writer
+
+
+async def test_nobody_hears_what_happened_to_a_former_qube_of_that_name(daemon: Daemon) -> None:
+    """However late it reads: an event is about a qube, not about a name."""
+    reader, writer = await _listening(daemon)
+    bus, mine = daemon.qubes.events, daemon.qubes.system.qube("mine")
+    for _ in range(4):  # more than the socket holds: from here on, events are queued
+        bus.publish(event_of(mine, "filled", {"with": "A" * 500_000}))
+    await daemon.ok("admin.vm.Create.AppVM", payload=b"name=secret label=black")
+    former = daemon.qubes.system.qube("secret")
+    await daemon.ok("admin.vm.feature.Set+launch-code", "secret", b"0000-1234")
+    await daemon.ok("admin.vm.Remove", "secret")
+    name = b"name=secret label=red"
+    assert await _by_mgmt(daemon, "admin.vm.Create.AppVM+tpl", "dom0", name)
+    bus.publish(event_of(former, "late-news", {"code": "0000-1234"}))
+    await daemon.ok("admin.vm.tag.Set+end", "secret")
+    heard = b""
+    async with asyncio.timeout(SOON):
+        while not heard.endswith(b"\0end\0\0"):
+            heard += await reader.read(1 << 20)
+    for ended in (b"0000-1234", b"domain-delete", b"late-news"):
+        assert ended not in heard
+    assert heard.count(b"domain-add\0vm\0secret\0\0") == 1
+    writer.close()
+
+
+async def test_an_administrator_hears_of_the_end_of_its_own_qubes_only(daemon: Daemon) -> None:
+    """Though the policy cannot judge a qube that is gone: what was before its end counts."""
+    reader, writer = await _listening(daemon)
+    await daemon.ok("admin.vm.Remove", "work")
+    await daemon.ok("admin.vm.Remove", "mine")
+    async with asyncio.timeout(SOON):
+        heard = await reader.readuntil(b"domain-remove-from-disk\0\0")
+    assert heard == (
+        b"1\0\0domain-pre-delete\0vm\0mine\0\0"
+        b"1\0\0domain-delete\0vm\0mine\0\0"
+        b"1\0mine\0domain-remove-from-disk\0\0"
+    )
+    writer.close()
+
+
+async def test_events_of_others_cost_one_judgement_for_all_streams_of_a_qube(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are never queued: one qube's streams leave the daemon to the others."""
+    judged: list[Request] = []
+    decide = PolicySet.decide
+
+    def noted(policy: PolicySet, request: Request, domains: SystemInfo) -> Decision:
+        judged.append(request)
+        return decide(policy, request, domains)
+
+    streams = [await _listening(daemon) for _ in range(MOST_STREAMS)]
+    monkeypatch.setattr(PolicySet, "decide", noted)
+    work, mine = map(daemon.qubes.system.qube, ("work", "mine"))
+    daemon.qubes.events.publish(*(event_of(work, f"happened:{n}") for n in range(300)))
+    daemon.qubes.events.publish(event_of(mine, "end"))
+    for reader, writer in streams:
+        async with asyncio.timeout(SOON):
+            assert await reader.readuntil(b"\0end\0\0") == b"1\0mine\0end\0\0"
+        writer.close()
+    assert len(judged) == 301
+
+
+async def test_a_qube_may_have_so_many_streams_and_the_admin_qube_any_number(
+    daemon: Daemon,
+) -> None:
+    """Whichever methods they go through; when one ends there is room again."""
+    streams = [await _listening(daemon, "dom0") for _ in range(MOST_STREAMS + 1)]
+    streams += [await _listening(daemon) for _ in range(MOST_STREAMS)]
+    for method in ("admin.Events", "admin.vm.Stats"):
+        reply = await daemon.ask(method, source="mgmt")
+        assert reply.startswith(b"2\0QubesException\0")
+        assert b"has too many streams" in reply
+    _, last = streams.pop()
+    last.close()
+    expected = daemon.qubes.events.listeners - 1
+    await until(lambda: daemon.qubes.events.listeners == expected)
+    streams.append(await _listening(daemon))
+    for _, writer in streams:
+        writer.close()
+
+
+@pytest.mark.parametrize(("source", "looks"), [("dom0", 0), ("mgmt", 3)])
+async def test_a_long_list_is_judged_batch_by_batch_and_lets_others_run_in_between(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, source: str, looks: int
+) -> None:
+    """One look at the policy a batch; a list that nobody judges takes none."""
+    qubes = daemon.qubes.system.qubes
+    monkeypatch.setattr(classes, "_UNBROKEN", -(-len(qubes) // 3))
+    extensions = Extensions.load(Core(daemon.qubes, daemon.policy))
+    request = wire.Request("admin.vm.List", "", source, "dom0", b"")
+    call = METHODS.call(Services(), extensions, request, Door.ADMIN)
+    taken: list[TextView] = []
+    now = daemon.policy.now
+
+    def look() -> TextView:
+        taken.append(now())
+        return taken[-1]
+
+    monkeypatch.setattr(daemon.policy, "now", look)
+    listing = asyncio.create_task(classes.list_qubes(call))
+    turns = 0
+    while not listing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len(taken) == looks
+    assert turns >= looks
+    assert len(listing.result().splitlines()) == (len(qubes) if source == "dom0" else 2)
 
 
 async def test_a_new_qube_of_an_old_name_is_a_stranger(daemon: Daemon) -> None:

@@ -106,6 +106,36 @@ async def test_updates_are_noted_where_they_are_installed(
         assert ("last-update" in features) == (found == "")
 
 
+@pytest.mark.parametrize(("caller", "payload"), [("work", b"3"), ("tpl", b"3"), ("tpl", b"0")])
+async def test_updates_that_are_noted_already_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caller: str, payload: bytes
+) -> None:
+    """A flood costs no write; when it was checked is noted anew a minute later."""
+    raw = f"qubes.NotifyUpdates+ {caller} name dom0".encode() + b"\0" + payload
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        assert await daemon.send(raw, door=Door.MISC) == b"0\0"
+        noted = await _features(daemon, "tpl")
+        written: list[str] = []
+        store = daemon.qubes._ledger._store
+        write = store.write
+
+        def note(ops: tuple[SetFeature, ...]) -> None:
+            written.extend(op.name for op in ops)
+            write(ops)
+
+        monkeypatch.setattr(store, "write", note)
+        for _ in range(20):
+            assert await daemon.send(raw, door=Door.MISC) == b"0\0"
+        assert written == []
+        assert await _features(daemon, "tpl") == noted
+        for old in (b"2001-01-01 00:00:00", b"9999-01-01 00:00:00", b"lately"):
+            await daemon.ok("admin.vm.feature.Set+last-updates-check", "tpl", old)
+            written.clear()
+            assert await daemon.send(raw, door=Door.MISC) == b"0\0"
+            assert written == ["last-updates-check"]
+
+
 async def test_a_qube_cannot_hide_the_updates_of_its_template(tmp_path: Path) -> None:
     """Its word that there are none counts for nothing."""
     async with running_daemon(tmp_path, policy=POLICY) as daemon:

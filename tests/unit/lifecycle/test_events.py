@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from lifecycle_lab import BASE, NET, TEMPLATE, WORK, Lab, until
@@ -181,6 +182,121 @@ async def test_a_listener_that_is_too_slow_loses_the_subscription_and_not_single
     assert [event async for event in slow] == []
     bus.publish(made[0])
     assert [event async for event in slow] == []
+
+
+async def test_a_listener_that_leaves_too_much_text_unread_loses_the_subscription(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Few events may be long; what was read does not count any more."""
+    monkeypatch.setattr(events, "_MOST_BYTES", 1_000)
+    bus = EventBus()
+    slow, quick = bus.subscribe(), bus.subscribe()
+    for _ in range(10):
+        event = Event(None, "n" * 100, {"k" * 100: "v" * 50})
+        bus.publish(event)
+        assert await anext(quick) == event
+        assert sum(map(events._size, slow._events)) <= 1_000
+    assert await anext(slow, None) is None
+    assert bus.listeners == 1
+
+
+@pytest.mark.parametrize("patience", [None, 60.0])
+@pytest.mark.parametrize("by_event", [True, False])
+async def test_a_listener_that_lags_too_long_loses_the_subscription(
+    patience: float | None, by_event: bool
+):
+    """However little it leaves unread, and though it takes one from time to time."""
+    now = 0.0
+    bus = EventBus(clock=lambda: now)
+    slow = bus.subscribe(patience=patience)
+    made = [Event(None, str(number), {}) for number in range(4)]
+    bus.publish(*made[:3])
+    now = 59.0
+    assert await anext(slow) == made[0]
+    now = 61.0
+    if by_event:
+        bus.publish(made[3])
+    assert await anext(slow, None) == (made[1] if patience is None else None)
+    assert bus.listeners == (patience is None)
+
+
+async def test_a_listener_that_keeps_up_stays_though_it_never_rests():
+    """There was never a moment without something to read, but nothing was old."""
+    now = 0.0
+    bus = EventBus(clock=lambda: now)
+    heard = bus.subscribe(patience=60.0)
+    bus.publish(Event(None, "0"))
+    for number in range(10):
+        now += 50.0
+        bus.publish(Event(None, str(number + 1)))
+        assert (await anext(heard)).name == str(number)
+
+
+async def test_a_long_queue_is_not_worked_off_in_one_go():
+    """Others get their turns meanwhile, though every event is there already."""
+    bus = EventBus()
+    heard = bus.subscribe()
+    bus.publish(*(Event(None, str(number)) for number in range(1_000)))
+
+    async def read() -> None:
+        for _ in range(1_000):
+            await anext(heard)
+
+    reading = asyncio.create_task(read())
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 1_000 / events._UNBROKEN
+
+
+async def test_what_is_not_heard_is_never_queued_and_is_judged_once_for_all_alike():
+    """One look a batch, one judgement an event, however many listen the same way."""
+    looks = 0
+    judged: list[str] = []
+
+    def hearing() -> Callable[[Event], bool]:
+        nonlocal looks
+        looks += 1
+        return lambda event: judged.append(event.name) or event.name != "b"  # type: ignore[func-returns-value]
+
+    bus = EventBus()
+    alike = [bus.subscribe(hearing) for _ in range(8)]
+    bus.publish(Event(None, "a"), Event(None, "b"))
+    bus.publish(Event(None, "c"))
+    assert (looks, judged) == (2, ["a", "b", "c"])
+    assert [[event.name for event in each.take()] for each in alike] == [["a", "c"]] * 8
+
+
+async def test_a_hearing_that_fails_ends_its_own_subscriptions_only():
+    """What has happened is told to the others, and to whoever made it happen as well."""
+
+    def broken() -> Callable[[Event], bool]:
+        raise ZeroDivisionError
+
+    bus = EventBus()
+    deaf, sound = bus.subscribe(broken), bus.subscribe()
+    bus.publish(Event(None, "a"))
+    assert await anext(deaf, None) is None
+    assert (await anext(sound)).name == "a"
+
+
+async def test_every_event_about_a_qube_says_which_one(lab: Lab):
+    """Also those that tell its name in `vm`; a name may pass to another qube."""
+    name = QubeName("new")
+    with lab.qubes.events.subscribe() as heard:
+        for _ in range(2):
+            qube = await lab.qubes.create(Klass.APP, name, LabelName("red"), None, DOM0)
+            await lab.qubes.set_property(name, PropertyName("memory"), "500")
+            await lab.qubes.start(name)
+            await lab.qubes.kill(name)
+            await lab.settle()
+            await lab.qubes.remove(name)
+            told = heard.take()
+            assert {"domain-add", "domain-start", "domain-remove-from-disk"} <= {
+                event.name for event in told
+            }
+            assert {event.about for event in told} == {qube.uuid}
 
 
 async def test_a_subscription_that_ends_wakes_its_listener():

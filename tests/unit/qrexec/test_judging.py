@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caisson.paths import Paths
-from caisson.policy import Deny, SystemInfo
-from caisson.qrexec import BrokerLink, Judge, Rules
+from caisson.policy import Decision, Deny, Request, SystemInfo, decide
+from caisson.qrexec import BrokerLink, Judge, Rules, judging, rules
 from caisson.qrexec.known import Known
 
 POLICY = """\
@@ -93,6 +93,49 @@ def test_a_changed_file_and_a_changed_qube_count_for_the_very_next_call(paths: P
         broken.unlink()
     world.take({}, ["work"])
     assert not judge.allows("mgmt", "admin.A", "", "work")
+
+
+def test_a_view_is_what_was_and_the_next_one_is_what_is(paths: Paths):
+    """One look serves a batch; neither a file nor a qube changes it under way."""
+    world = known(work={"tags": ("t",)})
+    judge = Judge(Rules(paths), world)
+    call = ("mgmt", "admin.A", "", "work")
+    before = judge.now()
+    write(paths, "admin.A * mgmt @tag:t deny\n")
+    assert (before.allows(*call), judge.now().allows(*call)) == (True, False)
+    write(paths, "admin.A * mgmt @tag:t allow target=dom0\n")
+    granted = judge.now()
+    world.take({"work": info("work")})
+    assert (granted.allows(*call), judge.now().allows(*call)) == (True, False)
+
+
+def test_what_was_judged_once_is_remembered_as_long_as_nothing_changes(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+):
+    """For calls without a question, however often they are judged; the memory is bounded."""
+    judged: list[Request] = []
+
+    def noted(request: Request, *more: object) -> Decision:
+        judged.append(request)
+        return decide(request, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(judging, "decide", noted)
+    monkeypatch.setattr(judging, "_MOST_REMEMBERED", 4)
+    world = known(work={"tags": ("t",)})
+    monkeypatch.setattr(rules, "_TICK_NS", 0)  # the files are old enough
+    judge = Judge(Rules(paths), world)
+    calls = [("mgmt", "admin.A", argument, "work") for argument in ("", "b", "c", "d")]
+    for _ in range(3):
+        assert all(judge.allows(*call) for call in calls)
+    assert len(judged) == len(calls)
+    world.take({"mgmt": info("mgmt")})
+    assert judge.allows(*calls[0])
+    assert len(judged) == len(calls) + 1
+    for number in range(50):
+        assert judge.allows("mgmt", "admin.A", f"{number}", "work")
+        assert judge.allows("mgmt", "admin.A", f"{number}".zfill(60_000), "work")
+    assert len(judge.now()._allowed) <= 4
+    assert all(len(argument) < 1_000 for _, _, argument, _ in judge.now()._allowed)
 
 
 NAMES = st.sampled_from(["dom0", "a", "b", "c", "d"])
