@@ -16,12 +16,11 @@ from caisson.admin import Services, wire
 from caisson.admin.bounds import MOST_STREAMS
 from caisson.admin.methods import METHODS, classes
 from caisson.admin.registry import Door
+from caisson.errors import PermissionDeniedError
 from caisson.ext import Core, Extensions
 from caisson.model.events import event_of
-from caisson.policy import Decision, PolicySet, Request, SystemInfo
-
-from caisson.errors import PermissionDeniedError
 from caisson.names import QubeName
+from caisson.policy import Decision, PolicySet, Request, SystemInfo
 
 LOCAL = "@tag:created-by-mgmt allow target=dom0"
 POLICY = f"""

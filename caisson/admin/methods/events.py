@@ -41,6 +41,7 @@ class Wanted:
         return cls(None if uuid == ADMIN_UUID else uuid, call.shows)
 
     def __call__(self) -> Callable[[Event], bool]:
+        """What of the next batch of events is wanted."""
         """Look at the rules as they are now; the result says which events are told."""
         shown = None if self.shows is None else self.shows()
         return lambda event: (
