@@ -136,7 +136,7 @@ def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command with its parser."""
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     for name, entry in sorted(project["scripts"].items()):
-        module = import_module(entry.partition(":")[0])
+        module = import_module(f"caisson.tools.{entry.rpartition(':')[2]}")
         if hasattr(module, "parser"):
             yield name, module.parser()
 

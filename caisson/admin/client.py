@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import IO, ClassVar
 
 from caisson.admin import wire
-from caisson.errors import DaemonError
+from caisson.errors import DaemonError, ValueRefusedError
 from caisson.names import shown
 
 QREXEC_CLIENT = "qrexec-client-vm"
@@ -52,6 +52,7 @@ class Client:
             CaissonError: the daemon refused; the class tells the reason.
             NoAnswerError: it closed the connection without an answer, or the call was denied.
             DaemonError: there is no daemon.
+            ValueRefusedError: the payload is longer than a request may be.
         """
         with self._answer(method, argument, destination, payload) as chunks:
             reply = b"".join(chunks)
@@ -94,6 +95,8 @@ class Client:
             return self._piped([self.qrexec, destination, f"{method}+{argument}"], method, data)
         program = self._below_root(f"etc/qubes-rpc/{method}")
         if not os.access(program, os.X_OK):
+            # The daemon says best why there is no such program.
+            self.call("admin.vm.volume.Import", argument, destination)
             raise DaemonError(
                 f"the program `{program}` is missing", "it takes the data of volumes; install it"
             )
@@ -136,6 +139,11 @@ class Client:
         if self.qrexec is not None:
             yield self._over_qrexec(self.qrexec, method, argument, destination, payload)
             return
+        if len(request) > wire.LONGEST_REQUEST:
+            most = wire.LONGEST_REQUEST - (len(request) - len(payload))
+            raise ValueRefusedError(
+                f"the value is {len(payload)} bytes long; `{method}` takes at most {most}"
+            )
         with self._connection(request, self.socket_path) as connection:
             yield _received(connection)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from caisson.admin.client import Client, NoAnswerError, on_path
 from caisson.errors import CaissonError, NoSuchPropertyError
-from caisson.tools import properties, selection, terminal
+from caisson.tools import interrupts, properties, selection, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.device_words import parse_assignment, serialized
 from caisson.tools.properties import Owner, Shown
@@ -74,30 +75,61 @@ def clone(client: Client, wish: Wish) -> None:
     Raises:
         CaissonError: it failed.
     """
+    with cloned(client, wish):
+        pass
+
+
+@contextmanager
+def cloned(client: Client, wish: Wish) -> Iterator[None]:
+    """Copy a qube, which is removed again also if what follows fails or is interrupted.
+
+    Raises:
+        CaissonError: it was not copied.
+    """
     qubes = selection.listed(client)
     if wish.source not in qubes:
         raise selection.unknown(wish.source, qubes)
     source = Owner(wish.source)
-    klass = wish.klass or qubes[wish.source].klass
+    klass = qubes[wish.source].klass if wish.klass is None else selection.known_class(wish.klass)
     found = properties.read_all(client, source)
     values = {prop.name: prop.text for prop in found}
     method, payload = creation(
         wish.name, wish.label or values.get("label", ""), wish.pool, wish.pools
     )
     template = values.get("template", "") if klass in _TEMPLATED else ""
-    client.call(f"{method}.{klass}", template, payload=payload)
-    copy = _Copy(client, wish)
-    try:
-        copy.all(found)
-    except BaseException:
-        _take_back(client, wish.name)
-        raise
+    with created(client, wish.name, f"{method}.{klass}", template, payload):
+        _Copy(client, wish, qubes[wish.source].klass).all(found)
+        yield
+
+
+@contextmanager
+def created(
+    client: Client, name: str, method: str, template: str, payload: bytes
+) -> Iterator[None]:
+    """Create a qube, which is removed again if what follows fails or is interrupted.
+
+    Raises:
+        CaissonError: it was not created.
+    """
+    with interrupts.as_exceptions():
+        made = False
+        try:
+            # A Ctrl-C in the middle would leave it open whether there is something to remove.
+            with interrupts.held_back():
+                client.call(method, template, payload=payload)
+                made = True
+            yield
+        except BaseException:
+            if made:
+                _take_back(client, name)
+            raise
 
 
 def _take_back(client: Client, name: str) -> None:
     try:
-        client.call("admin.vm.Remove", destination=name)
-        terminal.say(f"qube `{name}` was removed again")
+        with interrupts.held_back():
+            client.call("admin.vm.Remove", destination=name)
+            terminal.say(f"qube `{name}` was removed again")
     except CaissonError as error:
         terminal.say(f"qube `{name}` could not be removed again: {error.message}")
 
@@ -105,8 +137,9 @@ def _take_back(client: Client, name: str) -> None:
 class _Copy:
     """The steps that fill a new qube."""
 
-    def __init__(self, client: Client, wish: Wish) -> None:
+    def __init__(self, client: Client, wish: Wish, klass: str) -> None:
         self._client = client
+        self._klass = klass
         self._wish = wish
         self._source = wish.source
         self._name = wish.name
@@ -148,6 +181,9 @@ class _Copy:
                 self._call("feature.Set", feature, self._read("feature.Get", feature))
 
     def _notes(self) -> None:
+        if self._klass in selection.ELSEWHERE:
+            # It has none, and says so.
+            return
         if notes := self._read("notes.Get"):
             self._call("notes.Set", payload=notes)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from caisson import __version__
 from caisson.admin.client import Client
@@ -25,26 +26,59 @@ class UsageError(CaissonError):
     """The command was called in a way that has no meaning; exit code 2."""
 
 
-def parser(name: str, purpose: str, epilog: str | None = None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors have the form of all errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(message, f"`{self.prog} --help`")
+
+
+class ActionParser(Parser):
+    """The parser of an action: it takes the common options too, behind the action's name."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+        # What is not given here must not undo what was given before the action.
+        _add_common(self, default=argparse.SUPPRESS)
+
+
+def parser(name: str, purpose: str, epilog: str | None = None) -> Parser:
     """A parser with the options that all commands share."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=name,
         description=purpose,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_common(made)
+    _add_common(made, default=None)
     return made
 
 
-def add_common(made: argparse.ArgumentParser) -> None:
-    """Add the options that all commands share."""
-    made.add_argument("--verbose", "-v", action="store_true", help="tell more on stderr")
-    made.add_argument("--quiet", "-q", action="store_true", help="tell errors only")
+def add_actions(
+    made: argparse.ArgumentParser, metavar: str, dest: str = "action", *, required: bool = False
+) -> argparse._SubParsersAction[ActionParser]:
+    """Let a command have actions, each with the common options and words of its own."""
+    return made.add_subparsers(
+        dest=dest, metavar=metavar, required=required, parser_class=ActionParser
+    )
+
+
+def _add_common(made: argparse.ArgumentParser, default: str | None) -> None:
+    switch: dict[str, Any] = {"action": "store_true", "default": default or False}
+    made.add_argument("--verbose", "-v", help="tell more on stderr", **switch)
+    made.add_argument("--quiet", "-q", help="tell errors only", **switch)
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__} (Caisson)")
     made.add_argument(
-        "--root", metavar="DIR", help="root directory of the instance (default: CAISSON_ROOT or /)"
+        "--root",
+        metavar="DIR",
+        default=default,
+        help="root directory of the instance (default: CAISSON_ROOT or /)",
     )
 
 
@@ -98,6 +132,16 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _drop_output()
         return FAILURE
+    except OSError as error:
+        _drop_output()
+        what = "output cannot be written" if error.filename is None else f"`{error.filename}`"
+        terminal.complain(CaissonError(f"{what}: {(error.strerror or str(error)).lower()}"))
+        return FAILURE
+
+
+def _drop_output() -> None:
+    """Keep Python from complaining, at its exit, about what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,7 @@ from caisson.admin.client import Client, NoAnswerError
 from caisson.errors import CaissonError, PermissionDeniedError, ProtocolError
 from caisson.tools import properties, selection
 from caisson.tools.parallel import at_once
-from caisson.tools.properties import Owner
+from caisson.tools.properties import Owner, Plain
 
 NOT_THERE = (ProtocolError, PermissionDeniedError, NoAnswerError)
 """How a daemon refuses a method that it does not have, or that the caller may not use."""
@@ -26,9 +26,14 @@ class Facts:
     klass: str
     state: str
     uuid: str
-    properties: dict[str, str | None] = field(default_factory=dict)
+    properties: dict[str, Plain] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
     features: dict[str, str] = field(default_factory=dict)
+
+    def text(self, name: str) -> str:
+        """The text of a property; empty where it has no value, or the qube does not have it."""
+        value = self.properties.get(name)
+        return "" if value is None else str(value)
 
 
 def read(
@@ -94,13 +99,13 @@ def _listed(client: Client) -> Iterator[Facts]:
         yield Facts(name, facts.get("class", ""), facts.get("state", ""), facts.get("uuid", ""))
 
 
-def _properties(client: Client, name: str, wanted: Collection[str]) -> dict[str, str | None]:
+def _properties(client: Client, name: str, wanted: Collection[str]) -> dict[str, Plain]:
     try:
         found = properties.read_all(client, Owner(name))
     except CaissonError:
         # It went away meanwhile, or its properties are none of the caller's business.
         return {}
-    return {prop.name: prop.value or None for prop in found if prop.name in wanted}
+    return {prop.name: prop.plain for prop in found if prop.name in wanted}
 
 
 def _features(client: Client, name: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from caisson.errors import CaissonError
 from caisson.names import DOM0
 from caisson.tools.inventory import Facts
 from caisson.tools.parallel import at_once
+from caisson.tools.properties import Plain
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "simple": ("name", "state", "class", "label", "template", "netvm"),
@@ -39,10 +40,13 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 MISSING = "-"
 _DISK = frozenset(FORMATS["disk"][2:])
+_NUMBERS = frozenset({"memory", *(field for field in _DISK if not field.endswith("_used"))})
 # `ipback` and `initialmem` are columns, but no property has ever had these names.
 _NO_PROPERTIES = frozenset(
     {"name", "state", "class", "uuid", "flags", "memory", "ipback", "initialmem", *_DISK}
 )
+EVERYWHERE = _NO_PROPERTIES.union(*FORMATS.values())
+"""The columns that are there whatever properties the qubes have."""
 _FOR_FLAGS = (
     "virt_mode",
     "updateable",
@@ -125,7 +129,16 @@ class Cells:
                 return self._memory[qube.name]
             case _ if field in _DISK:
                 return self._disk[qube.name].get(field, MISSING)
-        return qube.properties.get(field) or MISSING
+        return qube.text(field) or MISSING
+
+    def value(self, qube: Facts, field: str) -> Plain:
+        """What JSON has in the place of the cell; None for what is missing."""
+        if field in qube.properties:
+            return qube.properties[field]
+        text = self.text(qube, field)
+        if text == MISSING:
+            return None
+        return int(text) if field in _NUMBERS else text
 
     def row(self, qube: Facts, fields: Sequence[str]) -> list[str]:
         """The cells of one qube."""
@@ -147,6 +160,8 @@ class Cells:
             volumes = {volume: self._read_volume(name, volume) for volume in names}
         except CaissonError:
             return {}
+        if not volumes:
+            return {}
         cells = {"disk": str(sum(usage for usage, _ in volumes.values()) // _MIB)}
         for prefix, volume in (("priv", "private"), ("root", "root")):
             if volume in volumes:
@@ -163,17 +178,16 @@ class Cells:
 
 def flags(qube: Facts) -> str:
     """Class (a capital means full emulation), state, and six marks (sheet, section 8)."""
-    properties = qube.properties
     letter = _TYPE_LETTERS.get(qube.klass, "?")
-    if properties.get("virt_mode") == "hvm":
+    if qube.text("virt_mode") == "hvm":
         letter = letter.upper()
     marks = (
-        ("U", properties.get("updateable") == "True"),
-        ("N", properties.get("provides_network") == "True"),
-        ("R", properties.get("installed_by_rpm") == "True"),
+        ("U", qube.text("updateable") == "True"),
+        ("N", qube.text("provides_network") == "True"),
+        ("R", qube.text("installed_by_rpm") == "True"),
         ("i", bool(qube.features.get("internal"))),
-        ("D", properties.get("debug") == "True"),
-        ("A", properties.get("autostart") == "True"),
+        ("D", qube.text("debug") == "True"),
+        ("A", qube.text("autostart") == "True"),
     )
     state = _STATE_LETTERS.get(qube.state, MISSING)
     return letter + state + "".join(mark if given else MISSING for mark, given in marks)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from caisson.tools.command import pairs
+from caisson.admin.client import Client
+from caisson.errors import CaissonError
+from caisson.names import shown
+from caisson.tools import selection
+from caisson.tools.command import UsageError, pairs
 from caisson.tools.inventory import Facts
 from caisson.tools.properties import wire_name
 
+_NO_QUBE = frozenset({"none", ""})
 _STATES = ("Running", "Paused", "Halted")
 
 
@@ -41,6 +46,19 @@ def add_options(made: argparse.ArgumentParser) -> None:
     )
 
 
+def _words(text: str | None) -> list[str]:
+    return [] if text is None else text.split(",")
+
+
+def unknown_word(what: str, word: str, known: Iterable[str]) -> UsageError:
+    """The error for a word that stands for nothing, with the nearest one as its hint."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, sorted(filter(None, known)), n=1)
+    hint = f"did you mean `{shown(near[0])}`?" if near else None
+    return UsageError(f"{what} `{shown(word)}` does not exist", hint)
+
+
 class Filters:
     """Conditions that a qube has to meet, all of them."""
 
@@ -49,6 +67,7 @@ class Filters:
         self.tags = bool(arguments.tags or arguments.exclude_tags)
         self.features = False
         self._conditions: list[Callable[[Facts], bool]] = []
+        self._arguments = arguments
         self._add_facts(arguments)
         self._add_properties(arguments)
         self._add_features(arguments)
@@ -62,12 +81,37 @@ class Filters:
         """Whether a qube meets all."""
         return all(condition(qube) for condition in self._conditions)
 
+    def check(self, client: Client, qubes: Mapping[str, Facts]) -> None:
+        """Refuse a name that nothing has: a typing error would just list nothing.
+
+        Raises:
+            UsageError: a class, label or qube does not exist.
+        """
+        asked = self._arguments
+        classes = {*selection.CLASSES, *(qube.klass for qube in qubes.values())}
+        for klass in _words(asked.klass):
+            if klass not in classes:
+                raise unknown_word("class", klass, classes)
+        for name in (*_words(asked.template_source), *_words(asked.netvm_is)):
+            if name not in qubes and name.lower() not in _NO_QUBE:
+                raise unknown_word("qube", name, qubes)
+        labels = {qube.text("label") for qube in qubes.values()}
+        if not labels.issuperset(_words(asked.label)):
+            try:
+                labels.update(client.lines("admin.label.List"))
+            except CaissonError:
+                # Who may not know the labels may not be told which there are.
+                return
+        for label in _words(asked.label):
+            if label not in labels:
+                raise unknown_word("label", label, labels)
+
     def _add_facts(self, arguments: argparse.Namespace) -> None:
         states = {state for state in _STATES if getattr(arguments, state.lower())}
         if states:
             self._conditions.append(lambda qube: qube.state in states)
         if arguments.klass:
-            classes = arguments.klass.split(",")
+            classes = _words(arguments.klass)
             self._conditions.append(lambda qube: qube.klass in classes)
         if arguments.tags:
             self._conditions.append(lambda qube: qube.tags.issuperset(arguments.tags))
@@ -81,7 +125,7 @@ class Filters:
             ("netvm", arguments.netvm_is),
         ):
             if text is not None:
-                self._add_property(name, text.split(","))
+                self._add_property(name, _words(text))
         for key, value in pairs(arguments.prefs):
             self._add_property(wire_name(key), [value])
 
@@ -89,7 +133,7 @@ class Filters:
         # A qube cannot be called `none`, so that no value has two meanings.
         texts = {"" if value.lower() == "none" else value for value in values}
         self.properties.add(name)
-        self._conditions.append(lambda qube: (qube.properties.get(name) or "") in texts)
+        self._conditions.append(lambda qube: qube.text(name) in texts)
 
     def _add_features(self, arguments: argparse.Namespace) -> None:
         for feature in ("internal", "servicevm"):

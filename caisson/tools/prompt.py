@@ -6,7 +6,6 @@ what was typed before a question was there is not its answer.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -31,6 +30,7 @@ from caisson.errors import CaissonError
 from caisson.paths import Paths
 from caisson.qrexec.link import address
 from caisson.qrexec.prompt import ASK, NOTIFY, Notice, Question
+from caisson.tools import command
 from caisson.tools.terminal import harmless
 
 LONGEST_QUESTION = 16 * 1024 * 1024
@@ -48,7 +48,7 @@ _ENTER = frozenset({"\r", "\n"})
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer questions until interrupted."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="caisson prompt",
         description="Answer the questions that calls between qubes raise.",
         epilog="Type the number of a target and Enter to allow; Escape or Ctrl-D denies.",

@@ -32,6 +32,10 @@ REFERENCES = frozenset(
 """The properties whose value is a qube: `none` stands for no qube, and no qube has that name."""
 
 
+Plain = str | int | None
+"""A value as JSON has it; a boolean is a number to Python."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A property with its value, as the daemon tells it."""
@@ -45,6 +49,15 @@ class Shown:
     def value(self) -> str | None:
         """The text of the value; None for no value."""
         return None if self.text == "" and self.kind != "str" else self.text
+
+    @property
+    def plain(self) -> Plain:
+        """The value as JSON has it: a number, a boolean, a text, or None."""
+        if self.kind == "bool" and self.text in {"True", "False"}:
+            return self.text == "True"
+        if self.kind == "int" and self.text.removeprefix("-").isdecimal():
+            return int(self.text)
+        return self.value
 
     def row(self) -> tuple[str, ...]:
         """Name, flag and value; the flag is `-` set, `D` default, `U` without a value."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
+from contextlib import AbstractContextManager
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
-from caisson.tools import cloning, command, terminal, volumes
-from caisson.tools.command import UsageError, pairs
+from caisson.tools import cloning, command, selection, terminal, volumes
+from caisson.tools.command import FAILURE, UsageError, pairs
 from caisson.tools.properties import wire_name, wire_value
 from caisson.tools.volumes import Volume
 
@@ -54,7 +54,11 @@ def parser() -> argparse.ArgumentParser:
         help="keep a volume in this pool; may be repeated",
     )
     made.add_argument("-P", dest="one_pool", metavar="POOL", help="keep all volumes in this pool")
-    made.add_argument("--standalone", action="store_true", help="short for --class StandaloneVM")
+    made.add_argument(
+        "--standalone",
+        action="store_true",
+        help="short for --class StandaloneVM; its root is empty unless it is a copy (-t)",
+    )
     made.add_argument("--disp", action="store_true", help="short for --class DispVM --label red")
     source = made.add_mutually_exclusive_group()
     source.add_argument("--root-copy-from", "-r", metavar="FILE", help="fill the root volume")
@@ -70,8 +74,30 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         return 0
     if not arguments.name:
         raise UsageError("the name of the new qube is missing", "say `qvm-create VMNAME -l LABEL`")
-    klass, label = _class_and_label(arguments)
     properties = pairs(arguments.properties)
+    code = FAILURE
+    try:
+        with _new_qube(arguments, client):
+            code = IMPORT_FAILED
+            _fill_root(arguments, client)
+            code = PROPERTY_FAILED
+            for key, value in properties:
+                prop = wire_name(key)
+                payload = wire_value(prop, value)
+                client.call("admin.vm.property.Set", prop, arguments.name, payload)
+    except UsageError:
+        raise
+    except CaissonError as error:
+        terminal.complain(error)
+        return code
+    if arguments.root_move_from:
+        _remove_file(arguments.root_move_from)
+    return 0
+
+
+def _new_qube(arguments: argparse.Namespace, client: Client) -> AbstractContextManager[None]:
+    """Create it; if what follows fails, it is removed again."""
+    klass, label = _class_and_label(arguments)
     pools = dict(pairs(arguments.pools))
     if klass == _STANDALONE and arguments.template:
         wish = cloning.Wish(
@@ -83,23 +109,10 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             pools=pools,
             without=frozenset({"private"}),
         )
-        cloning.clone(client, wish)
-    else:
-        method, payload = cloning.creation(arguments.name, label, arguments.one_pool, pools)
-        client.call(f"{method}.{klass}", arguments.template or "", payload=payload)
-    try:
-        _fill_root(arguments, client)
-    except CaissonError as error:
-        return _taken_back(client, arguments.name, error, IMPORT_FAILED)
-    try:
-        for key, value in properties:
-            prop = wire_name(key)
-            client.call("admin.vm.property.Set", prop, arguments.name, wire_value(prop, value))
-    except CaissonError as error:
-        return _taken_back(client, arguments.name, error, PROPERTY_FAILED)
-    if arguments.root_move_from:
-        _remove_file(arguments.root_move_from)
-    return 0
+        return cloning.cloned(client, wish)
+    method, payload = cloning.creation(arguments.name, label, arguments.one_pool, pools)
+    template = arguments.template or ""
+    return cloning.created(client, arguments.name, f"{method}.{klass}", template, payload)
 
 
 def _class_and_label(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -109,7 +122,7 @@ def _class_and_label(arguments: argparse.Namespace) -> tuple[str, str]:
     label = arguments.label or ("red" if arguments.disp else None)
     if label is None:
         raise UsageError("`--label` is missing", "say `--label red`, or another label")
-    return arguments.klass or implied or "AppVM", label
+    return selection.known_class(arguments.klass or implied or "AppVM"), label
 
 
 def _fill_root(arguments: argparse.Namespace, client: Client) -> None:
@@ -118,15 +131,6 @@ def _fill_root(arguments: argparse.Namespace, client: Client) -> None:
         return
     with volumes.opened(path) as data:
         Volume(arguments.name, _ROOT).fill(client, data, volumes.size_of(data))
-
-
-def _taken_back(client: Client, name: str, error: CaissonError, code: int) -> int:
-    """A qube that lacks what was asked for does not stay."""
-    terminal.complain(error)
-    with suppress(CaissonError):
-        client.call("admin.vm.Remove", destination=name)
-        terminal.say(f"qube `{name}` was not created")
-    return code
 
 
 def _remove_file(path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from caisson.admin.client import Client
-from caisson.errors import NotStartedError, QubeNotFoundError
+from caisson.errors import NotRunningError, NotStartedError, QubeNotFoundError
 from caisson.tools import command, selection
 
 
@@ -14,20 +14,21 @@ def parser() -> argparse.ArgumentParser:
     made = command.parser(
         "qvm-kill", "Stop qubes at once; unsaved work is lost.", "exit code: the number of failures"
     )
-    selection.add_many(made)
+    selection.add_many(made, selection.ALL_HERE)
     return made
 
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Stop qubes at once; unsaved work is lost."""
-    names = selection.chosen(arguments, selection.listed(client))
+    names = selection.chosen(arguments, selection.listed(client), without=selection.ELSEWHERE)
 
     def kill(name: str) -> None:
         try:
             client.call("admin.vm.Kill", destination=name)
-        except (NotStartedError, QubeNotFoundError):
+        except (NotStartedError, QubeNotFoundError) as error:
             # It is down already; a disposable is even gone.
-            return
+            if isinstance(error, NotRunningError):
+                raise
 
     return selection.failures_of(names, kill, "killing")
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from caisson.admin.client import Client
+from caisson.errors import CaissonError
 from caisson.tools import command, inventory, ls_columns, selection, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.inventory import Facts
-from caisson.tools.ls_columns import FORMATS, MISSING, Cells
-from caisson.tools.ls_filters import Filters
+from caisson.tools.ls_columns import FORMATS, Cells
+from caisson.tools.ls_filters import Filters, unknown_word
 from caisson.tools.ls_filters import add_options as add_filters
 
 
@@ -24,13 +25,19 @@ def parser() -> argparse.ArgumentParser:
         "in capitals: with full emulation); state (r running, t starting, p paused, s suspended,\n"
         "h halting, d dying, c crashed, - halted); U updateable, N network, R from a package,\n"
         "i internal, D debug, A autostart\n"
-        "exit codes: 0 listed; 1 failed, or a qube does not exist",
+        "exit codes: 0 listed; 1 failed, or a qube does not exist; 2 a column, or a name in a\n"
+        "filter, does not exist",
     )
     made.add_argument("names", metavar="VMNAME", nargs="*", help="these only; patterns are fine")
     made.add_argument("--all", action="store_true", help="all qubes (the default)")
     made.add_argument("--exclude", metavar="VMNAME", action="append", default=[], help="not these")
     how = made.add_mutually_exclusive_group()
-    how.add_argument("--format", "-o", choices=sorted(FORMATS), help="columns by purpose")
+    how.add_argument(
+        "--format",
+        "-o",
+        choices=sorted(FORMATS),
+        help="columns by purpose (default: simple, and on a terminal VIRT-MODE too)",
+    )
     how.add_argument(
         "--fields",
         "-O",
@@ -63,10 +70,12 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         _print_lines(_ordered(arguments, {name: name for name in _named(arguments, names)}))
         return 0
     fields = _fields(arguments)
-    qubes = _read(arguments, client, fields, filters)
+    order = ls_columns.column(arguments.sort) if arguments.sort else "name"
+    qubes = _read(arguments, client, {*fields, order}, filters)
+    filters.check(client, qubes)
+    _check_columns(client, qubes, {*fields, order} | filters.properties)
     wanted = set(_named(arguments, qubes))
     rows = [qube for qube in qubes.values() if qube.name in wanted and filters.fit(qube)]
-    order = ls_columns.column(arguments.sort) if arguments.sort else "name"
     cells = Cells(client, rows, {order} if arguments.raw_list else {*fields, order})
     ranked = _ordered(arguments, {qube.name: cells.text(qube, order) for qube in rows})
     rows = [qubes[name] for name in ranked]
@@ -80,17 +89,17 @@ def _fields(arguments: argparse.Namespace) -> list[str]:
     if arguments.fields:
         return [ls_columns.column(word) for word in arguments.fields.split(",")]
     fields = list(FORMATS[arguments.format or "simple"])
-    if arguments.format is None and not arguments.raw_data and sys.stdout.isatty():
+    for_programs = arguments.raw_data or arguments.json
+    if arguments.format is None and not for_programs and sys.stdout.isatty():
         # A person at a terminal sees which wall stands around each qube.
         fields.append("virt_mode")
     return fields
 
 
 def _read(
-    arguments: argparse.Namespace, client: Client, fields: Sequence[str], filters: Filters
+    arguments: argparse.Namespace, client: Client, needed: set[str], filters: Filters
 ) -> dict[str, Facts]:
     """All qubes with what the columns, the order and the filters need."""
-    needed = {*fields, *([ls_columns.column(arguments.sort)] if arguments.sort else ())}
     wanted = ls_columns.properties_of(needed) | filters.properties
     if arguments.tree:
         wanted.add("netvm")
@@ -102,6 +111,28 @@ def _read(
         features=filters.features or ls_columns.features_needed(needed),
         only=arguments.names if plain else None,
     )
+
+
+def _check_columns(client: Client, qubes: dict[str, Facts], columns: set[str]) -> None:
+    """Refuse a column that no qube has a property for.
+
+    Raises:
+        UsageError: there is one.
+    """
+    had = {name for qube in qubes.values() for name in qube.properties}
+    doubtful = sorted(columns - ls_columns.EVERYWHERE - had)
+    if not doubtful:
+        return
+    one_of_each = {qube.klass: qube.name for qube in qubes.values()}
+    try:
+        for name in one_of_each.values():
+            had.update(client.lines("admin.vm.property.List", destination=name))
+    except CaissonError:
+        # Who may not know the properties gets what there is to see.
+        return
+    for name in doubtful:
+        if name not in had:
+            raise unknown_word("column", name, had | ls_columns.EVERYWHERE)
 
 
 def _named(arguments: argparse.Namespace, names: Iterable[str]) -> list[str]:
@@ -147,13 +178,7 @@ def _print_lines(lines: Iterable[str]) -> None:
 def _print_json(cells: Cells, fields: Sequence[str], rows: Sequence[Facts]) -> None:
     import json
 
-    found = [
-        {
-            field: None if text == MISSING else text
-            for field, text in zip(fields, cells.row(qube, fields), strict=True)
-        }
-        for qube in rows
-    ]
+    found = [{field: cells.value(qube, field) for field in fields} for qube in rows]
     print(json.dumps(found, indent=2))
 
 
@@ -166,7 +191,7 @@ def _tree(rows: Sequence[Facts]) -> list[tuple[str, Facts]]:
     names = {qube.name for qube in rows}
     below: dict[str | None, list[Facts]] = {}
     for qube in rows:
-        netvm = qube.properties.get("netvm")
+        netvm = qube.text("netvm")
         below.setdefault(netvm if netvm in names else None, []).append(qube)
     lines: list[tuple[str, Facts]] = []
 

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "Look at the storage pools and change them.",
         "exit codes: 0 done; 1 refused",
     )
-    actions = made.add_subparsers(dest="action", metavar="ACTION")
+    actions = command.add_actions(made, "ACTION")
     actions.add_parser("list", aliases=["ls", "l"], help="list the pools (the default)")
     actions.add_parser("drivers", aliases=["d"], help="list the drivers and their options")
     info = actions.add_parser("info", aliases=["i"], help="tell all about a pool")

@@ -17,13 +17,18 @@ from caisson.errors import (
     QubeNotFoundError,
 )
 from caisson.names import DOM0, shown
-from caisson.tools import command, running, selection, terminal
+from caisson.tools import command, interrupts, running, selection, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.running import Job
 
 QUBES_ERROR = 255
 _OWN_DISPOSABLE = "@dispvm"
 _UP = frozenset({"Running", "Paused", "Suspended"})
+_WHY = {
+    125: "could not be set up there",
+    126: "was refused, or may not be run there",
+    127: "does not exist there",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         "Run a command or a service in a qube, starting the qube where it is halted.",
         "With one COMMAND, the qube's shell runs it; with ARGS, or with --no-shell, the program\n"
         "is run as it is given. Options end at COMMAND.\n"
-        "exit codes: the command's own with --pass-io; 255 when it could not be run",
+        "exit codes: the command's own with --pass-io; 125 it could not be set up in the qube,\n"
+        "126 it was refused, or may not be run, 127 there is no such service or program,\n"
+        "255 the qube is not there or does not start, or the connection was lost",
     )
     made.usage = (
         "qvm-run [options] VMNAME COMMAND [ARGS …]\n"
@@ -52,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--no-autostart", "-n", dest="autostart", action="store_false", help="never start the qube"
     )
-    made.add_argument("--all", action="store_true", help="in all running qubes")
+    made.add_argument(
+        "--all", action="store_true", help="in all running qubes but the admin qube and RemoteVMs"
+    )
     made.add_argument(
         "--exclude", metavar="VMNAME", action="append", default=[], help="not in this"
     )
@@ -153,7 +162,8 @@ def _run_in_many(arguments: argparse.Namespace, client: Client, names: list[str]
     wanted = selection.matching(names, qubes) if names else list(qubes)
     code = 0
     for name in wanted:
-        if name == DOM0 or name in excluded or qubes[name].state not in _UP:
+        elsewhere = qubes[name].klass in selection.ELSEWHERE
+        if name == DOM0 or elsewhere or name in excluded or qubes[name].state not in _UP:
             continue
         try:
             _make_ready(client, name, autostart=False)
@@ -177,24 +187,28 @@ def _run_in_disposable(arguments: argparse.Namespace, client: Client, todo: Job)
 @contextmanager
 def _disposable(client: Client, base: str) -> Iterator[str]:
     """A disposable that is gone afterwards, whatever happens."""
-    import signal
-
-    # By default these would end us without the cleaning up below.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
     destination = DOM0 if base == _OWN_DISPOSABLE else base
-    name = client.text("admin.vm.CreateDisposable", destination=destination)
-    try:
-        with terminal.Progress(f"starting {name}"):
-            client.call("admin.vm.Start", destination=name)
-        yield name
-    finally:
+    name = ""
+    with interrupts.as_exceptions():
         try:
-            client.call("admin.vm.Kill", destination=name)
-        except NotStartedError:
-            _remove_unstarted(client, name)
-        except QubeNotFoundError:
-            pass
+            # A Ctrl-C in the middle would leave one behind whose name nobody knows.
+            with interrupts.held_back():
+                name = client.text("admin.vm.CreateDisposable", destination=destination)
+            with terminal.Progress(f"starting {name}"):
+                client.call("admin.vm.Start", destination=name)
+            yield name
+        finally:
+            if name:
+                _end(client, name)
+
+
+def _end(client: Client, name: str) -> None:
+    try:
+        client.call("admin.vm.Kill", destination=name)
+    except NotStartedError:
+        _remove_unstarted(client, name)
+    except QubeNotFoundError:
+        pass
 
 
 def _remove_unstarted(client: Client, name: str) -> None:
@@ -226,7 +240,12 @@ def _run_in(
     if arguments.localcmd:
         return carrier.with_local(arguments.localcmd)
     if not arguments.pass_io:
-        return carrier.silently()
+        code = carrier.silently()
+        if not wait and code in _WHY:
+            # With nobody waiting for it, its own words about that go nowhere.
+            what = f"service `{shown(todo.told)}`" if arguments.service else "the command"
+            selection.complain_about(name, CaissonError(f"{what} {_WHY[code]}"))
+        return code
     if last and not (arguments.color_output or arguments.color_stderr):
         return carrier.in_place()
     return carrier.coloured(arguments.color_output, arguments.color_stderr)

@@ -7,6 +7,7 @@ import argparse
 from caisson.admin.client import Client
 from caisson.errors import (
     CaissonError,
+    NotRunningError,
     NotStartedError,
     QubeInUseError,
     QubeNotFoundError,
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         "Shut qubes down. With --wait, one that takes too long twice is killed.",
         "exit code: the number of qubes that did not shut down",
     )
-    selection.add_many(made)
+    selection.add_many(made, selection.ALL_HERE)
     made.add_argument("--wait", action="store_true", help="wait until they are gone")
     made.add_argument("--force", action="store_true", help="although other qubes use them")
     made.add_argument("--dry-run", action="store_true", help="only tell which")
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Shut them down; those that others use go after the others."""
     qubes = selection.listed(client)
     waiting = arguments.wait or arguments.timeout is not None
-    left = [n for n in selection.chosen(arguments, qubes) if qubes[n].state != "Halted"]
+    chosen = selection.chosen(arguments, qubes, without=selection.ELSEWHERE)
+    left = [name for name in chosen if qubes[name].state != "Halted"]
     if arguments.dry_run:
         print("".join(f"{terminal.cell(name)}\n" for name in left), end="")
         return 0
@@ -73,9 +75,10 @@ def _shut_down(client: Client, name: str, *, force: bool, wait: bool) -> None:
                 raise
             terminal.say(f"qube `{name}` takes long to shut down: waiting once more")
             _insist(client, flags, name)
-    except (NotStartedError, QubeNotFoundError):
-        # It is down already; a disposable is even gone.
-        return
+    except (NotStartedError, QubeNotFoundError) as error:
+        # It is down already; a disposable is even gone. Paused is not down.
+        if isinstance(error, NotRunningError):
+            raise
 
 
 def _insist(client: Client, flags: str, name: str) -> None:

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "DRIVE is VMNAME:DEVICE, such as `sys-usb:sr0`, or a file, such as `dom0:/home/me/x.iso`.\n"
         "exit codes: 0 all started; 1 one or more did not, or ran already",
     )
-    selection.add_many(made)
+    selection.add_many(made, selection.ALL_HERE)
     made.add_argument(
         "--skip-if-running", action="store_true", help="a qube that runs already is no error"
     )
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     drive = _drive(arguments)
     qubes = selection.listed(client)
     skip = arguments.skip_if_running or arguments.all
-    names = selection.chosen(arguments, qubes)
+    names = selection.chosen(arguments, qubes, without=selection.ELSEWHERE)
     if drive is not None and len(names) > 1:
         raise UsageError("a drive can be given to one qube only")
 

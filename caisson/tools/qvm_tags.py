@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         "exit codes: 0 done; 1 refused, or `list TAG` did not find the tag",
     )
     made.add_argument("name", metavar="VMNAME", help="qube")
-    actions = made.add_subparsers(dest="action", metavar="ACTION")
+    actions = command.add_actions(made, "ACTION")
     listing = actions.add_parser("list", aliases=["ls", "l"], help="list the tags (the default)")
     listing.add_argument("tag", metavar="TAG", nargs="?", help="look for this one only")
     adding = actions.add_parser("add", aliases=["a", "set"], help="add tags")

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "Look at the volumes of qubes and change them.",
         "exit codes: 0 done; 1 refused",
     )
-    actions = made.add_subparsers(dest="action", metavar="ACTION")
+    actions = command.add_actions(made, "ACTION")
     listing = actions.add_parser("list", aliases=["ls", "l"], help="list volumes (the default)")
     listing.add_argument("names", metavar="VMNAME", nargs="*", help="of these qubes only")
     listing.add_argument("--all", action="store_true", help="of all qubes (the default)")
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _add_data_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_data_actions(actions: argparse._SubParsersAction[command.ActionParser]) -> None:
     importing = actions.add_parser("import", help="replace the content by that of a file")
     _add_volume(importing)
     importing.add_argument("path", metavar="FILE", help="`-` is standard input")

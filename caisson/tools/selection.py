@@ -17,6 +17,10 @@ _PATTERN = frozenset("*?[")
 _TOLD = 5
 MOST_FAILURES = 125
 """The largest exit code that a shell does not take for something else."""
+CLASSES = ("AdminVM", "TemplateVM", "AppVM", "StandaloneVM", "DispVM", "RemoteVM")
+ELSEWHERE = frozenset({"RemoteVM"})
+"""The classes whose qubes live on other machines: nothing here starts or stops them."""
+ALL_HERE = "all qubes but the admin qube and RemoteVMs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,11 @@ def listed_words(client: Client) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def chosen(
-    arguments: argparse.Namespace, qubes: dict[str, Listed], states: Collection[str] = ()
+    arguments: argparse.Namespace,
+    qubes: dict[str, Listed],
+    *,
+    states: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> list[str]:
     """The names that the command line chooses, each once, in its order.
 
@@ -69,6 +77,7 @@ def chosen(
         arguments: what `add_many` has read.
         qubes: all qubes.
         states: what `--all` confines itself to; by default it does not.
+        without: the classes that `--all` leaves out.
 
     Raises:
         UsageError: none is chosen, or the options contradict each other.
@@ -83,9 +92,25 @@ def chosen(
         return [
             name
             for name, qube in qubes.items()
-            if name != DOM0 and name not in excluded and (not states or qube.state in states)
+            if name != DOM0
+            and name not in excluded
+            and qube.klass not in without
+            and (not states or qube.state in states)
         ]
     return matching(arguments.names, qubes)
+
+
+def known_class(untrusted_word: str) -> str:
+    """A class of qubes that can be created.
+
+    Raises:
+        CaissonError: there is none of that name.
+    """
+    if untrusted_word in CLASSES and untrusted_word != "AdminVM":
+        return untrusted_word
+    what = "there is one AdminVM" if untrusted_word == "AdminVM" else "there is no such class"
+    wanted = ", ".join(f"`{klass}`" for klass in CLASSES if klass != "AdminVM")
+    raise CaissonError(f"class `{shown(untrusted_word)}`: {what}", f"use one of {wanted}")
 
 
 def is_pattern(word: str) -> bool:

@@ -25,6 +25,7 @@ _STOP_SECONDS = 20.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _CALM_SECONDS = 30.0
+_LAST_LINES = 15
 
 
 @dataclass(slots=True)
@@ -33,12 +34,14 @@ class Daemon:
 
     Attributes:
         lifeline: what it reads; it ends when the other end closes, which only we hold.
+        log_start: where in its log the words of its latest start begin.
     """
 
     name: str
     log: Path
     environment: dict[str, str]
     lifeline: int
+    log_start: int = 0
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = _FIRST_PAUSE
@@ -47,8 +50,10 @@ class Daemon:
     def start(self) -> None:
         """Start it; what it says goes to its log."""
         with self.log.open("ab") as log:
+            self.log_start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"caisson.daemons.{self.name}", "--until-eof"],
+                # `-P`: nobody's current directory may give root a module to import.
+                [sys.executable, "-P", "-m", f"caisson.daemons.{self.name}", "--until-eof"],
                 env=self.environment,
                 stdin=self.lifeline,
                 stdout=log,
@@ -84,9 +89,11 @@ class Daemon:
             self.process.wait()
 
     def last_words(self) -> str:
-        """The end of its log."""
-        with suppress(OSError):
-            return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+        """The end of what it said since it was started."""
+        with suppress(OSError), self.log.open("rb") as log:
+            log.seek(self.log_start)
+            said = log.read().decode(errors="replace")
+            return "".join(said.splitlines(keepends=True)[-_LAST_LINES:])
         return ""
 
 

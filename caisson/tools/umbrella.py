@@ -18,14 +18,14 @@ from caisson.tools.command import FAILURE, USAGE
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command.parser("caisson", "Qubes on any Linux: run and look after the machine's part.")
-    actions = made.add_subparsers(dest="action", metavar="COMMAND")
+    actions = command.add_actions(made, "COMMAND")
     up = actions.add_parser("up", help="start both daemons and look after them")
     up.add_argument("--detach", action="store_true", help="return as soon as they answer")
     actions.add_parser("down", help="stop the daemons that `caisson up` started; qubes go on")
     doctor = actions.add_parser("doctor", help="check this machine")
     doctor.add_argument("--json", action="store_true", help="a list of objects")
     template = actions.add_parser("template", help="build templates")
-    on_templates = template.add_subparsers(dest="template_action", metavar="ACTION", required=True)
+    on_templates = command.add_actions(template, "ACTION", "template_action", required=True)
     build = on_templates.add_parser("build", help="build a template from a recipe")
     build.add_argument("recipe", metavar="RECIPE", help="such as `debian-12-minimal`")
     on_templates.add_parser("list", help="list the recipes")

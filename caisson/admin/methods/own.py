@@ -12,7 +12,7 @@ from caisson.admin.methods.events import CONNECTED
 from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Scope, Text, To, method, stream_method
 from caisson.errors import CaissonError, ProtocolError
-from caisson.model import Event, Qube, render
+from caisson.model import Event, Qube, Value, render
 from caisson.names import PropertyName, shown
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode  # names are `str`s of their own types
@@ -28,7 +28,8 @@ _EXTRAS = frozenset({".tags", ".features"})
 async def list_with_properties(call: Call) -> bytes:
     """Answer in one call what would take one call a qube: `[{"name", "class", …, "properties"}]`.
 
-    A property that a qube does not have is left out; one without a value is null.
+    A property that a qube does not have is left out; one without a value is null. Numbers and
+    booleans are what JSON has for them, everything else is text.
     """
     words = call.untrusted_argument.split("+") if call.untrusted_argument else []
     for word in words:
@@ -49,9 +50,7 @@ def _facts(
         "state": call.qubes.state_of(qube),
         "uuid": str(qube.uuid),
         "properties": {
-            name: None if (value := system.value(qube, name)) is None else render(value)
-            for name in names
-            if name in declared
+            name: _plain(system.value(qube, name)) for name in names if name in declared
         },
     }
     if ".tags" in words:
@@ -59,6 +58,11 @@ def _facts(
     if ".features" in words:
         facts["features"] = dict(qube.features)
     return facts
+
+
+def _plain(value: Value) -> str | int | None:
+    """A value as JSON has it; a boolean is a number to Python."""
+    return value if value is None or isinstance(value, int) else render(value)
 
 
 @method("caisson.doctor", to=To.ADMIN, scope=Scope.TRUSTED, help="Check the machine; JSON.")
