@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import IO, ClassVar
 
 from caisson.admin import wire
-from caisson.errors import DaemonError, ValueRefusedError
+from caisson.errors import DaemonError, QubeNotFoundError, ValueRefusedError
 from caisson.names import shown
 
 QREXEC_CLIENT = "qrexec-client-vm"
@@ -135,6 +135,10 @@ class Client:
     def _answer(
         self, method: str, argument: str, destination: str, payload: bytes
     ) -> Iterator[Iterator[bytes]]:
+        if not destination.isascii() or " " in destination or "\0" in destination:
+            raise QubeNotFoundError(
+                f"no qube can be called `{shown(destination)}`", hint="`qvm-ls` lists the qubes"
+            )
         request = wire.build_request(method, argument, destination, payload)
         if self.qrexec is not None:
             yield self._over_qrexec(self.qrexec, method, argument, destination, payload)

@@ -13,7 +13,7 @@ from caisson.tools import interrupts, properties, selection, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.device_words import parse_assignment, serialized
 from caisson.tools.properties import Owner, Shown
-from caisson.tools.volumes import Volume
+from caisson.tools.volumes import Volume, known_volume
 
 _TEMPLATED = frozenset({"AppVM", "DispVM"})
 # Given when the qube is created, or the package manager's business.
@@ -59,7 +59,7 @@ def creation(
         raise UsageError("`-P` and `--pool` exclude each other")
     words = [f"name={name}", f"label={label}"]
     words += [f"pool={pool}"] if pool is not None else []
-    words += [f"pool:{volume}={where}" for volume, where in pools.items()]
+    words += [f"pool:{known_volume(volume)}={where}" for volume, where in pools.items()]
     if any(" " in word or not word.isascii() for word in words):
         raise UsageError(
             "a name, label or pool contains a space or a letter beyond ASCII",
@@ -149,10 +149,14 @@ class _Copy:
         for prop in found:
             if not prop.default and prop.name not in _OWN_PROPERTIES:
                 self._step(partial(self._property, prop))
-        for step in (self._tags, self._features, self._notes, self._firewall, self._menus):
+        elsewhere = self._klass in selection.ELSEWHERE
+        # A qube on another machine is a record: what follows from it is kept there.
+        contents = () if elsewhere else (self._notes, self._firewall)
+        for step in (self._tags, self._features, *contents, self._menus):
             self._step(step)
-        self._volumes()
-        self._step(self._devices)
+        if not elsewhere:
+            self._volumes()
+            self._step(self._devices)
 
     def _step(self, act: Callable[[], object]) -> None:
         try:
@@ -181,9 +185,6 @@ class _Copy:
                 self._call("feature.Set", feature, self._read("feature.Get", feature))
 
     def _notes(self) -> None:
-        if self._klass in selection.ELSEWHERE:
-            # It has none, and says so.
-            return
         if notes := self._read("notes.Get"):
             self._call("notes.Set", payload=notes)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from caisson.admin.client import Client, NoAnswerError
 from caisson.errors import CaissonError, NoSuchPropertyError, PermissionDeniedError, ProtocolError
-from caisson.names import shown
+from caisson.names import PropertyName, shown
 from caisson.tools import terminal
 from caisson.tools.command import USAGE, UsageError
 from caisson.tools.parallel import at_once
@@ -31,6 +31,28 @@ REFERENCES = frozenset(
 )
 """The properties whose value is a qube: `none` stands for no qube, and no qube has that name."""
 
+
+COMPUTED = frozenset(
+    {
+        "dns",
+        "gateway",
+        "gateway6",
+        "icon",
+        "is_preload",
+        "klass",
+        "start_time",
+        "stubdom_uuid",
+        "stubdom_xid",
+        "updateable",
+        "visible_gateway",
+        "visible_gateway6",
+        "visible_ip",
+        "visible_ip6",
+        "visible_netmask",
+        "xid",
+    }
+)
+"""The properties of qubes that nobody sets: the daemon resets them without a word."""
 
 Plain = str | int | None
 """A value as JSON has it; a boolean is a number to Python."""
@@ -177,14 +199,22 @@ def run(arguments: argparse.Namespace, client: Client, owner: Owner) -> int:
     try:
         return _one(client, owner, name, arguments)
     except NoSuchPropertyError as error:
-        terminal.complain(_with_hint(error, owner, client, name))
+        names = client.lines(f"{owner.methods}.List", destination=owner.destination)
+        if name in names:
+            # It is there, and cannot be changed.
+            raise
+        terminal.complain(_with_hint(error, names, name))
         return USAGE
 
 
 def _one(client: Client, owner: Owner, name: str, arguments: argparse.Namespace) -> int:
+    if not PropertyName.pattern.fullmatch(name):
+        raise NoSuchPropertyError(f"no property can be called `{shown(name)}`")
     if arguments.unset:
         if arguments.value is not None:
             raise UsageError("a value and `--default` exclude each other")
+        if owner.qube and name in COMPUTED:
+            raise CaissonError(f"property `{name}` is computed: there is nothing to reset")
         client.call(f"{owner.methods}.Reset", name, owner.destination)
         return 0
     if arguments.value is not None:
@@ -216,10 +246,9 @@ def _explain(client: Client, owner: Owner) -> int:
     return 0
 
 
-def _with_hint(error: NoSuchPropertyError, owner: Owner, client: Client, name: str) -> CaissonError:
+def _with_hint(error: NoSuchPropertyError, names: list[str], name: str) -> CaissonError:
     from difflib import get_close_matches
 
-    names = client.lines(f"{owner.methods}.List", destination=owner.destination)
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean `{shown(near[0])}`?" if near else "`--help-properties` lists them"
-    return CaissonError(error.message, error.hint or hint)
+    return CaissonError(error.message, hint if near else error.hint or hint)

@@ -6,6 +6,7 @@ import argparse
 
 from caisson.admin.client import Client
 from caisson.errors import FeatureNotFoundError
+from caisson.names import FeatureName
 from caisson.tools import command, terminal
 from caisson.tools.command import FAILURE, UsageError
 from caisson.tools.parallel import at_once
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             raise UsageError("`--unset` needs the name of a feature")
         print(terminal.table(listed(client, arguments.name)), end="")
         return 0
+    FeatureName.parse(arguments.feature)
     if arguments.unset:
         return _unset(client, arguments)
     if arguments.value is not None:

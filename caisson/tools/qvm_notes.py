@@ -36,7 +36,11 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Show or change."""
     name = arguments.name
     if arguments.show:
-        terminal.emit(_read(client, name))
+        notes = _read(client, name)
+        terminal.emit(notes)
+        if notes and not notes.endswith(b"\n") and sys.stdout.isatty():
+            # The prompt of the shell begins a line of its own.
+            print()
     elif arguments.file is not None:
         _write(client, name, _content_of(arguments.file))
     elif arguments.text is not None:

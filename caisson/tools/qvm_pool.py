@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from caisson.admin.client import Client
 from caisson.names import shown
-from caisson.tools import command, terminal
+from caisson.tools import command, terminal, volumes
 from caisson.tools.command import UsageError, pairs
+from caisson.tools.inventory import NOT_THERE
 from caisson.tools.parallel import at_once
 
 _SETTABLE = ("revisions_to_keep", "ephemeral_volatile")
@@ -25,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("drivers", aliases=["d"], help="list the drivers and their options")
     info = actions.add_parser("info", aliases=["i"], help="tell all about a pool")
     info.add_argument("pool", metavar="POOL", help="name of the pool")
-    add = actions.add_parser("add", aliases=["a"], help="add a pool")
+    add = actions.add_parser("add", aliases=["a"], help="add a pool (not available yet)")
     add.add_argument("pool", metavar="NAME", help="name of the new pool")
     add.add_argument("driver", metavar="DRIVER", help="one that `qvm-pool drivers` lists")
     _add_options(add, "an option of the driver")
@@ -128,8 +130,13 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _facts(client: Client, pool: str) -> dict[str, str]:
-    lines = client.lines("admin.pool.Info", pool)
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+    return dict(_pairs(client.lines("admin.pool.Info", pool)))
+
+
+def _pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        key, _, value = line.partition("=")
+        yield key, value
 
 
 def _list(client: Client) -> None:
@@ -149,6 +156,12 @@ def _drivers(client: Client) -> None:
 
 def _info(client: Client, pool: str) -> None:
     facts = {"name": pool} | _facts(client, pool)
+    try:
+        usage = dict(_pairs(client.lines("admin.pool.UsageDetails", pool)))
+    except NOT_THERE:
+        usage = {}
+    # The keys of old daemons, which tell it among the facts.
+    facts |= {key.removeprefix("data_"): value for key, value in usage.items()}
     rows = [("name", facts.pop("name")), *sorted(facts.items())]
     print(terminal.table(rows), end="")
 
@@ -167,8 +180,9 @@ def _set(client: Client, pool: str, options: dict[str, str]) -> None:
             raise UsageError(
                 f"option `{shown(key)}` cannot be changed", f"only {' and '.join(_SETTABLE)} can"
             )
-    for key, value in options.items():
-        client.call(f"admin.pool.Set.{key}", pool, payload=value.encode())
+    payloads = {key: volumes.known_setting(key, value) for key, value in options.items()}
+    for key, payload in payloads.items():
+        client.call(f"admin.pool.Set.{key}", pool, payload=payload)
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import argparse
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, QubeInUseError
+from caisson.names import DOM0
 from caisson.tools import command, inventory, properties, selection, terminal
 from caisson.tools.command import FAILURE
 from caisson.tools.parallel import at_once
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     names = selection.chosen(arguments, selection.listed(client))
     if not names:
         return 0
+    if DOM0 in names:
+        raise CaissonError("the admin qube cannot be removed")
     if not arguments.force:
         terminal.say("This removes with all their data:\n  " + "\n  ".join(names))
         if not terminal.confirmed("Go on?"):

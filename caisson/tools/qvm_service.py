@@ -6,7 +6,7 @@ import argparse
 
 from caisson.admin.client import Client
 from caisson.errors import FeatureNotFoundError
-from caisson.names import shown
+from caisson.names import FeatureName, shown
 from caisson.tools import command, terminal
 from caisson.tools.command import FAILURE, UsageError
 from caisson.tools.qvm_features import listed
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         return 0
     if arguments.list:
         raise UsageError("`--list` takes no service")
-    feature = _PREFIX + arguments.service
+    feature = _feature(arguments.service)
     if value is not None:
         client.call("admin.vm.feature.Set", feature, arguments.name, value)
         return 0
@@ -74,6 +74,13 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     except FeatureNotFoundError:
         return 0 if arguments.default else FAILURE
     return 0
+
+
+def _feature(untrusted_service: str) -> str:
+    """The feature that switches a service."""
+    if not FeatureName.pattern.fullmatch(untrusted_service):
+        raise UsageError(f"no service is called `{shown(untrusted_service)}`", FeatureName.expected)
+    return _PREFIX + untrusted_service
 
 
 def _value(arguments: argparse.Namespace) -> bytes | None:

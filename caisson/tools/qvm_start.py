@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
         "qvm-start",
         "Start qubes and wait until they are ready.",
         "DRIVE is VMNAME:DEVICE, such as `sys-usb:sr0`, or a file, such as `dom0:/home/me/x.iso`.\n"
+        "Drives are not available yet: containers have none, and the daemon refuses them.\n"
         "exit codes: 0 all started; 1 one or more did not, or ran already",
     )
     selection.add_many(made, selection.ALL_HERE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from caisson.admin.client import Client
+from caisson.names import Tag
 from caisson.tools import command, terminal
 from caisson.tools.command import FAILURE
 
@@ -31,18 +32,24 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Do what the action says."""
     match arguments.action:
         case "add" | "a" | "set":
-            for tag in arguments.tags:
+            for tag in _checked(arguments.tags):
                 client.call("admin.vm.tag.Set", tag, arguments.name)
         case "del" | "d" | "unset" | "u":
-            for tag in arguments.tags:
+            for tag in _checked(arguments.tags):
                 client.call("admin.vm.tag.Remove", tag, arguments.name)
         case _:
             return _list(client, arguments.name, getattr(arguments, "tag", None))
     return 0
 
 
+def _checked(untrusted_words: list[str]) -> list[Tag]:
+    """All of them, before the first one is set: half of a command would be done."""
+    return [Tag.parse(word) for word in untrusted_words]
+
+
 def _list(client: Client, name: str, tag: str | None) -> int:
     if tag is not None:
+        Tag.parse(tag)
         if client.text("admin.vm.tag.Get", tag, name) != "1":
             return FAILURE
         print(terminal.harmless(tag))

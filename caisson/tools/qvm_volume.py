@@ -58,10 +58,15 @@ def parser() -> argparse.ArgumentParser:
     _add_volume(config)
     config.add_argument("property", metavar="PROPERTY", choices=_SETTABLE, help=_either(_SETTABLE))
     config.add_argument("value", metavar="VALUE", help="the new value")
-    resize = actions.add_parser("resize", aliases=["extend"], help="change the size")
+    resize = actions.add_parser("resize", aliases=["extend"], help="make it larger")
     _add_volume(resize)
     resize.add_argument("size", metavar="SIZE", help="in bytes, or with a unit, such as `10GiB`")
-    resize.add_argument("--force", "-f", action="store_true", help="also make it smaller")
+    resize.add_argument(
+        "--force",
+        "-f",
+        action="store_true",
+        help="leave it to the daemon to refuse a smaller size (for old scripts)",
+    )
     revert = actions.add_parser("revert", aliases=["rv", "r"], help="go back to a revision")
     _add_volume(revert)
     revert.add_argument("revision", metavar="REVISION", nargs="?", help="default: the newest")
@@ -70,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_data_actions(actions: argparse._SubParsersAction[command.ActionParser]) -> None:
-    importing = actions.add_parser("import", help="replace the content by that of a file")
+    importing = actions.add_parser(
+        "import", help="replace the content by that of a file (not available yet)"
+    )
     _add_volume(importing)
     importing.add_argument("path", metavar="FILE", help="`-` is standard input")
     how = importing.add_mutually_exclusive_group()
@@ -109,7 +116,8 @@ def _act(arguments: argparse.Namespace, client: Client, volume: Volume) -> None:
         case "info" | "i":
             _info(client, volume, arguments.property)
         case "config" | "c" | "set" | "s":
-            volume.call(client, f"Set.{arguments.property}", arguments.value.encode())
+            payload = volumes.known_setting(arguments.property, arguments.value)
+            volume.call(client, f"Set.{arguments.property}", payload)
         case "resize" | "extend":
             _resize(client, volume, volumes.parse_size(arguments.size), force=arguments.force)
         case "revert" | "rv" | "r":
@@ -183,7 +191,7 @@ def _resize(client: Client, volume: Volume, size: int, *, force: bool) -> None:
     if not force and current.isdecimal() and size < int(current):
         raise CaissonError(
             f"volume `{volume}` is larger than that: it has {current} bytes",
-            "`--force` makes it smaller all the same; what does not fit is lost",
+            "volumes grow only; make a new qube for less",
         )
     with terminal.Progress(f"resizing {volume}"):
         volume.call(client, "Resize", str(size).encode())

@@ -11,12 +11,13 @@ from typing import IO
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
-from caisson.names import shown
+from caisson.names import VolumeName, shown
 from caisson.tools import terminal
 from caisson.tools.command import UsageError
 
 _CHUNK = 1 << 20
 _SIZE = re.compile(r"([0-9]+) ?(?:([KMGT])(I?)B?|B)?", re.IGNORECASE)
+_REVISIONS = re.compile(r"-1|0|[1-9][0-9]*")
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -35,7 +36,7 @@ class Volume:
         """Read `VMNAME:VOLUME`.
 
         Raises:
-            UsageError: it is not of that form.
+            UsageError: it is not of that form, or no qube has a volume of that name.
         """
         qube, colon, name = untrusted_word.partition(":")
         if not colon or not qube or not name:
@@ -43,7 +44,7 @@ class Volume:
                 f"volume `{shown(untrusted_word)}` is not of the form `VMNAME:VOLUME`",
                 "such as `work:private`",
             )
-        return cls(qube, name)
+        return cls(qube, known_volume(name))
 
     def info(self, client: Client) -> dict[str, str]:
         """All facts about it."""
@@ -87,6 +88,31 @@ class Volume:
             done += len(chunk)
             of = f" of {size >> 20}" if size is not None else ""
             progress.tell(f"importing {self}: {done >> 20}{of} MiB")
+
+
+def known_volume(untrusted_word: str) -> str:
+    """The name of a volume that qubes have.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if VolumeName.pattern.fullmatch(untrusted_word):
+        return untrusted_word
+    raise UsageError(f"no qube has a volume `{shown(untrusted_word)}`", VolumeName.expected)
+
+
+def known_setting(setting: str, untrusted_value: str) -> bytes:
+    """The value of a setting of a volume or a pool, as a payload.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if setting == "revisions_to_keep" and not _REVISIONS.fullmatch(untrusted_value):
+        raise UsageError(
+            f"`{shown(untrusted_value)}` is no number of revisions",
+            "give a number such as `2`, or `-1` for no snapshots at all",
+        )
+    return untrusted_value.encode()
 
 
 def opened(path: str) -> IO[bytes]:
