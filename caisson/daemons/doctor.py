@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,24 +17,70 @@ import msgspec
 
 from caisson.daemons import logs
 from caisson.engines import Engine, OciEngine, enter_private_namespace
-from caisson.errors import CaissonError
+from caisson.errors import CaissonError, PolicyError
 from caisson.findings import Finding
 from caisson.lifecycle import probe
 from caisson.network import Network, remember_machine_root
 from caisson.paths import Paths
+from caisson.policy import BrokenPolicy, PolicySet, parse_policy
+from caisson.store.policy_files import load_policy, read_policy_directory
 
 
 async def examine(paths: Paths, engine: Engine, network: Network) -> Sequence[Finding]:
-    """What this machine has and lacks, and which barriers stand."""
-    return [*await engine.doctor(), *await network.doctor(), *await probe.barriers(paths)]
+    """What this machine has and lacks, whether the policy loads, and which barriers stand."""
+    machine = [*await engine.doctor(), *await network.doctor()]
+    return [*machine, await asyncio.to_thread(policy, paths), *await probe.barriers(paths)]
+
+
+def policy(paths: Paths) -> Finding:
+    """Whether the policy can be loaded; of one that cannot, where it is broken."""
+    found = _loaded(paths)
+    if not isinstance(found, BrokenPolicy):
+        return Finding("policy", ok=True, detail=f"{len(found.rules)} rules")
+    mend = found.error.hint or "mend the file"
+    return Finding(
+        "policy",
+        ok=False,
+        detail=found.error.message,
+        remedy=f"{mend}; until then every call is denied",
+    )
+
+
+def _loaded(paths: Paths) -> PolicySet | BrokenPolicy:
+    run, etc = paths.policy_dirs
+    if run.is_dir():
+        return load_policy(paths)
+    # The broker makes that directory when it starts; till then there is nothing in it.
+    try:
+        return parse_policy(read_policy_directory(etc))
+    except PolicyError as error:
+        return BrokenPolicy(error)
 
 
 async def _alone(paths: Paths) -> Sequence[Finding]:
+    if not paths.root.is_dir():
+        remedy = "`--root` or `CAISSON_ROOT` says where the instance is"
+        return [Finding("root directory", False, f"`{paths.root}` does not exist", remedy)]
     engine = OciEngine(paths, spares=0)
     try:
-        return await examine(paths, engine, Network(paths.instance))
+        with _as_it_was(paths.state):
+            return await examine(paths, engine, Network(paths.instance))
     finally:
         await engine.close()
+
+
+@contextmanager
+def _as_it_was(state: Path) -> Iterator[None]:
+    """Take away what the probe makes of a place where no instance is, such as a mistyped one."""
+    missing = [directory for directory in (state, *state.parents) if not directory.exists()]
+    try:
+        yield
+    finally:
+        if missing:
+            (state / probe.LOCK).unlink(missing_ok=True)
+        for directory in missing:
+            with suppress(OSError):
+                directory.rmdir()
 
 
 def main() -> int:

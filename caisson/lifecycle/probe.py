@@ -23,9 +23,12 @@ import msgspec
 from caisson.engines import BARRIERS, Instance, OciEngine, RunSpec, Tree
 from caisson.errors import CaissonError, EngineError
 from caisson.findings import Finding
-from caisson.names import QubeName, shown
+from caisson.names import QubeName
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
 from caisson.storage import Pool, host_template, new_private, qube_files
+
+LOCK = ".probe-lock"
+"""Below the state directory: held by the one probe that is under way."""
 
 _SECONDS = 20
 _LONGEST_REPORT = 66_000
@@ -69,7 +72,8 @@ def findings(untrusted_report: object) -> list[Finding]:
             Finding(
                 f"barrier {name}",
                 ok=up,
-                detail=shown(detail) if isinstance(detail, str) else "",
+                # Whole, unlike `shown`: a list of devices is of no use without its end.
+                detail=ascii(detail)[1:-1] if isinstance(detail, str) else "",
                 remedy="" if up else _REMEDIES.get(name, _ANY_REMEDY),
             )
         )
@@ -80,7 +84,7 @@ def findings(untrusted_report: object) -> list[Finding]:
 def _grounds(paths: Paths) -> Iterator[tuple[Paths, Path]]:
     """The probe's own instance, and the directory of its socket; one probe at a time."""
     paths.state.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(paths.state / ".probe-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(paths.state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     sockets = None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

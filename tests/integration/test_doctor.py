@@ -7,15 +7,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from caisson.daemons.doctor import policy
 from caisson.engines import BARRIERS
 from caisson.lifecycle import probe
 from caisson.paths import AGENT_BINARY, Paths
 
 pytestmark = pytest.mark.root
 needs_agent = pytest.mark.skipif(not AGENT_BINARY.exists(), reason="needs the agent to be built")
+
+
+def doctor(root: Path) -> list[dict[str, Any]]:
+    """What the command finds where no daemon runs."""
+    program = Path(sys.executable).parent / "caisson"
+    done = subprocess.run(
+        [program, "--root", str(root), "doctor", "--json"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def left_of(paths: Paths) -> list[str]:
@@ -84,20 +100,33 @@ def test_without_a_daemon_the_doctor_says_so_first_and_checks_the_machine_itself
     tmp_path: Path,
 ):
     """Exit code not 0, for something is missing: the daemon."""
-    paths = Paths(tmp_path)
-    program = Path(sys.executable).parent / "caisson"
-    done = subprocess.run(
-        [program, "--root", str(paths.root), "doctor", "--json"],
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 1, done.stderr
-    first, *others = json.loads(done.stdout)
+    first, *others = doctor(tmp_path)
     assert first["name"] == "daemon"
     assert not first["ok"]
     assert "caisson up" in first["remedy"]
     assert "systemctl" in first["remedy"]
     assert {f"barrier {name}" for name in BARRIERS} <= {other["name"] for other in others}
     assert "kernel" in {other["name"] for other in others}
-    assert left_of(paths) == []
+    assert not any(other["detail"].endswith("…") for other in others)
+    assert list(tmp_path.iterdir()) == []
+    nowhere = tmp_path / "nosuch"
+    assert [finding["name"] for finding in doctor(nowhere)] == ["daemon", "root directory"]
+    assert not nowhere.exists()
+
+
+def test_a_policy_that_does_not_load_is_a_finding_with_its_place(tmp_path: Path):
+    """All else may be well, and yet every call is denied."""
+    paths = Paths(tmp_path)
+    directory = paths.etc / "policy.d"
+    assert not (missing := policy(paths)).ok
+    assert "create it" in missing.remedy
+    directory.mkdir(parents=True)
+    (directory / "30-user.policy").write_text("a.B * work vault allow\n")
+    assert policy(paths).ok
+    (directory / "30-user.policy").write_text("\na.B * work vault alow\n")
+    for _ in ("before the broker has started", "after"):
+        broken = policy(paths)
+        assert not broken.ok
+        assert "30-user.policy:2:18" in broken.detail
+        assert "every call is denied" in broken.remedy
+        (paths.run / "policy.d").mkdir(parents=True, exist_ok=True)
