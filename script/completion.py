@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from caisson.model.declarations import GLOBAL, PROPERTIES
+
 TOP = Path(__file__).resolve().parent.parent
 TARGET = TOP / "completion/caisson.bash"
 
@@ -34,9 +36,12 @@ KINDS = {
     "DIR": "@directories",
     "LABEL": "red orange yellow green gray blue purple black",
     "LABEL,…": "red orange yellow green gray blue purple black",
-    "CLASS": "AppVM TemplateVM StandaloneVM DispVM",
-    "CLASS,…": "AppVM TemplateVM StandaloneVM DispVM AdminVM",
+    "CLASS": "AppVM TemplateVM StandaloneVM DispVM RemoteVM",
+    "CLASS,…": "AppVM TemplateVM StandaloneVM DispVM RemoteVM AdminVM",
 }
+# What the value of a property may be, by its type in the declarations.
+VALUES = {"bool": "True False", "vm": "@qubes none", "label": KINDS["LABEL"]}
+OF_PROPERTIES = {("qvm-prefs", "VALUE"), ("qubes-prefs", "VALUE")}
 # A new qube has a name that none has yet.
 NEW_NAMES = {("qvm-create", "VMNAME")}
 
@@ -44,7 +49,7 @@ HEAD = """\
 # Bash completion of the commands of Caisson.
 # Written by script/completion from the commands' parsers; do not edit.
 
-declare -gA _caisson_options _caisson_values _caisson_words _caisson_commands
+declare -gA _caisson_options _caisson_values _caisson_words _caisson_commands _caisson_properties
 """
 
 TAIL = """
@@ -60,6 +65,8 @@ _caisson_known() {
     @pools) qvm-pool list | tail -n +2 | cut -d ' ' -f 1 ;;
     @drivers) qvm-pool drivers | tail -n +2 | cut -d ' ' -f 1 ;;
     @recipes) caisson template list ;;
+    '@qubes none') qvm-ls --raw-list; echo none ;;
+    @value) _caisson_known "${_caisson_properties[${4//-/_}]-}" "$2" "$3" ;;
     *) printf '%s\\n' $1 ;;
   esac 2>/dev/null
 }
@@ -77,7 +84,7 @@ _caisson_offer() {
         compopt -o nospace
         _caisson_match "$(_caisson_known @qubes | sed 's/$/:/')"
       fi ;;
-    *) _caisson_match "$(_caisson_known "$1" "$qube" "$path")" ;;
+    *) _caisson_match "$(_caisson_known "$1" "$qube" "$path" "$previous")" ;;
   esac
 }
 
@@ -87,7 +94,8 @@ _caisson_match() {
 }
 
 _caisson() {
-  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' colon='' word at=0 index kinds
+  local current=${COMP_WORDS[COMP_CWORD]} path qube='' option='' previous='' colon=''
+  local word at=0 index kinds
   path=$(basename -- "${COMP_WORDS[0]}")
   COMPREPLY=()
   [[ $current == = ]] && current=''
@@ -107,6 +115,7 @@ _caisson() {
       path+=" $word" at=0
     else
       [[ -z $qube ]] && qube=$word
+      previous=$word
       ((++at))
     fi
   done
@@ -165,11 +174,21 @@ def tables(path: str, parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f"_caisson_words['{path}']='{'|'.join(words)}'"
 
 
+def properties() -> Iterator[str]:
+    """The lines that tell what the values of properties may be."""
+    every = {name: p for some in (GLOBAL, *PROPERTIES.values()) for name, p in some.items()}
+    for name, declared in every.items():
+        if values := VALUES.get(declared.type):
+            yield f"_caisson_properties['{name}']='{values}'\n"
+
+
 def kind(path: str, action: argparse.Action) -> str:
     """What the value of an option or a word stands for."""
     if action.choices is not None:
         return " ".join(map(str, action.choices))
     name = action.metavar if isinstance(action.metavar, str) else ""
+    if (path, name) in OF_PROPERTIES:
+        return "@value"
     return "" if (path, name) in NEW_NAMES and not action.option_strings else KINDS.get(name, "")
 
 
@@ -177,6 +196,7 @@ def script() -> str:
     """The whole file."""
     found = list(commands())
     body = "".join(f"{line}\n" for name, parser in found for line in tables(name, parser))
+    body += "".join(sorted(properties()))
     return f"{HEAD}{body}{TAIL}complete -F _caisson {' '.join(name for name, _ in found)}\n"
 
 

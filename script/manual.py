@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from completion import TOP, commands
 
 PAGE = TOP / "docs/reference/commands.md"
 MANUALS = TOP / "man"
+WIDTH = 72  # man(1) indents by 7
 COMMON = frozenset({"help", "verbose", "quiet", "version", "root"})
 HEAD = """\
 # Commands
@@ -73,8 +75,11 @@ class Command:
     exit_codes: list[str]
 
 
-def described(name: str, parser: argparse.ArgumentParser, purpose: str = "") -> Command:
-    """Read a parser."""
+def described(
+    name: str, parser: argparse.ArgumentParser, purpose: str = "", typed: str = ""
+) -> Command:
+    """Read a parser; `typed` is what comes before its own words on a command line."""
+    typed = typed or name
     words: list[Entry] = []
     options: list[tuple[str, list[Entry]]] = []
     actions: list[Command] = []
@@ -82,7 +87,8 @@ def described(name: str, parser: argparse.ArgumentParser, purpose: str = "") -> 
         entries = []
         for action in group._group_actions:  # noqa: SLF001
             if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-                actions += _actions(name, action)
+                before = " ".join([typed, *(word.value for word in words)])
+                actions += _actions(name, before, action)
             elif action.help is argparse.SUPPRESS:
                 continue
             elif action.option_strings:
@@ -95,7 +101,7 @@ def described(name: str, parser: argparse.ArgumentParser, purpose: str = "") -> 
     return Command(
         name,
         purpose or parser.description or "",
-        _usage(name, parser, words, actions, options),
+        _usage(typed, parser, words, actions, options),
         words,
         options,
         actions,
@@ -105,7 +111,7 @@ def described(name: str, parser: argparse.ArgumentParser, purpose: str = "") -> 
 
 
 def _actions(
-    name: str, choices: argparse._SubParsersAction[argparse.ArgumentParser]
+    name: str, typed: str, choices: argparse._SubParsersAction[argparse.ArgumentParser]
 ) -> Iterator[Command]:
     helps = {choice.dest: choice.help or "" for choice in choices._choices_actions}  # noqa: SLF001
     seen: dict[int, list[str]] = {}
@@ -113,7 +119,8 @@ def _actions(
         seen.setdefault(id(parser), []).append(word)
     for first, *aliases in seen.values():
         also = f" (also {', '.join(f'`{alias}`' for alias in aliases)})" if aliases else ""
-        yield described(f"{name} {first}", choices.choices[first], helps[first] + also)
+        parser = choices.choices[first]
+        yield described(f"{name} {first}", parser, helps[first] + also, f"{typed} {first}")
 
 
 def _entry(action: argparse.Action) -> Entry:
@@ -144,7 +151,7 @@ def _usage(
         return "\n".join(line.strip() for line in parser.usage.splitlines())
     counts = {action.dest: action.nargs for action in parser._actions}  # noqa: SLF001
     shown = [_counted(word.value, counts[word.key]) for word in words]
-    given = ["[OPTION …]"] if any(e.key != "help" for _, some in options for e in some) else []
+    given = ["[OPTION …]"] if any(e.key not in COMMON for _, some in options for e in some) else []
     lines = [" ".join([name, *given, *shown])] if words or not actions else []
     lines += [action.usage for action in actions]
     return "\n".join(lines)
@@ -224,13 +231,13 @@ def manual(command: Command, others: list[str]) -> str:
         f"{_roff(command.name)} \\- {_roff(first[:1].lower() + first[1:])}",
         ".SH SYNOPSIS",
         ".nf",
-        *map(_roff, command.usage.splitlines()),
+        *(_roff(line) for usage in command.usage.splitlines() for line in _wrapped(usage)),
         ".fi",
         ".SH DESCRIPTION",
         _roff(" ".join(_sentence(command.purpose).split())),
     ]
     if command.notes:
-        lines += [".PP", ".nf", *map(_roff, command.notes), ".fi"]
+        lines += [".PP", _roff(_sentence(" ".join(command.notes)))]
     if command.actions:
         lines += [".SH ACTIONS", *_manual_actions(command)]
     lines += _manual_entries(command)
@@ -239,6 +246,19 @@ def manual(command: Command, others: list[str]) -> str:
         lines += [".SH EXIT STATUS", _roff(_sentence(text))]
     see = ", ".join(f"\\fB{_roff(name)}\\fR(1)" for name in others)
     return "\n".join(lines) + "\n" + SECTION + see + "\n"
+
+
+def _wrapped(usage: str) -> list[str]:
+    """A line of a usage, broken where a terminal of 80 columns ends."""
+    # A word and its dots stay together.
+    lines = textwrap.wrap(
+        usage.replace(" …", "\u00a0…"),
+        WIDTH,
+        subsequent_indent="        ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _manual_actions(command: Command) -> Iterator[str]:
@@ -255,7 +275,7 @@ def _manual_actions(command: Command) -> Iterator[str]:
 def _own(action: Command) -> Iterator[Entry]:
     yield from (word for word in action.words if word.help)
     for _, entries in action.options:
-        yield from (entry for entry in entries if entry.key != "help")
+        yield from (entry for entry in entries if entry.key not in COMMON)
 
 
 def _manual_entries(command: Command) -> Iterator[str]:

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from caisson import __version__
 from caisson.errors import CaissonError
 from caisson.paths import Paths
 from caisson.qrexec.link import address
@@ -48,19 +47,17 @@ _ENTER = frozenset({"\r", "\n"})
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer questions until interrupted."""
-    parser = command.Parser(
-        prog="caisson prompt",
-        description="Answer the questions that calls between qubes raise.",
-        epilog="Type the number of a target and Enter to allow; Escape or Ctrl-D denies.",
+    parser = command.parser(
+        "caisson prompt",
+        "Answer the questions that calls between qubes raise.",
+        "Type the number of a target and Enter to allow; Escape or Ctrl-D denies.",
     )
-    parser.add_argument("--root", help="the instance's root directory (default: CAISSON_ROOT or /)")
     parser.add_argument("--once", action="store_true", help="end after one question")
     scripted = parser.add_mutually_exclusive_group()
     scripted.add_argument(
         "--answer", metavar="TARGET", help="allow each call that may go to TARGET, deny the others"
     )
     scripted.add_argument("--deny", action="store_true", help="deny every call")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__} (Caisson)")
     options = parser.parse_args(argv)
     paths = Paths(Path(options.root).absolute()) if options.root else Paths.of_environment()
     console = Console(highlight=False, no_color=True if os.environ.get("NO_COLOR") else None)

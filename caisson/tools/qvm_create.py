@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--disp", action="store_true", help="short for --class DispVM --label red")
     source = made.add_mutually_exclusive_group()
     source.add_argument(
-        "--root-copy-from", "-r", metavar="FILE", help="fill the root volume (not available yet)"
+        "--root-copy-from", "-r", metavar="FILE", help="fill the root volume; not available yet"
     )
     source.add_argument("--root-move-from", "-R", metavar="FILE", help="the same, then remove FILE")
     made.add_argument("--help-classes", action="store_true", help="list the classes and exit")

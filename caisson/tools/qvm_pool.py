@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("drivers", aliases=["d"], help="list the drivers and their options")
     info = actions.add_parser("info", aliases=["i"], help="tell all about a pool")
     info.add_argument("pool", metavar="POOL", help="name of the pool")
-    add = actions.add_parser("add", aliases=["a"], help="add a pool (not available yet)")
+    add = actions.add_parser("add", aliases=["a"], help="add a pool; not available yet")
     add.add_argument("pool", metavar="NAME", help="name of the new pool")
     add.add_argument("driver", metavar="DRIVER", help="one that `qvm-pool drivers` lists")
     _add_options(add, "an option of the driver")

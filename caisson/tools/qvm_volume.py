@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_data_actions(actions: argparse._SubParsersAction[command.ActionParser]) -> None:
     importing = actions.add_parser(
-        "import", help="replace the content by that of a file (not available yet)"
+        "import", help="replace the content by that of a file; not available yet"
     )
     _add_volume(importing)
     importing.add_argument("path", metavar="FILE", help="`-` is standard input")

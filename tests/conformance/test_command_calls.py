@@ -83,10 +83,15 @@ PROPERTIES = (
         ),
         (
             ["qvm-pool", "info", "a"],
-            ["admin.pool.Info+a@dom0"],
-            "name               a\ndriver             file\nrevisions_to_keep  1\n",
+            ["admin.pool.Info+a@dom0", "admin.pool.UsageDetails+a@dom0"],
+            "name               a\ndriver             file\nrevisions_to_keep  1\n"
+            "size               9\nusage              4\n",
         ),
-        (["qvm-pool", "-i", "a"], ["admin.pool.Info+a@dom0"], None),
+        (
+            ["qvm-pool", "-i", "a"],
+            ["admin.pool.Info+a@dom0", "admin.pool.UsageDetails+a@dom0"],
+            None,
+        ),
         (["qvm-pool", "--help-drivers"], ["admin.pool.ListDrivers@dom0"], None),
         (
             ["qvm-pool", "drivers"],
@@ -166,6 +171,7 @@ def test_command_makes_these_calls_and_prints_this(
             "admin.vm.notes.Get@src": "a\x1b[31m\n",
             "admin.vm.notes.Get@zzz": "a",
             "admin.pool.Info+a@dom0": "driver=file\nname=a\nrevisions_to_keep=1\n",
+            "admin.pool.UsageDetails+a@dom0": "data_size=9\ndata_usage=4\n",
             "admin.pool.ListDrivers@dom0": "file dir_path revisions_to_keep\nempty \n",
             "admin.vm.volume.Info+private@src": "pool=p\nsize=1024\n",
             "admin.vm.volume.ListSnapshots+private@src": "r1\nr2\n",
@@ -233,6 +239,40 @@ def test_command_that_cannot_do_it_says_so_and_changes_nothing(
     assert daemon.changes == []
     assert ("error: " in err) == (words[-1] != "missing" and words[1:] != ["-d", "src"])
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["qvm-tags", "src", "add", "fine", "a b"], 1, "tag `a b`"),
+        (["qvm-tags", "src", "del", "fine", "ä"], 1, "tag `\\xe4`"),
+        (["qvm-tags", "src", "list", "a+b"], 1, "tag `a+b`"),
+        (["qvm-features", "src", "a b", "1"], 1, "feature name `a b`"),
+        (["qvm-service", "src", "a b", "on"], 2, "no service is called `a b`"),
+        (["qvm-features", "s rc"], 1, "no qube can be called `s rc`"),
+        (["qvm-volume", "info", "src:privat"], 2, "no qube has a volume `privat`"),
+        (["qvm-create", "new", "-l", "red", "-p", "rot=a"], 2, "no qube has a volume `rot`"),
+        (["qvm-create", "new", "-l", "red", "-C", "AppVm"], 1, "class `AppVm`"),
+        (["qvm-create", "new", "-l", "red", "-C", "AdminVM"], 1, "there is one AdminVM"),
+        (["qvm-pool", "set", "a", "-o", "revisions_to_keep=two"], 2, "`two` is no number"),
+        (["qvm-volume", "config", "src:root", "revisions_to_keep", "-2"], 2, "`-2` is no number"),
+        (["qvm-prefs", "-D", "src", "xid"], 1, "property `xid` is computed"),
+        (["qvm-ls", "--formt"], 2, "unrecognized arguments: --formt\nhint: `qvm-ls --help`\n"),
+        (["qvm-pool", "info"], 2, "are required: POOL\nhint: `qvm-pool info --help`\n"),
+        (["qvm-volume", "list", "--root", "/nonexistent"], 1, "at `/nonexistent/run/qubesd.sock`"),
+        (["caisson", "doctor", "--colour"], 2, "--colour\nhint: `caisson --help`\n"),
+    ],
+)
+def test_word_without_meaning_is_told_before_any_call(
+    start: Start, words: list[str], code: int, told: str
+) -> None:
+    """In the words of a person, not of the protocol, and before half of it is done."""
+    daemon = start({})
+    result, out, err = daemon.run(*words)
+    assert (result, out) == (code, b"")
+    assert err.startswith("error: ")
+    assert told in err
+    assert daemon.requests == []
 
 
 def test_volumes_are_listed_and_told_about(start: Start) -> None:
@@ -480,6 +520,116 @@ def test_text_of_a_qube_cannot_drive_the_terminal(start: Start, words: tuple[str
     assert "\\x1b]0;owned\\x07\\x9b1m" in shown
     if words[-1] in {"b", "f"} or "-p" in words:
         assert daemon.run(*words)[1].decode().rstrip("\n") == evil
+
+
+CREATE = "admin.vm.Create.AppVM@dom0"
+SET = "admin.vm.property.Set+memory@new"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("during", [CREATE, SET])
+def test_interrupted_creation_leaves_no_qube(
+    start: Start, during: str, number: signal.Signals, code: int
+) -> None:
+    """Also when the daemon is just creating it: the answer is waited for."""
+    go_on = threading.Event()
+
+    def wait(_: bytes) -> Answer:
+        go_on.wait(SOON)
+        return ""
+
+    daemon = start({CREATE: "", SET: "", "admin.vm.Remove@new": "", during: wait})
+    argv = ["qvm-create", "new", "-l", "red", "--prop", "memory=500"]
+    with subprocess.Popen(
+        [BIN / argv[0], *argv[1:]], env=daemon.environment(), stderr=subprocess.PIPE
+    ) as process:
+        daemon.wait_for({CREATE: f"{CREATE} name=new label=red", SET: f"{SET} 500"}[during])
+        process.send_signal(number)
+        if during == CREATE:
+            go_on.set()
+        err = process.communicate(timeout=SOON)[1]
+        go_on.set()
+    assert (process.returncode, err) == (code, b"qube `new` was removed again\n")
+    assert daemon.requests[-1] == "admin.vm.Remove@new"
+    assert (SET in str(daemon.requests)) == (during == SET)
+
+
+def test_creation_that_was_refused_removes_nothing(start: Start) -> None:
+    """The qube that has the name is somebody's."""
+    daemon = start({CREATE: Refusal("QubesVMAlreadyExistsError", "taken")})
+    assert daemon.run("qvm-create", "new", "-l", "red") == (1, b"", "error: taken\n")
+    assert len(daemon.requests) == 1
+
+
+def test_interrupt_while_a_command_is_imported_is_silent(start: Start, tmp_path: Path) -> None:
+    """A person who mistyped gets no traceback."""
+    (tmp_path / "argparse.py").write_text(
+        "import os, time\nos.write(1, b'here')\ntime.sleep(600)\n"
+    )
+    env = start({}).environment() | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        [BIN / "qvm-ls"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(4) == b"here"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=SOON) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    "words", [("qvm-ls",), ("qvm-prefs", "src", "label"), ("qvm-ls", "--raw-list")]
+)
+def test_output_that_cannot_be_written_is_an_error_of_one_line(
+    start: Start, words: tuple[str, ...]
+) -> None:
+    """A script must not take a full disk for an empty list."""
+    daemon = start(
+        {
+            "admin.vm.List@dom0": LIST,
+            "admin.vm.property.GetAll@src": PROPERTIES,
+            "admin.vm.property.Get+label@src": "default=False type=label red",
+        }
+    )
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [BIN / words[0], *words[1:]],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=daemon.environment(),
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"error: output cannot be written: no space left on device\n",
+    )
+
+
+def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
+    """What a command prints where a person looks."""
+    ours, theirs = pty.openpty()
+    subprocess.run([BIN / argv[0], *argv[1:]], stdout=theirs, env=env, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    return shown.replace("\r\n", "\n")
+
+
+def test_terminal_gets_more_to_see_only_where_a_person_reads(start: Start) -> None:
+    """A further column in a table, an end of the last line; JSON is the same everywhere."""
+    daemon = start(
+        {
+            "admin.vm.List@dom0": LIST,
+            "admin.vm.property.GetAll@src": PROPERTIES + "virt_mode default=True type=str pvh\n",
+            "admin.vm.notes.Get@src": "no end",
+        }
+    )
+    env = daemon.environment()
+    assert "VIRT-MODE" in on_a_terminal("qvm-ls", env=env)
+    for words in (["--json"], ["--raw-data"], ["--raw-list"]):
+        assert on_a_terminal("qvm-ls", *words, env=env) == daemon.run("qvm-ls", *words)[1].decode()
+    assert on_a_terminal("qvm-notes", "-p", "src", env=env) == "no end\n"
+    assert daemon.run("qvm-notes", "-p", "src")[1] == b"no end"
 
 
 @pytest.mark.parametrize("words", [("qvm-start", "src"), ("qvm-start", "src", "tpl")])

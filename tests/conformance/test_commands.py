@@ -90,6 +90,88 @@ async def test_list_has_shapes_for_people_and_for_programs(daemon: Daemon) -> No
     assert sizes == (0, "base\nwork\n", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["-O", "name,sate"], "column `sate` does not exist\nhint: did you mean `state`?"),
+        (["--sort", "lable"], "column `lable` does not exist\nhint: did you mean `label`?"),
+        (["--prefs", "memroy=1"], "column `memroy` does not exist\nhint: did you mean `memory`?"),
+        (["--class", "AppVM,AppVm"], "class `AppVm` does not exist\nhint: did you mean `AppVM`?"),
+        (["--label", "redd"], "label `redd` does not exist\nhint: did you mean `red`?"),
+        (["--template-source", "tlp"], "qube `tlp` does not exist\nhint: did you mean `tpl`?"),
+        (["--netvm-is", "none,wrk"], "qube `wrk` does not exist\nhint: did you mean `work`?"),
+    ],
+)
+@pytest.mark.parametrize("shape", ["--raw-list", "--raw-data"])
+async def test_list_refuses_what_no_qube_could_fit(
+    daemon: Daemon, options: list[str], told: str, shape: str
+) -> None:
+    """An empty list would be taken for an answer."""
+    assert await daemon.command("qvm-ls", shape, *options) == (2, "", f"error: {told}\n")
+
+
+async def test_list_knows_what_no_listed_qube_has_or_uses(daemon: Daemon) -> None:
+    """Properties of one class, labels of no qube, no network qube, a name in capitals."""
+    for options in (["--label", "gray"], ["--netvm-is", "None"], ["--class", "RemoteVM"]):
+        assert (await daemon.command("qvm-ls", *options))[0] == 0
+    columns = ["-O", "NAME,ROOT-MAX,ipback,xid,template-for-dispvms", "dom0"]
+    assert (await daemon.command("qvm-ls", "--raw-data", *columns))[1] == "dom0|-|-|0|-\n"
+
+
+async def test_json_has_numbers_booleans_and_null(daemon: Daemon) -> None:
+    """By the type of the property; a text of digits stays a text."""
+    await daemon.ok("admin.vm.feature.Set+x", "work", b"1")
+    await daemon.ok("admin.vm.property.Set+kernelopts", "work", b"7")
+    await daemon.ok("admin.vm.Create.RemoteVM", payload=b"name=far label=gray")
+    fields = "name,maxmem,debug,kernelopts,netvm,label,backup-timestamp,priv-max,disk"
+    out = (await daemon.command("qvm-ls", "--json", "-O", fields, "work", "far"))[1]
+    far, work = ([*qube.values()] for qube in json.loads(out))
+    assert far == ["far", None, None, None, None, "gray", None, None, None]
+    assert work[1:] == [work[1], False, "7", None, "blue", None, 2048, 0]
+    assert isinstance(work[1], int)
+    only = ["--raw-list", "--prefs", "debug=False", "--class", "AppVM"]
+    assert (await daemon.command("qvm-ls", *only))[1] == "base\nwork\n"
+
+
+async def test_qube_elsewhere_is_left_to_itself(daemon: Daemon) -> None:
+    """`--all` starts and stops what is here; a RemoteVM can be named, cloned and removed."""
+    await daemon.ok("admin.vm.Create.RemoteVM", payload=b"name=far label=gray")
+    await daemon.ok("admin.vm.property.Set+remote_name", "far", b"distant")
+    for command in ("qvm-start", "qvm-pause", "qvm-unpause", "qvm-shutdown", "qvm-kill"):
+        assert await daemon.command(command, "--all") == (0, "", "")
+    assert (await daemon.command("qvm-kill", "far"))[0] == 1
+    assert await daemon.command("qvm-clone", "far", "copy") == (0, "", "")
+    assert (await daemon.command("qvm-prefs", "copy", "remote_name"))[1] == "distant\n"
+    assert (await daemon.command("qvm-remove", "-f", "copy"))[0] == 0
+
+
+async def test_what_is_not_available_yet_says_so(daemon: Daemon, tmp_path: Path) -> None:
+    """In the daemon's own words, and nothing is left behind."""
+    before = await daemon.ok("admin.vm.List")
+    (tmp_path / "image").write_bytes(b"x")
+    for code, words in (
+        (1, ["qvm-volume", "import", "work:private", f"{tmp_path}/image"]),
+        (3, ["qvm-create", "new", "-l", "red", "-C", "StandaloneVM", "-r", f"{tmp_path}/image"]),
+        (1, ["qvm-pool", "add", "more", "layers"]),
+    ):
+        result, _, err = await daemon.command(*words)
+        assert result == code
+        assert "cannot be " in err
+        assert " yet: " in err
+    assert await daemon.ok("admin.vm.List") == before
+
+
+async def test_value_that_fits_no_request_is_told_its_limit(daemon: Daemon) -> None:
+    """The daemon would drop the connection; one byte less passes."""
+    head = len(b"admin.vm.notes.Set+ dom0 name work\0")
+    for length, code in ((65_536 - head, 0), (65_537 - head, 1)):
+        result = await daemon.command("qvm-notes", "work", "-i", "-", answer="x" * length)
+        assert result[0] == code
+    assert result[2] == (
+        "error: the value is 65503 bytes long; `admin.vm.notes.Set` takes at most 65502\n"
+    )
+
+
 async def test_services_are_features_of_a_name(daemon: Daemon) -> None:
     """On, off, and neither."""
     assert await daemon.command("qvm-service", "work", "cups") == (1, "", "")
@@ -144,6 +226,10 @@ async def test_property_is_shown_set_and_reset(daemon: Daemon) -> None:
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert "\nhint: " in err
+    code, _, err = await daemon.command("qvm-prefs", "work", "no such")
+    assert (code, err.partition("\n")[0]) == (2, "error: no property can be called `no such`")
+    for words in (["-D", "work", "qid"], ["work", "name", "other"], ["-D", "work", "icon"]):
+        assert (await daemon.command("qvm-prefs", *words))[0] == 1
     code, _, err = await daemon.command("qvm-prefs", "work", "memory", "much")
     assert code == 1
     assert "`much`" in err
@@ -211,6 +297,10 @@ async def test_life_of_a_qube_by_commands(daemon: Daemon) -> None:
     assert (await daemon.command("qvm-check", "--networked", "-q", "dom0", "work"))[0] == 1
     assert (await daemon.command("qvm-pause", "work"))[0] == 0
     assert (await daemon.command("qvm-check", "--paused", "-q", "work"))[0] == 0
+    code, _, err = await daemon.command("qvm-shutdown", "--wait", "work", "base")
+    assert code == 1
+    assert err.startswith("error: qube `work` ")
+    assert "\nhint: " in err
     assert (await daemon.command("qvm-unpause", "work"))[0] == 0
     assert (await daemon.command("qvm-remove", "-f", "work"))[0] == 1
     assert await daemon.command("qvm-shutdown", "--wait", "work") == (0, "", "")
@@ -224,6 +314,8 @@ async def test_life_of_a_qube_by_commands(daemon: Daemon) -> None:
 
 async def test_removal_tells_where_a_qube_is_needed(daemon: Daemon) -> None:
     """The refusal alone would leave a person searching."""
+    code, _, err = await daemon.command("qvm-remove", "tpl", "dom0")
+    assert (code, err) == (1, "error: the admin qube cannot be removed\n")
     code, _, err = await daemon.command("qvm-remove", "-f", "tpl")
     assert code == 1
     assert "used by the system's `default_template`" in err
@@ -255,6 +347,7 @@ async def test_qube_that_does_not_shut_down_is_killed(daemon: Daemon) -> None:
 
 async def test_tags(daemon: Daemon) -> None:
     """Sorted, one a line; exit 1 where the one asked for is absent."""
+    assert (await daemon.command("qvm-tags", "work", "add", "c", "b c"))[0] == 1
     assert (await daemon.command("qvm-tags", "work", "add", "b", "a"))[0] == 0
     listed = (await daemon.command("qvm-tags", "work"))[1].split()
     assert listed == sorted(listed)

@@ -154,6 +154,9 @@ def test_programs_are_run_through_the_services_for_it(
     assert (program.parent / "said").read_text().splitlines()[-1].endswith(said)
     if prefix:
         assert prefix in (program.parent / "prefix").read_text()
+    code, out, err = inside(program, "qvm-run", "--service", "elsewhere", "my.Service")
+    assert (code, out) == (126, "")
+    assert "error: qube `elsewhere`: service `my.Service` was refused" in err
     code, _, err = inside(program, "qvm-run", "-p", "-u", "user", "work", "ls", "-l")
     assert code == 2
     assert "user `user` cannot be chosen" in err

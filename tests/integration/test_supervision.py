@@ -21,10 +21,11 @@ TOP = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 
-def _caisson(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def _caisson(root: Path, *words: str, cwd: Path = TOP) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [BIN / "caisson", *words],
         env={**os.environ, "CAISSON_ROOT": str(root)},
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
@@ -52,8 +53,8 @@ def _daemons(root: Path) -> dict[str, int]:
     for pid in pids:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         # A process that ends or begins has no words.
-        if len(words) > 2:
-            names[words[2].decode().rpartition(".")[2]] = int(pid)
+        if b"-m" in words:
+            names[words[words.index(b"-m") + 1].decode().rpartition(".")[2]] = int(pid)
     return names
 
 
@@ -102,11 +103,27 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_nothing_is_run_from_the_current_directory(root: Path, tmp_path: Path) -> None:
+    """Root may start the daemons while standing in somebody's download folder."""
+    for module in ("structlog", "msgspec", "asyncio", "caisson"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\n")
+    assert _caisson(root, "up", "--detach", cwd=tmp_path).returncode == 0
+    assert _caisson(root, "doctor", cwd=tmp_path).stdout
+    assert _caisson(root, "down", cwd=tmp_path).returncode == 0
+    _caisson(root, "doctor", cwd=tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 def test_daemon_that_cannot_start_says_why(root: Path) -> None:
-    """The reason is on the terminal, not only in a log."""
+    """The reason is on the terminal, not only in a log; what an earlier start said is not."""
+    log = root / "var/log/qubes/qubesd.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("what it said long ago\n")
     (root / "var/lib").mkdir(parents=True)
     (root / "var/lib/qubes").write_text("in the way")
     failed = _caisson(root, "up", "--detach")
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: `qubesd` did not start")
     assert "hint: " in failed.stderr
+    assert "long ago" not in failed.stderr
+    assert log.read_text().startswith("what it said long ago\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from caisson.errors import CaissonError
+from caisson.model.declarations import PROPERTIES
 from caisson.tools import command, properties, qvm_run, running, selection, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.parallel import at_once
@@ -129,6 +130,50 @@ def test_all_and_names_exclude_each_other() -> None:
             selection.chosen(made.parse_args(argv), _listed("a"))
 
 
+def test_computed_properties_are_those_of_the_declarations() -> None:
+    """The list in the tools is a copy, since the model is heavy to import."""
+    computed: dict[str, bool] = {}
+    for some in PROPERTIES.values():
+        for name, declared in some.items():
+            computed[name] = computed.get(name, True) and declared.read_only
+    assert {name for name, is_so in computed.items() if is_so} == properties.COMPUTED
+
+
+@pytest.mark.parametrize("script", ["install", "uninstall", "install-policy", "setup", "demo"])
+def test_script_says_how_it_is_called_and_takes_nothing_else(script: str, tmp_path: Path) -> None:
+    """Before it does anything: as nobody, who can do nothing, from another directory."""
+    path = os.path.relpath(TOP / "script" / script, tmp_path)
+    for word, code in (("--help", 0), ("-h", 0), ("--nosuch", 2)):
+        argv = [path, word] if word != "--nosuch" or script != "uninstall" else [path, "--purg"]
+        shown = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=False, text=True)
+        assert shown.returncode == code
+        assert (shown.stderr == "", shown.stdout == "") == (code == 0, code != 0)
+        assert script in shown.stdout + shown.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_policy_is_installed_into_a_named_directory_only(tmp_path: Path) -> None:
+    """A relative one is below the directory of the caller."""
+    path = TOP / "script/install-policy"
+    missing = subprocess.run([path], capture_output=True, check=False, text=True)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: the directory is missing\nhint: usage: ")
+    subprocess.run([path, "here"], cwd=tmp_path, check=True)
+    assert (tmp_path / "here/30-user.policy").is_file()
+
+
+def test_units_start_python_without_the_current_directory() -> None:
+    """As `caisson up` does: whoever may write there would be root."""
+    starts = [
+        line
+        for unit in (TOP / "systemd").glob("*.service")
+        for line in unit.read_text().splitlines()
+        if line.startswith("ExecStart=") and "python" in line
+    ]
+    assert len(starts) == 2
+    assert all("/python -P -m " in line for line in starts)
+
+
 COMMANDS = [
     *sorted(path.stem for path in (TOP / "caisson/tools").glob("qvm_*.py")),
     "qubes_prefs",
@@ -176,6 +221,18 @@ def test_what_is_written_from_the_parsers_is_what_they_say(writer: str) -> None:
     assert shown.returncode == 0
 
 
+def test_no_line_of_a_manual_page_is_wider_than_a_terminal() -> None:
+    """Lines that are not filled are taken as they are; man(1) indents them by 7."""
+    for page in (TOP / "man").glob("*.1"):
+        filled = True
+        for line in page.read_text().splitlines():
+            if line in {".nf", ".fi"}:
+                filled = line == ".fi"
+            elif not filled:
+                shown = line.replace("\\&", "").replace("\\-", "-")
+                assert len(shown) <= 80 - 7, page
+
+
 def test_every_option_and_word_is_explained() -> None:
     """In each page of the manual, which is also the reference."""
     for page in (TOP / "man").glob("*.1"):
@@ -200,6 +257,12 @@ def test_every_option_and_word_is_explained() -> None:
         (["qvm-ls", "--for"], ["--format"]),
         (["qvm-ls", "--format", "di"], ["disk"]),
         (["qvm-pool", "info", ""], ["fast"]),
+        (["qvm-prefs", "work", "netvm", ""], ["work", "web", "none"]),
+        (["qvm-prefs", "work", "template-for-dispvms", "T"], ["True"]),
+        (["qvm-prefs", "work", "label", "o"], ["orange"]),
+        (["qvm-prefs", "work", "memory", ""], []),
+        (["qubes-prefs", "default_netvm", "n"], ["none"]),
+        (["qvm-create", "--class", "R"], ["RemoteVM"]),
     ],
 )
 def test_shell_offers_what_fits(typed: list[str], offered: list[str], tmp_path: Path) -> None:
