@@ -84,8 +84,10 @@ PROPERTIES = (
         (
             ["qvm-pool", "info", "a"],
             ["admin.pool.Info+a@dom0", "admin.pool.UsageDetails+a@dom0"],
-            "name               a\ndriver             file\nrevisions_to_keep  1\n"
-            "size               9\nusage              4\n",
+            (
+                "name               a\ndriver             file\nrevisions_to_keep  1\n"
+                "size               9\nusage              4\n"
+            ),
         ),
         (
             ["qvm-pool", "-i", "a"],
