@@ -266,7 +266,8 @@ def _make_ready(client: Client, name: str, *, autostart: bool) -> None:
     state = dict(word.split("=", 1) for word in text.split()).get("power_state")
     match state:
         case "Running":
-            return
+            if client.qrexec is None:
+                _refuse_elsewhere(client, name)
         case "Paused":
             client.call("admin.vm.Unpause", destination=name)
         case "Suspended":
@@ -278,6 +279,17 @@ def _make_ready(client: Client, name: str, *, autostart: bool) -> None:
             raise NotRunningError(
                 f"qube `{shown(name)}` does not run", f"start it: `qvm-start {shown(name)}`"
             )
+
+
+def _refuse_elsewhere(client: Client, name: str) -> None:
+    if (
+        client.text("admin.vm.property.Get", "klass", name).rpartition(" ")[2]
+        in selection.ELSEWHERE
+    ):
+        raise CaissonError(
+            f"qube `{shown(name)}` is a RemoteVM: it runs on another machine",
+            "run the command there; this version does not carry calls to other machines",
+        )
 
 
 def _filtered(arguments: argparse.Namespace, descriptor: int) -> bool:

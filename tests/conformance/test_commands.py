@@ -140,6 +140,9 @@ async def test_qube_elsewhere_is_left_to_itself(daemon: Daemon) -> None:
     for command in ("qvm-start", "qvm-pause", "qvm-unpause", "qvm-shutdown", "qvm-kill"):
         assert await daemon.command(command, "--all") == (0, "", "")
     assert (await daemon.command("qvm-kill", "far"))[0] == 1
+    code, _, err = await daemon.command("qvm-run", "-p", "far", "ls")
+    assert (code, err.count("is a RemoteVM: it runs on another machine")) == (255, 1)
+    assert (await daemon.command("qvm-run", "--all", "ls"))[0] == 0
     assert await daemon.command("qvm-clone", "far", "copy") == (0, "", "")
     assert (await daemon.command("qvm-prefs", "copy", "remote_name"))[1] == "distant\n"
     assert (await daemon.command("qvm-remove", "-f", "copy"))[0] == 0
