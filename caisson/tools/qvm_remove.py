@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     if not names:
         return 0
     if DOM0 in names:
-        raise CaissonError("the admin qube cannot be removed")
+        raise CaissonError("the admin qube `dom0` cannot be removed")
     if not arguments.force:
         terminal.say("This removes with all their data:\n  " + "\n  ".join(names))
         if not terminal.confirmed("Go on?"):

@@ -318,7 +318,7 @@ async def test_life_of_a_qube_by_commands(daemon: Daemon) -> None:
 async def test_removal_tells_where_a_qube_is_needed(daemon: Daemon) -> None:
     """The refusal alone would leave a person searching."""
     code, _, err = await daemon.command("qvm-remove", "tpl", "dom0")
-    assert (code, err) == (1, "error: the admin qube cannot be removed\n")
+    assert (code, err) == (1, "error: the admin qube `dom0` cannot be removed\n")
     code, _, err = await daemon.command("qvm-remove", "-f", "tpl")
     assert code == 1
     assert "used by the system's `default_template`" in err
