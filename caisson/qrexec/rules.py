@@ -12,12 +12,8 @@ from caisson.errors import PolicyError
 from caisson.paths import Paths
 from caisson.policy import (
     BrokenPolicy,
-    Decision,
     Files,
     PolicySet,
-    Request,
-    SystemInfo,
-    decide,
     parse_policy,
 )
 from caisson.store.policy_files import read_legacy_directory, read_policy_directory
@@ -59,10 +55,6 @@ class Rules:
         ):
             self._load()
         return self._policy
-
-    def decide(self, request: Request, system: SystemInfo) -> Decision:
-        """Decide one call."""
-        return decide(request, self.current(), system)
 
     def _load(self) -> None:
         started = time.time_ns()
