@@ -30,9 +30,13 @@ def start(path: Path, steps: int = 0) -> subprocess.Popen[str]:
 
 
 def told(writer: subprocess.Popen[str]) -> list[int]:
-    """The changes that a killed writer told to be written."""
-    output, _ = writer.communicate(timeout=PATIENCE)
-    return [int(line) for line in output.splitlines()]
+    """The changes that a killed writer told to be written, as far as they were not read before."""
+    assert writer.stdout is not None
+    # Not `communicate`: with a time-out it forgets what `readline` has read ahead.
+    with writer.stdout as output:
+        numbers = [int(line) for line in output]
+    writer.wait(PATIENCE)
+    return numbers
 
 
 def state_after(number: int) -> set[Op]:
