@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caisson.errors import CaissonError, ProtocolError
 from caisson.names import shown
@@ -19,8 +19,7 @@ class FramingError(ProtocolError):
     """Bytes that are not a request at all: the connection is dropped without a reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request, split into its fields, of which none has been checked yet."""
 
     untrusted_method: str
@@ -100,8 +99,7 @@ def _token(text: str) -> bytes:
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace") + b"\0"
 
 
-@dataclass(frozen=True, slots=True)
-class Occurrence:
+class Occurrence(NamedTuple):
     """An event as a client receives it; the subject is empty for the system as a whole."""
 
     subject: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 
 from caisson.admin.client import Client, NoAnswerError
 from caisson.errors import CaissonError, PermissionDeniedError, ProtocolError
@@ -15,20 +14,31 @@ NOT_THERE = (ProtocolError, PermissionDeniedError, NoAnswerError)
 """How a daemon refuses a method that it does not have, or that the caller may not use."""
 
 
-@dataclass(slots=True)
 class Facts:
     """A qube: what every list tells, and what was asked for besides.
 
     A property that the qube does not have is missing; one without a value is None.
     """
 
-    name: str
-    klass: str
-    state: str
-    uuid: str
-    properties: dict[str, Plain] = field(default_factory=dict)
-    tags: frozenset[str] = frozenset()
-    features: dict[str, str] = field(default_factory=dict)
+    __slots__ = ("features", "klass", "name", "properties", "state", "tags", "uuid")
+
+    def __init__(
+        self,
+        name: str,
+        klass: str,
+        state: str,
+        uuid: str,
+        properties: dict[str, Plain] | None = None,
+        tags: frozenset[str] = frozenset(),
+        features: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.klass = klass
+        self.state = state
+        self.uuid = uuid
+        self.properties = {} if properties is None else properties
+        self.tags = tags
+        self.features = {} if features is None else features
 
     def text(self, name: str) -> str:
         """The text of a property; empty where it has no value, or the qube does not have it."""

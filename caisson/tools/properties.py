@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caisson.admin.client import Client, NoAnswerError
 from caisson.errors import CaissonError, NoSuchPropertyError, PermissionDeniedError, ProtocolError
@@ -58,8 +58,7 @@ Plain = str | int | None
 """A value as JSON has it; a boolean is a number to Python."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(NamedTuple):
     """A property with its value, as the daemon tells it."""
 
     name: str
@@ -124,8 +123,7 @@ def wire_value(name: str, value: str) -> bytes:
     return value.encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Whose properties: a qube's, or with an empty name the system's."""
 
     qube: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
@@ -15,8 +15,7 @@ from caisson.tools.command import UsageError
 _ROOT = "root"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """What to run in a qube.
 
     Args:
@@ -93,8 +92,7 @@ def _encoded_byte(byte: int) -> str:
     return f"-{byte:02X}"
 
 
-@dataclass(frozen=True, slots=True)
-class Carrier:
+class Carrier(NamedTuple):
     """A program here, ready to run a job in a qube."""
 
     program: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, QubeNotFoundError
@@ -23,8 +23,7 @@ ELSEWHERE = frozenset({"RemoteVM"})
 ALL_HERE = "all qubes but the admin qube and RemoteVMs"
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """A qube as the daemon lists it."""
 
     name: str

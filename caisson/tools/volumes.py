@@ -6,8 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
@@ -21,8 +20,7 @@ _REVISIONS = re.compile(r"-1|0|[1-9][0-9]*")
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """One volume of one qube."""
 
     qube: str
