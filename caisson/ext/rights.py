@@ -57,9 +57,6 @@ class Right:
     argument: str
     target: str
 
-    def __str__(self) -> str:
-        return f"{self.service} +{self.argument} … {self.target}"
-
 
 AnyOf = tuple[Right, ...]
 """One of these is enough; none at all means that nobody but the admin qube may do it."""
