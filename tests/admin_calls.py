@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from admin_lab import Daemon
-from admin_world import exchange
+from admin_world import exchange, world_daemon
 
 from caisson.errors import CaissonError
 
@@ -140,3 +142,14 @@ def refusal(reply: bytes) -> tuple[str, str]:
     assert "%" not in text.replace("%%", "")
     assert text.replace("\n", "").isprintable(), text
     return name, text
+
+
+@asynccontextmanager
+async def suited(good: Good, quiet: Daemon, tmp_path: Path) -> AsyncIterator[Daemon]:
+    """A daemon of its own for a call that changes something, else the one for all."""
+    if not good.changes and not good.before:
+        yield quiet
+        return
+    async with world_daemon(tmp_path) as daemon:
+        await prepare(daemon, good)
+        yield daemon

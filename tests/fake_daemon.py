@@ -33,6 +33,24 @@ class Refusal:
 
 NOTHING = Refusal("")
 """No frame at all: the connection is closed."""
+# A system of four, and the properties of one of them.
+LIST = (
+    "dom0 class=AdminVM state=Running uuid=00000000-0000-0000-0000-000000000000\n"
+    "src class=AppVM state=Halted uuid=00000000-0000-0000-0000-000000000001\n"
+    "tpl class=TemplateVM state=Halted uuid=00000000-0000-0000-0000-000000000002\n"
+    "zzz class=AppVM state=Suspended uuid=00000000-0000-0000-0000-000000000003\n"
+)
+PROPERTIES = (
+    "autostart default=True type=bool False\n"
+    "dispid default=False type=int 7\n"
+    "kernelopts default=False type=str a\\\\b\\nc\n"
+    "label default=False type=label red\n"
+    "name default=False type=str src\n"
+    "netvm default=False type=vm \n"
+    "qid default=False type=int 5\n"
+    "template default=False type=vm tpl\n"
+    "uuid default=False type=str 00000000-0000-0000-0000-000000000001\n"
+)
 
 Answer = str | bytes | Refusal
 Answers = Mapping[str, Answer | list[Answer] | Callable[[bytes], Answer]]

@@ -10,6 +10,7 @@ from caisson.lifecycle.door import DomainInfo, Door, NoDoor
 from caisson.lifecycle.events import EventBus, Hearing, Subscription
 from caisson.lifecycle.ledger import Judgement, Rule
 from caisson.lifecycle.qubes import Qubes
+from caisson.lifecycle.spec import memory_limit
 
 __all__ = [
     "DomainInfo",
@@ -21,5 +22,6 @@ __all__ = [
     "Qubes",
     "Rule",
     "Subscription",
+    "memory_limit",
     "templates",
 ]

@@ -120,15 +120,12 @@ class Qubes:
             pools: where its volumes live, if not in the default pool.
         """
 
-        async def create() -> Qube:
-            return await self._create(
-                lambda: self.system.plan_create(
-                    klass, name, label, untrusted_template, origin, pools=pools
-                ),
-                origin,
+        def plan() -> Change:
+            return self.system.plan_create(
+                klass, name, label, untrusted_template, origin, pools=pools
             )
 
-        return await self._to_the_end(create())
+        return await self._to_the_end(self._create(plan, origin))
 
     async def install_template(self, name: QubeName, label: LabelName, layer: str) -> None:
         """Make a template, or give the halted one of that name a new root volume.
@@ -149,12 +146,10 @@ class Qubes:
         """
         chance = random.SystemRandom()
 
-        async def create() -> Qube:
-            return await self._create(
-                lambda: self.system.plan_create_disposable(template, origin, chance), origin
-            )
+        def plan() -> Change:
+            return self.system.plan_create_disposable(template, origin, chance)
 
-        return (await self._to_the_end(create())).name
+        return (await self._to_the_end(self._create(plan, origin))).name
 
     async def create_disposable_for_call(self, base: QubeName, origin: QubeName) -> QubeName:
         """Make a disposable that is of no use once its call has ended; see `of_calls`.
@@ -235,31 +230,32 @@ class Qubes:
         origin: QubeName = DOM0,
     ) -> None:
         """Set a property; None is the system itself. A running qube follows at once."""
-        qube = None if name is None else self.system.qube(name)
-
-        async def change() -> None:
-            self._require(qube)
-            plan = self.system.plan_set(qube, prop, untrusted_value, self._ledger.up)
-            await self._relinked(plan, origin)
-
-        await self._to_the_end(change())
+        await self._replanned(
+            name,
+            lambda qube: self.system.plan_set(qube, prop, untrusted_value, self._ledger.up),
+            origin,
+        )
 
     async def reset_property(
         self, name: QubeName | None, prop: PropertyName, origin: QubeName = DOM0
     ) -> None:
         """Let a property have its default again."""
+        await self._replanned(
+            name, lambda qube: self.system.plan_reset(qube, prop, self._ledger.up), origin
+        )
+
+    async def _replanned(
+        self, name: QubeName | None, plan: Callable[[Qube | None], Change], origin: QubeName
+    ) -> None:
+        """Carry a change of a property out, unless its qube is removed before that begins."""
         qube = None if name is None else self.system.qube(name)
 
         async def change() -> None:
-            self._require(qube)
-            await self._relinked(self.system.plan_reset(qube, prop, self._ledger.up), origin)
+            if qube is not None:
+                self._ledger.require(qube)
+            await self._relinked(plan(qube), origin)
 
         await self._to_the_end(change())
-
-    def _require(self, qube: Qube | None) -> None:
-        """Make sure that a qube was not removed before its change began."""
-        if qube is not None:
-            self._ledger.require(qube)
 
     async def _relinked(self, change: Change, origin: QubeName) -> None:
         """Enter a change and move the links of running qubes whose network qube it changes."""

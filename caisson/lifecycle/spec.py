@@ -25,11 +25,15 @@ def etc_files(system: System, qube: Qube) -> dict[str, bytes]:
     }
 
 
+def memory_limit(system: System, qube: Qube) -> int:
+    """How much memory a qube may use, in MiB: what it may grow to, else what it starts with."""
+    return int(str(system.value(qube, "maxmem") or system.value(qube, "memory")))
+
+
 def run_spec(
     system: System, qube: Qube, plan: StartPlan, *, qube_files: Path, socket_dir: Path
 ) -> RunSpec:
     """Everything that an engine needs to run `qube` once."""
-    memory = int(str(system.value(qube, "maxmem") or system.value(qube, "memory")))
     return RunSpec(
         id=f"{qube.uuid.hex[:8]}-{secrets.token_hex(3)}",
         name=qube.name,
@@ -45,7 +49,7 @@ def run_spec(
         host_usr=plan.host_usr,
         qube_files=qube_files,
         socket_dir=socket_dir,
-        memory_max=memory * _MIB,
+        memory_max=memory_limit(system, qube) * _MIB,
         cpus=float(str(system.value(qube, "vcpus"))),
         pids_max=PIDS,
         forwarding=bool(system.value(qube, "provides_network")),

@@ -12,6 +12,7 @@ from caisson.engines import Engine, Instance
 from caisson.errors import EngineError
 from caisson.lifecycle.events import EventBus, Hearing, Subscription
 from caisson.lifecycle.ledger import Ledger
+from caisson.lifecycle.spec import memory_limit
 from caisson.model import Qube
 from caisson.model.events import event_of
 
@@ -96,9 +97,8 @@ class Stats:
             )
 
     def _limits(self, qube: Qube) -> dict[str, int]:
-        system = self._ledger.system
-        mib = int(str(system.value(qube, "maxmem") or system.value(qube, "memory")))
-        return {"memory_assigned_total": mib * _KIB, "memory_assigned_usable": mib * _KIB}
+        limit = memory_limit(self._ledger.system, qube) * _KIB
+        return {"memory_assigned_total": limit, "memory_assigned_usable": limit}
 
     def _processors(self, qube: Qube) -> int:
         return int(str(self._ledger.system.value(qube, "vcpus")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from caisson.admin.client import Client
-from caisson.tools import cloning, command
+from caisson.tools import cloning, command, volumes
 from caisson.tools.command import pairs
 
 
@@ -24,15 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     where = made.add_mutually_exclusive_group()
     where.add_argument("-P", dest="one_pool", metavar="POOL", help="keep all volumes in this pool")
-    where.add_argument(
-        "--pool",
-        "-p",
-        dest="pools",
-        metavar="VOLUME=POOL",
-        action="append",
-        default=[],
-        help="keep a volume in this pool; may be repeated",
-    )
+    volumes.add_pool_of_each(where)
     made.add_argument(
         "--ignore-errors", action="store_true", help="tell what cannot be copied, and go on"
     )

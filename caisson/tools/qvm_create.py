@@ -44,15 +44,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="set a property of the new qube; may be repeated",
     )
-    made.add_argument(
-        "--pool",
-        "-p",
-        dest="pools",
-        metavar="VOLUME=POOL",
-        action="append",
-        default=[],
-        help="keep a volume in this pool; may be repeated",
-    )
+    volumes.add_pool_of_each(made)
     made.add_argument("-P", dest="one_pool", metavar="POOL", help="keep all volumes in this pool")
     made.add_argument(
         "--standalone",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -18,6 +19,19 @@ _CHUNK = 1 << 20
 _SIZE = re.compile(r"([0-9]+) ?(?:([KMGT])(I?)B?|B)?", re.IGNORECASE)
 _REVISIONS = re.compile(r"-1|0|[1-9][0-9]*")
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def add_pool_of_each(parser: argparse._ActionsContainer) -> None:
+    """Let a command say in which pool each volume of a new qube lives."""
+    parser.add_argument(
+        "--pool",
+        "-p",
+        dest="pools",
+        metavar="VOLUME=POOL",
+        action="append",
+        default=[],
+        help="keep a volume in this pool; may be repeated",
+    )
 
 
 class Volume(NamedTuple):

@@ -10,30 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_daemon import BIN, NOTHING, SOON, Answer, Refusal, Start, start
+from fake_daemon import BIN, LIST, NOTHING, PROPERTIES, SOON, Answer, Refusal, Start, start
 
 from caisson.tools import volumes
 from caisson.tools.command import UsageError
 
 __all__ = ["start"]
-
-LIST = (
-    "dom0 class=AdminVM state=Running uuid=00000000-0000-0000-0000-000000000000\n"
-    "src class=AppVM state=Halted uuid=00000000-0000-0000-0000-000000000001\n"
-    "tpl class=TemplateVM state=Halted uuid=00000000-0000-0000-0000-000000000002\n"
-    "zzz class=AppVM state=Suspended uuid=00000000-0000-0000-0000-000000000003\n"
-)
-PROPERTIES = (
-    "autostart default=True type=bool False\n"
-    "dispid default=False type=int 7\n"
-    "kernelopts default=False type=str a\\\\b\\nc\n"
-    "label default=False type=label red\n"
-    "name default=False type=str src\n"
-    "netvm default=False type=vm \n"
-    "qid default=False type=int 5\n"
-    "template default=False type=vm tpl\n"
-    "uuid default=False type=str 00000000-0000-0000-0000-000000000001\n"
-)
 
 
 @pytest.mark.parametrize(

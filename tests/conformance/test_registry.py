@@ -6,12 +6,11 @@ Sheet `admin-api`, sections 1, 2, 4 and 10. The good calls are in `admin_good_ca
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from admin_calls import Good, fits, perform, prepare, refusal
+from admin_calls import Good, fits, perform, refusal, suited
 from admin_good_calls import GOOD
 from admin_lab import Daemon
 from admin_world import CONNECTED, dump, exchange, world_daemon
@@ -41,17 +40,6 @@ async def battered(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Da
         yield running
 
 
-@asynccontextmanager
-async def _suited(good: Good, quiet: Daemon, tmp_path: Path) -> AsyncIterator[Daemon]:
-    """A daemon of its own for a call that changes something, else the one for all."""
-    if not good.changes and not good.before:
-        yield quiet
-        return
-    async with world_daemon(tmp_path) as daemon:
-        await prepare(daemon, good)
-        yield daemon
-
-
 async def test_every_method_has_a_good_call() -> None:
     """A method that is declared is tested, and nothing is tested that does not exist."""
     assert set(GOOD) == set(METHODS.methods)
@@ -64,7 +52,7 @@ async def test_good_call_is_answered_with_exactly_its_frame(
     """What was written is there for the method that reads it; nothing else changes anything."""
     good = GOOD[method.name]
     assert not (good.changes and method.access is Access.READ)
-    async with _suited(good, quiet, tmp_path) as daemon:
+    async with suited(good, quiet, tmp_path) as daemon:
         before = dump(daemon)
         reply = await perform(daemon, method.name, good)
         assert fits(reply, good.reply), reply

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
-from admin_calls import Good, Step, fits, ok, perform, prepare, refusal
+from admin_calls import Good, Step, fits, ok, perform, prepare, refusal, suited
 from admin_good_calls import GOOD
 from admin_lab import Daemon
 from admin_world import BLANKET, dump, exchange, world_daemon
@@ -69,17 +68,6 @@ async def quiet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemo
         yield running
 
 
-@asynccontextmanager
-async def _suited(good: Good, quiet: Daemon, tmp_path: Path) -> AsyncIterator[Daemon]:
-    """A daemon of its own for a call that changes something, else the one for all."""
-    if not good.changes and not good.before:
-        yield quiet
-        return
-    async with world_daemon(tmp_path) as daemon:
-        await prepare(daemon, good)
-        yield daemon
-
-
 async def _refused(daemon: Daemon, method: str, good: Good, **changed: str) -> str:
     """Make a call as `mgmt` that is refused for lack of a right; returns the text."""
     before = dump(daemon)
@@ -115,7 +103,7 @@ async def test_nothing_works_without_its_rights_and_those_that_are_named_suffice
 ) -> None:
     """No rule: refused. One rule for this call: it works, or names the right that is missing."""
     good = GOOD[method.name]
-    async with _suited(good, quiet, tmp_path) as daemon:
+    async with suited(good, quiet, tmp_path) as daemon:
         by_uuid = f"uuid:{daemon.qubes.system.qubes[good.dest].uuid}"
         daemon.policy.text = ""
         await _refused(daemon, method.name, good)
@@ -148,7 +136,7 @@ async def test_what_is_for_the_admin_qube_alone_no_policy_gives_away(
 ) -> None:
     """For other qubes these methods do not exist, at no socket."""
     good = GOOD[method.name]
-    async with _suited(good, quiet, tmp_path) as daemon:
+    async with suited(good, quiet, tmp_path) as daemon:
         daemon.policy.text = EVERYTHING
         before = dump(daemon)
         service = f"{method.name}+{good.argument}"

@@ -16,6 +16,7 @@ from caisson.errors import (
     ProtocolError,
     QubeError,
 )
+from caisson.lifecycle import memory_limit
 from caisson.model import Klass, PowerState
 from caisson.model.volumes import INITIAL_VOLUMES
 from caisson.names import DOM0, LabelName, PoolName, QubeName, VolumeName, shown
@@ -292,7 +293,7 @@ async def current_state(call: Call) -> str:
     most = 0
     system = call.qubes.system
     if power is not PowerState.HALTED and system.has(qube, "memory"):
-        most = int(str(system.value(qube, "maxmem") or system.value(qube, "memory"))) * _KIB
+        most = memory_limit(system, qube) * _KIB
     usage = await call.qubes.usage(qube)
     return (
         f"mem={usage.memory} mem_static_max={most} "
