@@ -61,7 +61,8 @@ class Attacker:
     ) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with identity():
-            self.sock.connect(os.path.relpath(path))
+            # Not relative to this directory: the broker's user may have no way through it.
+            self.sock.connect(os.fspath(path))
         self.sock.setblocking(False)
         self.ends: list[int] = []
 
