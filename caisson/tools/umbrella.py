@@ -11,7 +11,7 @@ from typing import Any
 from caisson import __version__
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, DaemonError
-from caisson.tools import command, qubes_xml, terminal
+from caisson.tools import command, policy, qubes_xml, terminal
 from caisson.tools.command import FAILURE, USAGE
 
 
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     build = on_templates.add_parser("build", help="build a template from a recipe")
     build.add_argument("recipe", metavar="RECIPE", help="such as `debian-12-minimal`")
     on_templates.add_parser("list", help="list the recipes")
+    policy.add(actions.add_parser("policy", help="ask, test and change what qubes may do"))
     # Its options are its own: it is given the rest of the command line as it is.
     actions.add_parser("prompt", help="answer the questions that calls between qubes raise")
     qubes_xml.add_import(
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:  # noqa: PLR0911 
             return _doctor(arguments, client)
         case "template":
             return _template(arguments, client)
+        case "policy":
+            return policy.run(arguments, client)
         case "import-qubes-xml":
             return qubes_xml.import_system(arguments, client.root)
         case "export-qubes-xml":

@@ -1,0 +1,92 @@
+"""Which policy and which system a sub-command speaks about: files, or what is in force."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caisson.admin import wire
+from caisson.admin.client import Client
+from caisson.errors import CaissonError, DaemonError
+from caisson.paths import Paths
+
+if TYPE_CHECKING:
+    from caisson.policy import BrokenPolicy, PolicySet, SystemInfo
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare `--policy-dir` and `--system-info`."""
+    parser.add_argument(
+        "--policy-dir",
+        metavar="DIR",
+        type=Path,
+        help="a directory of policy files (default: the policy in force)",
+    )
+    parser.add_argument(
+        "--system-info",
+        metavar="FILE",
+        type=Path,
+        help="the JSON of `internal.GetSystemInfo` (default: the running system)",
+    )
+
+
+def policy_of(arguments: argparse.Namespace, client: Client) -> PolicySet | BrokenPolicy:
+    """The policy that the options name; a broken one denies everything, as in the broker."""
+    if arguments.policy_dir is None:
+        from caisson.store.policy_files import load_policy
+
+        return load_policy(Paths(Path(client.root)))
+    return read_policy(arguments.policy_dir)
+
+
+def read_policy(directory: Path) -> PolicySet | BrokenPolicy:
+    """The policy of one directory."""
+    from caisson.errors import PolicyError
+    from caisson.policy import BrokenPolicy, parse_policy
+    from caisson.store.policy_files import read_policy_directory
+
+    try:
+        return parse_policy(read_policy_directory(directory))
+    except PolicyError as error:
+        return BrokenPolicy(error)
+
+
+def system_of(arguments: argparse.Namespace, client: Client) -> SystemInfo:
+    """The system that the options name.
+
+    Raises:
+        CaissonError: the file is missing or malformed, or no daemon answers.
+    """
+    from caisson.policy import SystemInfo
+
+    return SystemInfo.from_dict(domains_of(arguments, client))
+
+
+def domains_of(arguments: argparse.Namespace, client: Client) -> dict[str, dict[str, Any]]:
+    """The value of `domains` in the system information, as it came.
+
+    Raises:
+        CaissonError: as `system_of`.
+    """
+    import msgspec
+
+    path: Path | None = arguments.system_info
+    text = _asked(client) if path is None else path.read_bytes()
+    where = "the daemon's answer" if path is None else f"`{path}`"
+    try:
+        found = msgspec.json.decode(text, type=dict[str, dict[str, dict[str, Any]]])["domains"]
+    except (msgspec.DecodeError, RecursionError, KeyError) as error:
+        raise CaissonError(
+            f"{where} is not system information: {error}",
+            hint='it has the form `{"domains": {NAME: {…}}}`, as `internal.GetSystemInfo` gives it',
+        ) from None
+    return found
+
+
+def _asked(client: Client) -> bytes:
+    if client.qrexec is not None:
+        raise DaemonError("the running system is known to the admin qube only")
+    request = wire.build_request("internal.GetSystemInfo", "", "dom0", b"")
+    path = Paths(Path(client.root)).qubesd_internal
+    return wire.parse_reply(b"".join(client.exchange(request, str(path))))
