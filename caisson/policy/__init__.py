@@ -41,15 +41,28 @@ __all__ = [
 
 
 class PolicySet:
-    """All rules of a policy, in order, and their index. Immutable."""
+    """All rules of a policy, in order, and their index. Immutable.
+
+    Args:
+        rules: in the order in which they are tried.
+    """
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
+        self._known: _load.Known = {}
         self._index = Index(rules)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
         """Decide one call on one snapshot of the system."""
         return self._index.decide(request, domains)
+
+    def preceded_by(self, rules: tuple[Rule, ...]) -> PolicySet:
+        """This policy with a few rules tried first; costs what those rules cost."""
+        made = PolicySet(())
+        made.rules = rules + self.rules
+        made._known = self._known
+        made._index = Index(made.rules, self._index)
+        return made
 
 
 class BrokenPolicy:
@@ -65,7 +78,12 @@ class BrokenPolicy:
         return self._deny
 
 
-def parse_policy(files: Files, over: Files | None = None, legacy: Files | None = None) -> PolicySet:
+def parse_policy(
+    files: Files,
+    over: Files | None = None,
+    legacy: Files | None = None,
+    former: PolicySet | None = None,
+) -> PolicySet:
     """Make a policy of its files.
 
     Args:
@@ -73,11 +91,16 @@ def parse_policy(files: Files, over: Files | None = None, legacy: Files | None =
             (`include/web`), or under their absolute path.
         over: the same of `/run/qubes/policy.d`, whose files hide those of `files` by name.
         legacy: the same of `/etc/qubes-rpc/policy`, for `!compat-4.0`.
+        former: the policy before a few lines of it changed. The result is the same, sooner.
 
     Raises:
         PolicyError: something is wrong anywhere; names file, line and column.
     """
-    return PolicySet(_load.load(Source(files, over or {}, legacy or {})))
+    source = Source(files, over or {}, legacy or {})
+    loaded = _load.load(source, former._known if former else {})  # noqa: SLF001 - one room
+    policy = PolicySet(loaded.rules)
+    policy._known = loaded.known  # noqa: SLF001
+    return policy
 
 
 def decide(request: Request, policy: PolicySet | BrokenPolicy, domains: SystemInfo) -> Decision:

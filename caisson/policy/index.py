@@ -39,19 +39,50 @@ class _Row:
         self.offers: dict[str, int] = {}
 
 
-class Index:
-    """The rules of a policy, indexed; remembers what it derived from the latest snapshot."""
+class _Table:
+    """The rules of one service and argument, with their numbers."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self.rules = tuple(rules)
-        self._tables: dict[tuple[str, str], dict[str, _Row]] = {}
-        self._denies = [rule.action is Action.DENY for rule in self.rules]
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.rules: list[Rule] = []
+
+    @cached_property
+    def rows(self) -> dict[str, _Row]:
+        """The rows by source token, made for the first call that needs them.
+
+        A policy is read more often than most of its services are called.
+        """
+        rows: dict[str, _Row] = {}
+        for number, rule in zip(self.numbers, self.rules, strict=True):
+            source = rule.source.key
+            if source not in rows:
+                rows[source] = _Row()
+            rows[source].first.setdefault(rule.target.key, number)
+            rows[source].offers.setdefault(str(rule.redirect or rule.target), number)
+        return rows
+
+
+class Index:
+    """The rules of a policy, indexed; remembers what it derived from the latest snapshot.
+
+    Args:
+        rules: all rules, in the order in which they are tried.
+        behind: the index of the last of these rules, if there is one. What the rules before
+            them do not speak about is shared with it.
+    """
+
+    def __init__(self, rules: tuple[Rule, ...], behind: Index | None = None) -> None:
+        before = len(rules) - len(behind.rules) if behind else len(rules)
+        self.rules = rules
+        # Numbers are for comparison only: rules that are put before others count below zero.
+        self._lowest = behind._lowest - before if behind else 0
+        self._tables = _tables(rules[:before], self._lowest)
         self._view = _View(SystemInfo({}))
-        for number, rule in enumerate(self.rules):
-            table = self._tables.setdefault((rule.service, rule.argument), {})
-            row = table.setdefault(rule.source.key, _Row())
-            row.first.setdefault(rule.target.key, number)
-            row.offers.setdefault(str(rule.redirect or rule.target), number)
+        if behind is not None:
+            for place in self._tables.keys() & behind._tables.keys():
+                self._tables[place].numbers += behind._tables[place].numbers
+                self._tables[place].rules += behind._tables[place].rules
+            self._tables = behind._tables | self._tables
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
         """Decide as `reference.decide` does."""
@@ -65,7 +96,7 @@ class Index:
         number = _first_match(rows, view.target_keys(call))
         if number is None:
             return Deny(Reason.NO_RULE, "no rule allows it")
-        rule = self.rules[number]
+        rule = self.rules[number - self._lowest]
         match rule.action:
             case Action.DENY:
                 return Deny(Reason.RULE, f"denied by {rule.location}", rule.notify, rule.location)
@@ -82,7 +113,8 @@ class Index:
         for place in ((service, call.request.argument), (service, EVERY), (EVERY, EVERY)):
             table = self._tables.get(place)  # type: ignore[arg-type]
             if table is not None:
-                rows += [table[key] for key in keys if key in table]
+                found = table.rows
+                rows += [found[key] for key in keys if key in found]
         return rows
 
     def _ask(self, call: Call, rule: Rule, rows: list[_Row], view: _View) -> Ask | Deny:
@@ -137,17 +169,29 @@ class Index:
     def _combine(self, rows: list[_Row], view: _View) -> int:
         """The targets whose first rule, of those that speak of them, does not deny them."""
         allowed, undecided, admin = 0, view.everything, view.bit["@adminvm"]
-        mentioned, denies = view.mentioned, self._denies
+        mentioned = view.mentioned
         for number in sorted(chain.from_iterable([row.offers.values() for row in rows])):
-            bits = mentioned.get(number)
-            if bits is None:
-                bits = mentioned[number] = view.mention(self.rules[number])
-            if not denies[number]:
-                allowed |= bits & undecided
+            found = mentioned.get(number)
+            if found is None:
+                found = mentioned[number] = view.mention(self.rules[number - self._lowest])
+            offered, bits = found
+            allowed |= offered & undecided
             undecided &= ~bits
             if not undecided or (undecided == admin and allowed & view.bit.get("dom0", 0)):
                 break
         return allowed
+
+
+def _tables(rules: Sequence[Rule], lowest: int) -> dict[tuple[str, str], _Table]:
+    tables: dict[tuple[str, str], _Table] = {}
+    for number, rule in enumerate(rules, lowest):
+        place = (rule.service, rule.argument)
+        table = tables.get(place)
+        if table is None:
+            table = tables[place] = _Table()
+        table.numbers.append(number)
+        table.rules.append(rule)
+    return tables
 
 
 def _first_match(rows: list[_Row], keys: tuple[str, ...]) -> int | None:
@@ -183,7 +227,7 @@ class _View:
         # By the rows that match a call: what all rules together offer it.
         self.offered: dict[tuple[int, ...], int] = {}
         # By the number of a rule: see `mention`.
-        self.mentioned: dict[int, int] = {}
+        self.mentioned: dict[int, tuple[int, int]] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
 
     def qube_keys(self, qube: Domain) -> tuple[str, ...]:
@@ -293,13 +337,15 @@ class _View:
             case _:
                 return self._by_token.get(token.key, 0)
 
-    def mention(self, rule: Rule) -> int:
-        """The targets that a rule offers, or, if it denies, withdraws."""
+    def mention(self, rule: Rule) -> tuple[int, int]:
+        """The targets that a rule offers, and those that it speaks of; a denial offers none."""
         bits = self.expand(rule.redirect or rule.target)
-        if rule.action is Action.DENY and rule.target.kind in (Kind.ANY, Kind.NAME):
+        if rule.action is not Action.DENY:
+            return bits, bits
+        if rule.target.kind in (Kind.ANY, Kind.NAME) and bits & self.bit.get("dom0", 0):
             # See `reference.withdrawn`: who denies the qube denies its keyword too.
-            bits |= self.bit["@adminvm"] if bits & self.bit.get("dom0", 0) else 0
-        return bits
+            bits |= self.bit["@adminvm"]
+        return 0, bits
 
     def names(self, bits: int) -> tuple[str, ...]:
         """The names that the bits stand for, sorted."""

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 
 from caisson.errors import PolicyError
 from caisson.names import shown
-from caisson.policy.parse import parse_service_text, parse_text
+from caisson.policy.parse import (
+    MOST_LINES,
+    lines_of,
+    parse_line,
+    parse_service_line,
+    too_many_lines,
+)
 from caisson.policy.rules import EVERY, Action, Rule, check_rule, check_service
 from caisson.policy.syntax import (
     Compatibility,
@@ -25,11 +32,12 @@ from caisson.policy.syntax import (
     Line,
     Location,
     RuleLine,
-    Statement,
 )
 from caisson.policy.tokens import ADMINVM, ANYVM
 
 Files = Mapping[str, str | bytes]
+Known = Mapping[str | tuple[str, str, str], Rule]
+"""By its text what a line says; by service, argument and text what a legacy line says."""
 
 SUFFIX = ".policy"
 # Bounds of what one policy may cost: a few include lines can ask for 2**n rules.
@@ -56,18 +64,32 @@ class Source(msgspec.Struct, frozen=True):
     legacy: Files = {}
 
 
-def load(source: Source) -> tuple[Rule, ...]:
-    """Return all rules in the order in which they are tried.
+class Loaded(msgspec.Struct, frozen=True):
+    """The rules of a policy in the order in which they are tried, and what its lines said."""
+
+    rules: tuple[Rule, ...]
+    known: Known
+
+
+def load(source: Source, former: Known = MappingProxyType({})) -> Loaded:
+    """Check all files and what they include.
+
+    Args:
+        source: the files.
+        former: what the lines of a former policy said. The text of a line decides what it says,
+            so that a line found here needs no second look, wherever it stands now.
 
     Raises:
         PolicyError: anything is wrong anywhere; with file, line and column.
     """
-    loader = _Loader(source)
-    chosen = dict.fromkeys(considered(source.files), source.files)
-    chosen |= dict.fromkeys(considered(source.over), source.over)
+    loader = _Loader(former, _Directory(source.legacy))
+    chosen: dict[str, _Directory] = {}
+    for files in (source.files, source.over):
+        directory = _Directory(files)
+        chosen |= dict.fromkeys(directory.considered(), directory)
     for name in sorted(chosen):
         loader.policy_file(name, chosen[name])
-    return tuple(loader.rules)
+    return Loaded(tuple(loader.rules), loader.known)
 
 
 def considered(files: Files, directory: str = "") -> list[str]:
@@ -100,79 +122,119 @@ def included_path(path: str) -> str:
     return posixpath.normpath(path)
 
 
+class _Directory:
+    """One directory of the source: its files, and what was found out about them."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self._lines: dict[str, list[str]] = {}
+        self._considered: dict[str, list[str]] = {}
+
+    def lines(self, path: str) -> list[str]:
+        """The lines of a file, split once however often it is included."""
+        if path not in self._lines:
+            self._lines[path] = lines_of(path, self.files[path])
+        return self._lines[path]
+
+    def considered(self, directory: str = "") -> list[str]:
+        """See the function of this name."""
+        if directory not in self._considered:
+            self._considered[directory] = considered(self.files, directory)
+        return self._considered[directory]
+
+    def exists(self, directory: str) -> bool:
+        """Whether there is a directory of this name below this one."""
+        return bool(self.considered(directory)) or any(
+            name.startswith(f"{directory}/") for name in self.files
+        )
+
+
 @dataclass
 class _Loader:
-    source: Source
+    former: Known
+    legacy: _Directory
     rules: list[Rule] = field(default_factory=list)
+    known: dict[str | tuple[str, str, str], Rule] = field(default_factory=dict)
     includes: int = 0
+    lines: int = 0
 
     def policy_file(
         self,
         path: str,
-        files: Files,
+        files: _Directory,
         trail: tuple[Location, ...] = (),
         open_files: tuple[str, ...] = (),
     ) -> None:
         """Add the rules of a file in the new format, and of what it includes."""
-        for statement in parse_text(path, files[path]):
-            match statement:
+        for number, raw in enumerate(self._lines(path, files), 1):
+            location = Location(path, number)
+            if rule := self.former.get(raw):
+                self._add(raw, rule.at(location, trail))
+                continue
+            match statement := parse_line(location, raw):
                 case RuleLine():
-                    self._add(check_rule(statement, trail))
-                case Include(line):
-                    name = self._enter(line, statement.path, files, open_files)
-                    self.policy_file(name, files, (*trail, line.location), (*open_files, path))
-                case IncludeDirectory(line):
-                    for name in self._directory(line, statement.path, files, open_files):
-                        self._count(line, open_files)
-                        self.policy_file(name, files, (*trail, line.location), (*open_files, path))
-                case IncludeService(line, service, argument):
-                    check_service(line, 1, service, argument)
-                    name = self._enter(line, statement.path, files, open_files)
-                    self._service_file(
-                        name,
-                        files,
-                        (service, argument),
-                        (*trail, line.location),
-                        (*open_files, path),
-                    )
-                case Compatibility(line):
-                    self._compatibility((*trail, line.location))
+                    self._add(raw, check_rule(statement, trail))
+                case Include() | IncludeDirectory() | IncludeService() | Compatibility():
+                    self._follow(statement, files, (*trail, location), (*open_files, path))
+
+    def _follow(
+        self,
+        directive: Include | IncludeDirectory | IncludeService | Compatibility,
+        files: _Directory,
+        trail: tuple[Location, ...],
+        open_files: tuple[str, ...],
+    ) -> None:
+        """Add the rules that a directive stands for."""
+        match directive:
+            case Include(line, path):
+                name = self._enter(line, path, files, open_files)
+                self.policy_file(name, files, trail, open_files)
+            case IncludeDirectory(line, path):
+                for name in self._directory(line, path, files, open_files):
+                    self._count(line, open_files)
+                    self.policy_file(name, files, trail, open_files)
+            case IncludeService(line, service, argument, path):
+                check_service(line, 1, service, argument)
+                name = self._enter(line, path, files, open_files)
+                self._service_file(name, files, (service, argument), trail, open_files)
+            case Compatibility(line):
+                self._compatibility(line, trail, open_files)
 
     def _service_file(
         self,
         path: str,
-        files: Files,
+        files: _Directory,
         service: tuple[str, str],
         trail: tuple[Location, ...],
-        open_files: tuple[str, ...],
+        open_files: tuple[str, ...] = (),
     ) -> None:
         """Add the rules of a file of legacy lines, and of what it includes."""
-        statements: Iterable[Statement] = parse_service_text(path, files[path], *service)
-        for statement in statements:
-            match statement:
+        for number, raw in enumerate(self._lines(path, files), 1):
+            location = Location(path, number)
+            key = (*service, raw)
+            if rule := self.former.get(key):
+                self._add(key, rule.at(location, trail))
+                continue
+            match statement := parse_service_line(location, raw, *service):
                 case RuleLine():
-                    self._add(check_rule(statement, trail))
+                    self._add(key, check_rule(statement, trail))
                 case Include(line):
-                    name = self._enter(line, statement.path, files, open_files)
-                    self._service_file(
-                        name, files, service, (*trail, line.location), (*open_files, path)
-                    )
+                    inner = (*open_files, path)
+                    name = self._enter(line, statement.path, files, inner)
+                    self._service_file(name, files, service, (*trail, location), inner)
 
-    def _compatibility(self, trail: tuple[Location, ...]) -> None:
+    def _compatibility(
+        self, line: Line, trail: tuple[Location, ...], open_files: tuple[str, ...]
+    ) -> None:
         """Add the rules of `/etc/qubes-rpc/policy`, one file a service and argument."""
-        found = []
-        for name in self.source.legacy:
-            match = _SERVICE_FILE.fullmatch(name)
-            if match and not name.startswith(".") and not name.endswith(_NOT_SERVICE_FILES):
-                service, argument = match.groups()
-                # The file without an argument speaks last: `+…` sorts before the marker.
-                found.append((service, argument or "~", name))
-        for service, order, name in sorted(found):
-            argument = EVERY if order == "~" else order
-            self._service_file(name, self.source.legacy, (service, argument), trail, ())
+        self._count(line, open_files)
+        for service, argument, name in _service_files(self.legacy.files):
+            self._count(line, open_files)
+            self._service_file(name, self.legacy, (service, argument), trail)
             if argument != EVERY:
                 for target in (ANYVM, ADMINVM):
                     self._add(
+                        None,
                         Rule(
                             service,
                             argument,
@@ -182,10 +244,11 @@ class _Loader:
                             Location(name, None),
                             notify=True,
                             included_from=trail,
-                        )
+                        ),
                     )
 
-    def _add(self, rule: Rule) -> None:
+    def _add(self, key: str | tuple[str, str, str] | None, rule: Rule) -> None:
+        """Add a rule; `key` is what its line says, for the next load."""
         if len(self.rules) >= MOST_RULES:
             raise PolicyError(
                 f"the policy has more than {MOST_RULES} rules",
@@ -195,31 +258,43 @@ class _Loader:
                 column=1,
             )
         self.rules.append(rule)
+        if key is not None:
+            self.known[key] = rule
 
-    def _enter(self, line: Line, path: str, files: Files, open_files: tuple[str, ...]) -> str:
+    def _lines(self, path: str, files: _Directory) -> list[str]:
+        """The lines of a file, unless they are too many together with those before."""
+        lines = files.lines(path)
+        left = MOST_LINES - self.lines
+        self.lines += len(lines) - 1
+        if self.lines > MOST_LINES:
+            raise too_many_lines(path, left + 1)
+        return lines
+
+    def _enter(self, line: Line, path: str, files: _Directory, open_files: tuple[str, ...]) -> str:
         """The name of an included file, checked."""
         self._count(line, open_files)
         name = included_path(path)
         last = len(line.fields) - 1
-        if name not in files:
+        if name not in files.files or name.endswith("/"):
             raise line.error(
                 last,
                 f"included file `{shown(path)}` does not exist",
                 "paths are relative to the policy directory, not to the including file",
             )
-        if name in open_files or name == line.location.file:
+        if name in open_files:
             raise line.error(last, f"`{shown(path)}` includes itself")
         return name
 
     def _directory(
-        self, line: Line, path: str, files: Files, open_files: tuple[str, ...]
+        self, line: Line, path: str, files: _Directory, open_files: tuple[str, ...]
     ) -> list[str]:
+        self._count(line, open_files)
         directory = included_path(path)
-        names = considered(files, directory)
-        if not names and not any(name.startswith(f"{directory}/") for name in files):
+        if not files.exists(directory):
             raise line.error(1, f"included directory `{shown(path)}` does not exist")
+        names = files.considered(directory)
         for name in names:
-            if name in open_files or name == line.location.file:
+            if name in open_files:
                 raise line.error(1, f"`{shown(name)}` includes itself")
         return names
 
@@ -227,5 +302,18 @@ class _Loader:
         self.includes += 1
         if self.includes > MOST_INCLUDES:
             raise line.error(0, f"the policy includes more than {MOST_INCLUDES} files")
-        if len(open_files) >= DEEPEST_INCLUDE:
+        if len(open_files) > DEEPEST_INCLUDE:
             raise line.error(0, f"includes are nested deeper than {DEEPEST_INCLUDE}")
+
+
+def _service_files(legacy: Files) -> Iterator[tuple[str, str, str]]:
+    """Service, argument and name of the files that speak about a service, in their order."""
+    found = []
+    for name in legacy:
+        match = _SERVICE_FILE.fullmatch(name)
+        if match and not name.startswith(".") and not name.endswith(_NOT_SERVICE_FILES):
+            service, argument = match.groups()
+            # The file without an argument speaks last: `+…` sorts before the marker.
+            found.append((service, argument or "~", name))
+    for service, order, name in sorted(found):
+        yield service, EVERY if order == "~" else order, name

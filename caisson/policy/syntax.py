@@ -11,7 +11,7 @@ from caisson.errors import PolicyError
 _FIELD = re.compile(r"\S+")
 
 
-class Location(msgspec.Struct, frozen=True):
+class Location(msgspec.Struct, frozen=True, gc=False):
     """A place in a policy: file, and the line counted from 1.
 
     `line` is None where no line says it: the implicit rules of `!compat-4.0`.
