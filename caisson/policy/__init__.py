@@ -7,11 +7,13 @@ Pure: no I/O, no clock. Anyone may call it; the broker is the one that acts on i
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from caisson.errors import PolicyError
 from caisson.policy import load as _load
 from caisson.policy import reference as _reference
 from caisson.policy.index import Index
-from caisson.policy.load import Files, Source
+from caisson.policy.load import Files, Known, Source
 from caisson.policy.outcome import Allow, Ask, Decision, Deny, Reason, Request
 from caisson.policy.rules import Action, Rule
 from caisson.policy.syntax import Location
@@ -45,12 +47,19 @@ class PolicySet:
 
     Args:
         rules: in the order in which they are tried.
+        known: what the lines of its files say, for the load that comes after this.
+        index: of these rules, if it is made already.
     """
 
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
+    def __init__(
+        self,
+        rules: tuple[Rule, ...],
+        known: Known = MappingProxyType({}),
+        index: Index | None = None,
+    ) -> None:
         self.rules = rules
-        self._known: _load.Known = {}
-        self._index = Index(rules)
+        self.known = known
+        self._index = index or Index(rules)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
         """Decide one call on one snapshot of the system."""
@@ -58,11 +67,8 @@ class PolicySet:
 
     def preceded_by(self, rules: tuple[Rule, ...]) -> PolicySet:
         """This policy with a few rules tried first; costs what those rules cost."""
-        made = PolicySet(())
-        made.rules = rules + self.rules
-        made._known = self._known
-        made._index = Index(made.rules, self._index)
-        return made
+        index = self._index.preceded_by(rules)
+        return PolicySet(index.rules, self.known, index)
 
 
 class BrokenPolicy:
@@ -97,10 +103,7 @@ def parse_policy(
         PolicyError: something is wrong anywhere; names file, line and column.
     """
     source = Source(files, over or {}, legacy or {})
-    loaded = _load.load(source, former._known if former else {})  # noqa: SLF001 - one room
-    policy = PolicySet(loaded.rules)
-    policy._known = loaded.known  # noqa: SLF001
-    return policy
+    return PolicySet(*_load.load(source, former.known if former else {}))
 
 
 def decide(request: Request, policy: PolicySet | BrokenPolicy, domains: SystemInfo) -> Decision:

@@ -11,7 +11,7 @@ as much as one over a single qube.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain, compress
 
@@ -50,39 +50,48 @@ class _Table:
     def rows(self) -> dict[str, _Row]:
         """The rows by source token, made for the first call that needs them.
 
-        A policy is read more often than most of its services are called.
+        So a reload need not pay for services that nobody calls before the next one.
         """
         rows: dict[str, _Row] = {}
         for number, rule in zip(self.numbers, self.rules, strict=True):
-            source = rule.source.key
-            if source not in rows:
-                rows[source] = _Row()
-            rows[source].first.setdefault(rule.target.key, number)
-            rows[source].offers.setdefault(str(rule.redirect or rule.target), number)
+            row = rows.get(rule.source.key)
+            if row is None:
+                row = rows[rule.source.key] = _Row()
+            row.first.setdefault(rule.target.key, number)
+            row.offers.setdefault(str(rule.redirect or rule.target), number)
         return rows
+
+
+_Tables = dict[tuple[str, str], _Table]
 
 
 class Index:
     """The rules of a policy, indexed; remembers what it derived from the latest snapshot.
 
     Args:
-        rules: all rules, in the order in which they are tried.
-        behind: the index of the last of these rules, if there is one. What the rules before
-            them do not speak about is shared with it.
+        rules: in the order in which they are tried.
+        lowest: the number of the first; numbers only say which of two rules is tried first.
+        tables: by service and argument, if they are made already.
     """
 
-    def __init__(self, rules: tuple[Rule, ...], behind: Index | None = None) -> None:
-        before = len(rules) - len(behind.rules) if behind else len(rules)
+    def __init__(
+        self, rules: tuple[Rule, ...], lowest: int = 0, tables: _Tables | None = None
+    ) -> None:
         self.rules = rules
-        # Numbers are for comparison only: rules that are put before others count below zero.
-        self._lowest = behind._lowest - before if behind else 0
-        self._tables = _tables(rules[:before], self._lowest)
+        self._lowest = lowest
+        self._tables = _tables(rules, lowest) if tables is None else tables
         self._view = _View(SystemInfo({}))
-        if behind is not None:
-            for place in self._tables.keys() & behind._tables.keys():
-                self._tables[place].numbers += behind._tables[place].numbers
-                self._tables[place].rules += behind._tables[place].rules
-            self._tables = behind._tables | self._tables
+
+    def preceded_by(self, rules: tuple[Rule, ...]) -> Index:
+        """The index with other rules tried first; shares every table that they do not touch."""
+        lowest = self._lowest - len(rules)
+        tables = _tables(rules, lowest)
+        for place, table in tables.items():
+            behind = self._tables.get(place)
+            if behind is not None:
+                table.numbers += behind.numbers
+                table.rules += behind.rules
+        return Index(rules + self.rules, lowest, self._tables | tables)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
         """Decide as `reference.decide` does."""
@@ -182,8 +191,8 @@ class Index:
         return allowed
 
 
-def _tables(rules: Sequence[Rule], lowest: int) -> dict[tuple[str, str], _Table]:
-    tables: dict[tuple[str, str], _Table] = {}
+def _tables(rules: tuple[Rule, ...], lowest: int) -> _Tables:
+    tables: _Tables = {}
     for number, rule in enumerate(rules, lowest):
         place = (rule.service, rule.argument)
         table = tables.get(place)

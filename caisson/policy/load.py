@@ -10,7 +10,6 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import msgspec
 
@@ -26,6 +25,7 @@ from caisson.policy.parse import (
 from caisson.policy.rules import EVERY, Action, Rule, check_rule, check_service
 from caisson.policy.syntax import (
     Compatibility,
+    Directive,
     Include,
     IncludeDirectory,
     IncludeService,
@@ -64,15 +64,8 @@ class Source(msgspec.Struct, frozen=True):
     legacy: Files = {}
 
 
-class Loaded(msgspec.Struct, frozen=True):
-    """The rules of a policy in the order in which they are tried, and what its lines said."""
-
-    rules: tuple[Rule, ...]
-    known: Known
-
-
-def load(source: Source, former: Known = MappingProxyType({})) -> Loaded:
-    """Check all files and what they include.
+def load(source: Source, former: Known) -> tuple[tuple[Rule, ...], Known]:
+    """All rules in the order in which they are tried, and what the lines said.
 
     Args:
         source: the files.
@@ -89,7 +82,7 @@ def load(source: Source, former: Known = MappingProxyType({})) -> Loaded:
         chosen |= dict.fromkeys(directory.considered(), directory)
     for name in sorted(chosen):
         loader.policy_file(name, chosen[name])
-    return Loaded(tuple(loader.rules), loader.known)
+    return tuple(loader.rules), loader.known
 
 
 def considered(files: Files, directory: str = "") -> list[str]:
@@ -166,20 +159,13 @@ class _Loader:
         open_files: tuple[str, ...] = (),
     ) -> None:
         """Add the rules of a file in the new format, and of what it includes."""
-        for number, raw in enumerate(self._lines(path, files), 1):
-            location = Location(path, number)
-            if rule := self.former.get(raw):
-                self._add(raw, rule.at(location, trail))
-                continue
-            match statement := parse_line(location, raw):
-                case RuleLine():
-                    self._add(raw, check_rule(statement, trail))
-                case Include() | IncludeDirectory() | IncludeService() | Compatibility():
-                    self._follow(statement, files, (*trail, location), (*open_files, path))
+        inner = (*open_files, path)
+        for directive in self._directives(path, files, trail, None):
+            self._follow(directive, files, (*trail, directive.line.location), inner)
 
     def _follow(
         self,
-        directive: Include | IncludeDirectory | IncludeService | Compatibility,
+        directive: Directive,
         files: _Directory,
         trail: tuple[Location, ...],
         open_files: tuple[str, ...],
@@ -209,19 +195,48 @@ class _Loader:
         open_files: tuple[str, ...] = (),
     ) -> None:
         """Add the rules of a file of legacy lines, and of what it includes."""
+        inner = (*open_files, path)
+        for directive in self._directives(path, files, trail, service):
+            assert isinstance(directive, Include)  # noqa: S101 - legacy lines know no other
+            name = self._enter(directive.line, directive.path, files, inner)
+            self._service_file(name, files, service, (*trail, directive.line.location), inner)
+
+    def _directives(
+        self,
+        path: str,
+        files: _Directory,
+        trail: tuple[Location, ...],
+        service: tuple[str, str] | None,
+    ) -> Iterator[Directive]:
+        """Add the rules of a file, one after the other; yield the directives between them.
+
+        Here a reload spends its time: thousands of lines that said the same before.
+        """
+        known, former = self.known, self.former
         for number, raw in enumerate(self._lines(path, files), 1):
-            location = Location(path, number)
-            key = (*service, raw)
-            if rule := self.former.get(key):
-                self._add(key, rule.at(location, trail))
-                continue
-            match statement := parse_service_line(location, raw, *service):
-                case RuleLine():
-                    self._add(key, check_rule(statement, trail))
-                case Include(line):
-                    inner = (*open_files, path)
-                    name = self._enter(line, statement.path, files, inner)
-                    self._service_file(name, files, service, (*trail, location), inner)
+            key = raw if service is None else (*service, raw)
+            rule = former.get(key)
+            if rule is None:
+                location = Location(path, number)
+                statement = (
+                    parse_line(location, raw)
+                    if service is None
+                    else parse_service_line(location, raw, *service)
+                )
+                if statement is None:
+                    continue
+                if not isinstance(statement, RuleLine):
+                    yield statement
+                    continue
+                rule = check_rule(statement, trail)
+            elif (
+                rule.location.line != number
+                or rule.location.file != path
+                or rule.included_from != trail
+            ):
+                rule = rule.at(Location(path, number), trail)
+            self._add(rule)
+            known[key] = rule
 
     def _compatibility(
         self, line: Line, trail: tuple[Location, ...], open_files: tuple[str, ...]
@@ -234,7 +249,6 @@ class _Loader:
             if argument != EVERY:
                 for target in (ANYVM, ADMINVM):
                     self._add(
-                        None,
                         Rule(
                             service,
                             argument,
@@ -244,11 +258,10 @@ class _Loader:
                             Location(name, None),
                             notify=True,
                             included_from=trail,
-                        ),
+                        )
                     )
 
-    def _add(self, key: str | tuple[str, str, str] | None, rule: Rule) -> None:
-        """Add a rule; `key` is what its line says, for the next load."""
+    def _add(self, rule: Rule) -> None:
         if len(self.rules) >= MOST_RULES:
             raise PolicyError(
                 f"the policy has more than {MOST_RULES} rules",
@@ -258,8 +271,6 @@ class _Loader:
                 column=1,
             )
         self.rules.append(rule)
-        if key is not None:
-            self.known[key] = rule
 
     def _lines(self, path: str, files: _Directory) -> list[str]:
         """The lines of a file, unless they are too many together with those before."""

@@ -117,4 +117,5 @@ class Compatibility(msgspec.Struct, frozen=True):
     line: Line
 
 
-Statement = RuleLine | Include | IncludeDirectory | IncludeService | Compatibility
+Directive = Include | IncludeDirectory | IncludeService | Compatibility
+Statement = RuleLine | Directive
