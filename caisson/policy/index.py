@@ -40,26 +40,17 @@ class _Row:
 
 
 class _Table:
-    """The rules of one service and argument, with their numbers."""
+    """The rules of one service and argument, by their numbers.
 
-    def __init__(self) -> None:
-        self.numbers: list[int] = []
-        self.rules: list[Rule] = []
+    `rows` by source token are made for the first call that needs them: so a reload need not pay
+    for the services that nobody calls before the next one.
+    """
 
-    @cached_property
-    def rows(self) -> dict[str, _Row]:
-        """The rows by source token, made for the first call that needs them.
+    __slots__ = ("numbers", "rows")
 
-        So a reload need not pay for services that nobody calls before the next one.
-        """
-        rows: dict[str, _Row] = {}
-        for number, rule in zip(self.numbers, self.rules, strict=True):
-            row = rows.get(rule.source.key)
-            if row is None:
-                row = rows[rule.source.key] = _Row()
-            row.first.setdefault(rule.target.key, number)
-            row.offers.setdefault(str(rule.redirect or rule.target), number)
-        return rows
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+        self.rows: dict[str, _Row] | None = None
 
 
 _Tables = dict[tuple[str, str], _Table]
@@ -87,10 +78,8 @@ class Index:
         lowest = self._lowest - len(rules)
         tables = _tables(rules, lowest)
         for place, table in tables.items():
-            behind = self._tables.get(place)
-            if behind is not None:
-                table.numbers += behind.numbers
-                table.rules += behind.rules
+            if place in self._tables:
+                table.numbers += self._tables[place].numbers
         return Index(rules + self.rules, lowest, self._tables | tables)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
@@ -105,7 +94,7 @@ class Index:
         number = _first_match(rows, view.target_keys(call))
         if number is None:
             return Deny(Reason.NO_RULE, "no rule allows it")
-        rule = self.rules[number - self._lowest]
+        rule = self._rule(number)
         match rule.action:
             case Action.DENY:
                 return Deny(Reason.RULE, f"denied by {rule.location}", rule.notify, rule.location)
@@ -122,9 +111,22 @@ class Index:
         for place in ((service, call.request.argument), (service, EVERY), (EVERY, EVERY)):
             table = self._tables.get(place)  # type: ignore[arg-type]
             if table is not None:
-                found = table.rows
+                found = table.rows or self._make_rows(table)
                 rows += [found[key] for key in keys if key in found]
         return rows
+
+    def _make_rows(self, table: _Table) -> dict[str, _Row]:
+        rows: dict[str, _Row] = {}
+        for number in table.numbers:
+            rule = self._rule(number)
+            row = rows.setdefault(rule.source.key, _Row())
+            row.first.setdefault(rule.target.key, number)
+            row.offers.setdefault(str(rule.redirect or rule.target), number)
+        table.rows = rows
+        return rows
+
+    def _rule(self, number: int) -> Rule:
+        return self.rules[number - self._lowest]
 
     def _ask(self, call: Call, rule: Rule, rows: list[_Row], view: _View) -> Ask | Deny:
         domains = view.domains
@@ -182,7 +184,7 @@ class Index:
         for number in sorted(chain.from_iterable([row.offers.values() for row in rows])):
             found = mentioned.get(number)
             if found is None:
-                found = mentioned[number] = view.mention(self.rules[number - self._lowest])
+                found = mentioned[number] = view.mention(self._rule(number))
             offered, bits = found
             allowed |= offered & undecided
             undecided &= ~bits
@@ -197,9 +199,9 @@ def _tables(rules: tuple[Rule, ...], lowest: int) -> _Tables:
         place = (rule.service, rule.argument)
         table = tables.get(place)
         if table is None:
-            table = tables[place] = _Table()
-        table.numbers.append(number)
-        table.rules.append(rule)
+            tables[place] = _Table([number])
+        else:
+            table.numbers.append(number)
     return tables
 
 

@@ -212,7 +212,7 @@ class _Loader:
 
         Here a reload spends its time: thousands of lines that said the same before.
         """
-        known, former = self.known, self.former
+        rules, known, former = self.rules, self.known, self.former
         for number, raw in enumerate(self._lines(path, files), 1):
             key = raw if service is None else (*service, raw)
             rule = former.get(key)
@@ -235,7 +235,9 @@ class _Loader:
                 or rule.included_from != trail
             ):
                 rule = rule.at(Location(path, number), trail)
-            self._add(rule)
+            if len(rules) >= MOST_RULES:
+                raise _too_many(rule)
+            rules.append(rule)
             known[key] = rule
 
     def _compatibility(
@@ -247,30 +249,15 @@ class _Loader:
             self._count(line, open_files)
             self._service_file(name, self.legacy, (service, argument), trail)
             if argument != EVERY:
-                for target in (ANYVM, ADMINVM):
-                    self._add(
-                        Rule(
-                            service,
-                            argument,
-                            ANYVM,
-                            target,
-                            Action.DENY,
-                            Location(name, None),
-                            notify=True,
-                            included_from=trail,
-                        )
-                    )
+                self._deny_rest(service, argument, Location(name, None), trail)
 
-    def _add(self, rule: Rule) -> None:
-        if len(self.rules) >= MOST_RULES:
-            raise PolicyError(
-                f"the policy has more than {MOST_RULES} rules",
-                "use tags instead of names, and fewer includes",
-                file=rule.location.file,
-                line=rule.location.line,
-                column=1,
-            )
-        self.rules.append(rule)
+    def _deny_rest(
+        self, service: str, argument: str, location: Location, trail: tuple[Location, ...]
+    ) -> None:
+        """Add what a legacy file about one argument ends in."""
+        for target in (ANYVM, ADMINVM):
+            rule = Rule(service, argument, ANYVM, target, Action.DENY, location, notify=True)
+            self.rules.append(rule.at(location, trail))
 
     def _lines(self, path: str, files: _Directory) -> list[str]:
         """The lines of a file, unless they are too many together with those before."""
@@ -315,6 +302,16 @@ class _Loader:
             raise line.error(0, f"the policy includes more than {MOST_INCLUDES} files")
         if len(open_files) > DEEPEST_INCLUDE:
             raise line.error(0, f"includes are nested deeper than {DEEPEST_INCLUDE}")
+
+
+def _too_many(rule: Rule) -> PolicyError:
+    return PolicyError(
+        f"the policy has more than {MOST_RULES} rules",
+        "use tags instead of names, and fewer includes",
+        file=rule.location.file,
+        line=rule.location.line,
+        column=1,
+    )
 
 
 def _service_files(legacy: Files) -> Iterator[tuple[str, str, str]]:
