@@ -276,7 +276,7 @@ class _Loader:
         if name not in files.files or name.endswith("/"):
             raise line.error(
                 last,
-                f"included file `{shown(path)}` does not exist",
+                f"included file `{shown(path)}` does not exist, or cannot be read",
                 "paths are relative to the policy directory, not to the including file",
             )
         if name in open_files:
@@ -289,7 +289,9 @@ class _Loader:
         self._count(line, open_files)
         directory = included_path(path)
         if not files.exists(directory):
-            raise line.error(1, f"included directory `{shown(path)}` does not exist")
+            raise line.error(
+                1, f"included directory `{shown(path)}` does not exist, or cannot be read"
+            )
         names = files.considered(directory)
         for name in names:
             if name in open_files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import structlog
 
@@ -22,9 +21,8 @@ _log = structlog.get_logger("policy")
 
 # Two changes within one tick of the file system's clock look like one: read again after it.
 _TICK_NS = 50_000_000
-# What breaks a policy may lie where nothing is watched: an include that is missing elsewhere.
+# What breaks a policy may be nothing that a file's state shows: no descriptor left to read it.
 _MEND_NS = 1_000_000_000
-_MOST_WATCHED = 10_000
 
 Fingerprint = tuple[tuple[int, ...] | None, ...]
 
@@ -44,6 +42,8 @@ class Rules:
         self._young = True
         self._mend_at = 0
         self._policy: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("it is not read yet"))
+        self._files: tuple[Files, ...] | None = None
+        self._sound: PolicySet | None = None
         self._told = ""
 
     def current(self) -> PolicySet | BrokenPolicy:
@@ -58,17 +58,21 @@ class Rules:
 
     def _load(self) -> None:
         started = time.time_ns()
-        watched: list[str] = []
+        watched: dict[str, bool] = {}
         try:
-            base = self._read(self._base, watched)
-            over = self._read(self._over, watched)
-            _watch_tree(watched, self._legacy)
-            legacy = read_legacy_directory(self._legacy)
-            _watch_files(watched, self._legacy, legacy)
-            self._policy = parse_policy(base, over, legacy)
+            files = (
+                read_policy_directory(self._base, watched),
+                read_policy_directory(self._over, watched),
+                read_legacy_directory(self._legacy, watched),
+            )
+            # A file that was only touched, or looked at again because it is young.
+            if files != self._files:
+                self._policy = self._sound = parse_policy(*files, former=self._sound)
+                self._files = files
         except (PolicyError, OSError) as e:
             error = e if isinstance(e, PolicyError) else PolicyError(f"it cannot be read: {e}")
             self._policy = BrokenPolicy(error)
+            self._files = None
             self._mend_at = started + _MEND_NS
             self._tell(f"the policy is broken, every call is denied: {error}")
         else:
@@ -77,29 +81,16 @@ class Rules:
         self._watched = tuple(watched)
         self._seen = _fingerprint(self._watched)
         newest = max((mark[0] for mark in self._seen if mark is not None), default=0)
-        # A change while the files were read is younger than `started`, and so read next time.
-        self._young = newest + _TICK_NS > started
-
-    def _read(self, directory: Path, watched: list[str]) -> Files:
-        _watch_tree(watched, directory)
-        files = read_policy_directory(directory)
-        _watch_files(watched, directory, files)
-        return files
+        # A change while the files were read is younger than `started`, and so read next time;
+        # so is what went away meanwhile.
+        self._young = newest + _TICK_NS > started or any(
+            found and mark is None for found, mark in zip(watched.values(), self._seen, strict=True)
+        )
 
     def _tell(self, what: str) -> None:
         if what != self._told:
             self._told = what
             _log.info(what)
-
-
-def _watch_tree(watched: list[str], root: Path) -> None:
-    """Watch a directory and all below it, for new and renamed files."""
-    below = [directory for directory, _, _ in os.walk(root)]
-    watched += below[:_MOST_WATCHED] or [str(root)]
-
-
-def _watch_files(watched: list[str], root: Path, files: Files) -> None:
-    watched += [str(root / name) for name in files]
 
 
 def _fingerprint(paths: tuple[str, ...]) -> Fingerprint:
