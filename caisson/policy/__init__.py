@@ -13,11 +13,12 @@ from caisson.errors import PolicyError
 from caisson.policy import load as _load
 from caisson.policy import reference as _reference
 from caisson.policy.index import Index
-from caisson.policy.load import Files, Known, Source
+from caisson.policy.load import Files, Source
 from caisson.policy.outcome import Allow, Ask, Decision, Deny, Reason, Request
 from caisson.policy.rules import Action, Rule
 from caisson.policy.syntax import Location
 from caisson.policy.system import Domain, SystemInfo
+from caisson.policy.visit import Visits
 
 __all__ = [
     "Action",
@@ -47,18 +48,18 @@ class PolicySet:
 
     Args:
         rules: in the order in which they are tried.
-        known: what the lines of its files say, for the load that comes after this.
+        visits: what its files say, for the load that comes after this.
         index: of these rules, if it is made already.
     """
 
     def __init__(
         self,
         rules: tuple[Rule, ...],
-        known: Known = MappingProxyType({}),
+        visits: Visits = MappingProxyType({}),
         index: Index | None = None,
     ) -> None:
         self.rules = rules
-        self.known = known
+        self.visits = visits
         self._index = index or Index(rules)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
@@ -68,7 +69,7 @@ class PolicySet:
     def preceded_by(self, rules: tuple[Rule, ...]) -> PolicySet:
         """This policy with a few rules tried first; costs what those rules cost."""
         index = self._index.preceded_by(rules)
-        return PolicySet(index.rules, self.known, index)
+        return PolicySet(index.rules, self.visits, index)
 
 
 class BrokenPolicy:
@@ -103,7 +104,7 @@ def parse_policy(
         PolicyError: something is wrong anywhere; names file, line and column.
     """
     source = Source(files, over or {}, legacy or {})
-    return PolicySet(*_load.load(source, former.known if former else {}))
+    return PolicySet(*_load.load(source, former.visits if former else {}))
 
 
 def decide(request: Request, policy: PolicySet | BrokenPolicy, domains: SystemInfo) -> Decision:

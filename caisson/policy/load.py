@@ -18,11 +18,9 @@ from caisson.names import shown
 from caisson.policy.parse import (
     MOST_LINES,
     lines_of,
-    parse_line,
-    parse_service_line,
     too_many_lines,
 )
-from caisson.policy.rules import EVERY, Action, Rule, check_rule, check_service
+from caisson.policy.rules import EVERY, Action, Rule, check_service
 from caisson.policy.syntax import (
     Compatibility,
     Directive,
@@ -31,19 +29,23 @@ from caisson.policy.syntax import (
     IncludeService,
     Line,
     Location,
-    RuleLine,
 )
 from caisson.policy.tokens import ADMINVM, ANYVM
+from caisson.policy.visit import (
+    MOST_RULES,
+    Service,
+    Trail,
+    Visit,
+    Visits,
+    too_many_rules,
+    visit,
+)
 
 Files = Mapping[str, str | bytes]
-Known = Mapping[str | tuple[str, str, str], Rule]
-"""By its text what a line says; by service, argument and text what a legacy line says."""
-
 SUFFIX = ".policy"
 # Bounds of what one policy may cost: a few include lines can ask for 2**n rules.
 DEEPEST_INCLUDE = 64
 MOST_INCLUDES = 10_000
-MOST_RULES = 250_000
 
 _FILE_NAME = re.compile(r"[0-9a-z_.-]+")
 _SERVICE_FILE = re.compile(r"([A-Za-z0-9._-]+)(\+[A-Za-z0-9._+-]*)?")
@@ -64,25 +66,23 @@ class Source(msgspec.Struct, frozen=True):
     legacy: Files = {}
 
 
-def load(source: Source, former: Known) -> tuple[tuple[Rule, ...], Known]:
-    """All rules in the order in which they are tried, and what the lines said.
+def load(source: Source, former: Visits) -> tuple[tuple[Rule, ...], Visits]:
+    """All rules in the order in which they are tried, and what the files said.
 
     Args:
         source: the files.
-        former: what the lines of a former policy said. The text of a line decides what it says,
-            so that a line found here needs no second look, wherever it stands now.
+        former: what the files of a former policy said.
 
     Raises:
         PolicyError: anything is wrong anywhere; with file, line and column.
     """
-    loader = _Loader(former, _Directory(source.legacy))
+    loader = _Loader(former, _Directory("legacy", source.legacy))
     chosen: dict[str, _Directory] = {}
-    for files in (source.files, source.over):
-        directory = _Directory(files)
+    for directory in (_Directory("files", source.files), _Directory("over", source.over)):
         chosen |= dict.fromkeys(directory.considered(), directory)
     for name in sorted(chosen):
         loader.policy_file(name, chosen[name])
-    return tuple(loader.rules), loader.known
+    return tuple(loader.rules), loader.visits
 
 
 def considered(files: Files, directory: str = "") -> list[str]:
@@ -118,7 +118,8 @@ def included_path(path: str) -> str:
 class _Directory:
     """One directory of the source: its files, and what was found out about them."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, name: str, files: Files) -> None:
+        self.name = name
         self.files = files
         self._lines: dict[str, list[str]] = {}
         self._considered: dict[str, list[str]] = {}
@@ -144,10 +145,10 @@ class _Directory:
 
 @dataclass
 class _Loader:
-    former: Known
+    former: Visits
     legacy: _Directory
     rules: list[Rule] = field(default_factory=list)
-    known: dict[str | tuple[str, str, str], Rule] = field(default_factory=dict)
+    visits: dict[tuple[str, str, Service | None], Visit] = field(default_factory=dict)
     includes: int = 0
     lines: int = 0
 
@@ -155,7 +156,7 @@ class _Loader:
         self,
         path: str,
         files: _Directory,
-        trail: tuple[Location, ...] = (),
+        trail: Trail = (),
         open_files: tuple[str, ...] = (),
     ) -> None:
         """Add the rules of a file in the new format, and of what it includes."""
@@ -167,7 +168,7 @@ class _Loader:
         self,
         directive: Directive,
         files: _Directory,
-        trail: tuple[Location, ...],
+        trail: Trail,
         open_files: tuple[str, ...],
     ) -> None:
         """Add the rules that a directive stands for."""
@@ -190,8 +191,8 @@ class _Loader:
         self,
         path: str,
         files: _Directory,
-        service: tuple[str, str],
-        trail: tuple[Location, ...],
+        service: Service,
+        trail: Trail,
         open_files: tuple[str, ...] = (),
     ) -> None:
         """Add the rules of a file of legacy lines, and of what it includes."""
@@ -202,47 +203,21 @@ class _Loader:
             self._service_file(name, files, service, (*trail, directive.line.location), inner)
 
     def _directives(
-        self,
-        path: str,
-        files: _Directory,
-        trail: tuple[Location, ...],
-        service: tuple[str, str] | None,
+        self, path: str, files: _Directory, trail: Trail, service: Service | None
     ) -> Iterator[Directive]:
-        """Add the rules of a file, one after the other; yield the directives between them.
+        """Add the rules of a file, one after the other; yield the directives between them."""
+        key = (files.name, path, service)
+        former = self.visits.get(key) or self.former.get(key)
+        self.visits[key] = visit(path, self._lines(path, files), trail, service, former)
+        for said in self.visits[key].said:
+            if isinstance(said, Rule):
+                if len(self.rules) >= MOST_RULES:
+                    raise too_many_rules(said)
+                self.rules.append(said)
+            elif said is not None:
+                yield said
 
-        Here a reload spends its time: thousands of lines that said the same before.
-        """
-        rules, known, former = self.rules, self.known, self.former
-        for number, raw in enumerate(self._lines(path, files), 1):
-            key = raw if service is None else (*service, raw)
-            rule = former.get(key)
-            if rule is None:
-                location = Location(path, number)
-                statement = (
-                    parse_line(location, raw)
-                    if service is None
-                    else parse_service_line(location, raw, *service)
-                )
-                if statement is None:
-                    continue
-                if not isinstance(statement, RuleLine):
-                    yield statement
-                    continue
-                rule = check_rule(statement, trail)
-            elif (
-                rule.location.line != number
-                or rule.location.file != path
-                or rule.included_from != trail
-            ):
-                rule = rule.at(Location(path, number), trail)
-            if len(rules) >= MOST_RULES:
-                raise _too_many(rule)
-            rules.append(rule)
-            known[key] = rule
-
-    def _compatibility(
-        self, line: Line, trail: tuple[Location, ...], open_files: tuple[str, ...]
-    ) -> None:
+    def _compatibility(self, line: Line, trail: Trail, open_files: tuple[str, ...]) -> None:
         """Add the rules of `/etc/qubes-rpc/policy`, one file a service and argument."""
         self._count(line, open_files)
         for service, argument, name in _service_files(self.legacy.files):
@@ -251,9 +226,7 @@ class _Loader:
             if argument != EVERY:
                 self._deny_rest(service, argument, Location(name, None), trail)
 
-    def _deny_rest(
-        self, service: str, argument: str, location: Location, trail: tuple[Location, ...]
-    ) -> None:
+    def _deny_rest(self, service: str, argument: str, location: Location, trail: Trail) -> None:
         """Add what a legacy file about one argument ends in."""
         for target in (ANYVM, ADMINVM):
             rule = Rule(service, argument, ANYVM, target, Action.DENY, location, notify=True)
@@ -304,16 +277,6 @@ class _Loader:
             raise line.error(0, f"the policy includes more than {MOST_INCLUDES} files")
         if len(open_files) > DEEPEST_INCLUDE:
             raise line.error(0, f"includes are nested deeper than {DEEPEST_INCLUDE}")
-
-
-def _too_many(rule: Rule) -> PolicyError:
-    return PolicyError(
-        f"the policy has more than {MOST_RULES} rules",
-        "use tags instead of names, and fewer includes",
-        file=rule.location.file,
-        line=rule.location.line,
-        column=1,
-    )
 
 
 def _service_files(legacy: Files) -> Iterator[tuple[str, str, str]]:

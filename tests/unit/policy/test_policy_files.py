@@ -19,9 +19,10 @@ from caisson.policy import (
     Request,
     SystemInfo,
     decide,
+    load,
     parse_policy,
+    visit,
 )
-from caisson.policy import load as load_module
 from caisson.store.policy_files import load_policy
 
 SYSTEM = SystemInfo.from_dict(
@@ -136,7 +137,8 @@ def test_include_bomb_is_refused_quickly(monkeypatch: pytest.MonkeyPatch):
     files["i40"] = ALLOW
     with pytest.raises(PolicyError, match="includes more than 10000 files"):
         parse_policy(files)
-    monkeypatch.setattr(load_module, "MOST_RULES", 10)
+    for module in (load, visit):
+        monkeypatch.setattr(module, "MOST_RULES", 10)
     with pytest.raises(PolicyError, match=r"^a\.policy:11:1: the policy has more than 10 rules"):
         parse_policy({"a.policy": ALLOW * 11})
 
