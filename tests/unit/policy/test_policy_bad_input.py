@@ -31,6 +31,7 @@ from caisson.store.policy_files import load_policy
 ALLOW = "s.X * * * allow\n"
 SYSTEM = SystemInfo.from_dict({"dom0": {}, "work": {}, "vault": {}})
 MIB = 1 << 20
+D = "d/1.policy"
 
 
 def _error(files: dict[str, str | bytes], legacy: dict[str, str | bytes] | None = None) -> str:
@@ -95,15 +96,18 @@ class TestIncludes:
         [
             ({"a.policy": "!include a.policy"}, "a.policy:1:10"),
             ({"a.policy": "!include ./x/../a.policy"}, "a.policy:1:10"),
-            ({"a.policy": "!include-dir d", "d/1.policy": "!include-dir d"}, "d/1.policy:1:14"),
+            ({"a.policy": "!include-dir d", D: "!include-dir d"}, "d/1.policy:1:14"),
             ({"a.policy": "!include-dir .", "./a.policy": "!include-dir ."}, "./a.policy:1:14"),
-            ({"a.policy": "!include-dir d", "d/1.policy": "!include a.policy"}, "d/1.policy:1:10"),
-            ({"a.policy": "!include d/1.policy", "d/1.policy": "!include-dir d"}, "d/1.policy:1"),
+            ({"a.policy": "!include-dir d", D: "!include a.policy"}, "d/1.policy:1:10"),
+            ({"a.policy": "!include d/1.policy", D: "!include-dir d"}, "d/1.policy:1:14"),
             ({"a.policy": "!include-service s.X * x", "x": "$include:x"}, "x:1:10"),
-            ({"a.policy": "!include-service s * x", "x": "!include y", "y": "!include x"}, "y:1:10"),
+            (
+                {"a.policy": "!include-service s * x", "x": "$include:y", "y": "$include:x"},
+                "y:1:10",
+            ),
             ({"a.policy": "!include-service s.X * a.policy"}, "a.policy:1:24"),
         ],
-    )  # fmt: skip
+    )
     def test_cycle(self, files: dict[str, str | bytes], place: str):
         """Whatever directives make it, the one that closes it is named."""
         assert _error(files).startswith(f"{place}: ")
