@@ -11,7 +11,7 @@ as much as one over a single qube.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, compress
 
@@ -89,7 +89,7 @@ class Index:
             return call
         view = self._view
         if view.domains is not domains:
-            view = self._view = _View(domains)
+            view = self._view = _View(domains, view)
         rows = self._rows(call, view)
         number = _first_match(rows, view.target_keys(call))
         if number is None:
@@ -231,15 +231,38 @@ def _default_of_bits(rule: Rule, call: Call, bits: int, view: _View) -> str | No
 
 
 class _View:
-    """What follows from one snapshot: the tokens that match a qube, and target sets as bits."""
+    """What follows from one snapshot: the tokens that match a qube, and target sets as bits.
 
-    def __init__(self, domains: SystemInfo) -> None:
+    Args:
+        domains: the snapshot.
+        former: the view of an earlier one; what it found out is used where it still holds.
+    """
+
+    def __init__(self, domains: SystemInfo, former: _View | None = None) -> None:
         self.domains = domains
         # By the rows that match a call: what all rules together offer it.
         self.offered: dict[tuple[int, ...], int] = {}
         # By the number of a rule: see `mention`.
         self.mentioned: dict[int, tuple[int, int]] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
+        if former is not None and "_by_token" in former.__dict__:
+            self._follow(former)
+
+    def _follow(self, former: _View) -> None:
+        """Take over the target sets, if none but the sets of some qubes changed."""
+        changes = self.domains.changes_since(former.domains)
+        if changes is None:
+            return
+        found = dict(former._by_token)
+        for old, new in changes:
+            if not old or not new or old.template_for_dispvms != new.template_for_dispvms:
+                return  # there are other targets now
+            for key, bit in _tokens_of(old, former.bit):
+                found[key] &= ~bit
+            for key, bit in _tokens_of(new, former.bit):
+                found[key] = found.get(key, 0) | bit
+        self._universe, self.bit = former._universe, former.bit
+        self._by_token = found
 
     def qube_keys(self, qube: Domain) -> tuple[str, ...]:
         """The tokens of rules that match a qube."""
@@ -325,13 +348,8 @@ class _View:
         found["*"] = self.everything & ~self.bit["@adminvm"]
         found["@anyvm"] = found["*"] & ~self.bit.get("dom0", 0)
         for qube in self._qubes:
-            keys = [f"@type:{qube.type}", *(f"@tag:{tag}" for tag in qube.tags)]
-            for key in keys:
-                found[key] = found.get(key, 0) | self.bit[qube.name]
-            if qube.template_for_dispvms:
-                for tag in qube.tags:
-                    key = f"@dispvm:@tag:{tag}"
-                    found[key] = found.get(key, 0) | self.bit[f"@dispvm:{qube.name}"]
+            for key, bit in _tokens_of(qube, self.bit):
+                found[key] = found.get(key, 0) | bit
         return found
 
     def expand(self, token: Token) -> int:
@@ -375,3 +393,13 @@ class _View:
             if base.template_for_dispvms:
                 bits |= self.bit[f"@dispvm:{base.name}"]
         return bits
+
+
+def _tokens_of(qube: Domain, bits: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """The tokens for many qubes that stand for this one too, each with the target it adds."""
+    bit = bits[qube.name]
+    yield f"@type:{qube.type}", bit
+    for tag in qube.tags:
+        yield f"@tag:{tag}", bit
+        if qube.template_for_dispvms:
+            yield f"@dispvm:@tag:{tag}", bits[f"@dispvm:{qube.name}"]

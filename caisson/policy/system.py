@@ -79,6 +79,10 @@ class SystemInfo:
         made._uuids = self._uuids.over(dict.fromkeys(_by_uuid(former)) | _by_uuid(fresh.values()))
         return made
 
+    def changes_since(self, former: SystemInfo) -> list[tuple[Domain | None, Domain | None]] | None:
+        """The qubes that differ, each as it was and as it is; None if that is not quickly said."""
+        return self._names.changes_since(former._names)
+
     def find(self, reference: str) -> Domain | None:
         """The qube of a name or `uuid:` form; None if there is none."""
         found = self._names.get(reference)
@@ -114,6 +118,13 @@ class _Layers:
         """The same with changes, None for what is gone."""
         layers = _Layers(self._shared, self._own | changes)
         return layers if len(layers._own) <= _MOST_OWN else _Layers(layers.whole(), {})
+
+    def changes_since(self, former: _Layers) -> list[tuple[Domain | None, Domain | None]] | None:
+        """What differs; None if the two share nothing."""
+        if self._shared is not former._shared:
+            return None
+        pairs = ((former.get(key), self.get(key)) for key in self._own.keys() | former._own.keys())
+        return [(old, new) for old, new in pairs if old is not new]
 
     def whole(self) -> dict[str, Domain]:
         """All domains."""

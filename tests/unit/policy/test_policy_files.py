@@ -222,6 +222,25 @@ def test_snapshot_changes_are_seen_by_the_next_decision():
     assert isinstance(decide(request, policy, SYSTEM), Allow)
 
 
+@pytest.mark.parametrize(
+    ("target", "offered"),
+    [("@tag:t1", "base"), ("@type:AppVM", "base"), ("@dispvm:@tag:t1", "@dispvm:base")],
+)
+def test_qube_that_lost_a_tag_or_type_is_offered_no_more(target: str, offered: str):
+    """And one that got it is, though nothing but that changed since the last question."""
+    policy = parse_policy({"a.policy": f"s.X * work @default ask\ns.X * work {target} ask"})
+    request = Request("s.X", "+", "work", "")
+    with_it = {"type": "AppVM", "tags": ["t1"], "template_for_dispvms": True}
+    without = {"type": "DispVM", "tags": ["t2"], "template_for_dispvms": True}
+    snapshot = SYSTEM.with_changes({"base": with_it, "other": with_it})
+    for info, expected in ((with_it, True), (without, False), (with_it, True)) * 2:
+        snapshot = snapshot.with_changes({"base": info})
+        decision = decide(request, policy, snapshot)
+        assert isinstance(decision, Ask)
+        assert (offered in decision.targets) is expected
+        assert offered.replace("base", "other") in decision.targets
+
+
 def test_snapshot_after_thousands_of_changes_is_as_a_fresh_one():
     """Names and identities come and go in any order; older snapshots stay what they were."""
     chance = random.Random(7)
