@@ -64,6 +64,36 @@ def too_many_lines(file: str, line: int) -> PolicyError:
     )
 
 
+def parse_text(file: str, text: str | bytes) -> tuple[Statement, ...]:
+    """Parse a file in the new format.
+
+    Raises:
+        PolicyError: with file, line and column.
+    """
+    statements = (parse_line(location, raw) for location, raw in _located(file, text))
+    return tuple(statement for statement in statements if statement is not None)
+
+
+def parse_service_text(
+    file: str, text: str | bytes, service: str, argument: str
+) -> tuple[Statement, ...]:
+    """Parse a file of legacy lines, which speak about one service and argument.
+
+    Raises:
+        PolicyError: with file, line and column.
+    """
+    statements = (
+        parse_service_line(location, raw, service, argument)
+        for location, raw in _located(file, text)
+    )
+    return tuple(statement for statement in statements if statement is not None)
+
+
+def _located(file: str, text: str | bytes) -> Iterator[tuple[Location, str]]:
+    for number, raw in enumerate(lines_of(file, text), 1):
+        yield Location(file, number), raw
+
+
 def parse_line(location: Location, raw: str) -> Statement | None:
     """Parse a line in the new format; None if it says nothing.
 

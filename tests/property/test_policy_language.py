@@ -150,7 +150,7 @@ def test_changed_snapshot_is_as_a_fresh_one(
         assert _answers(decide(call, policy, new)) == _answers(decide(call, policy, fresh))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     policies,
     systems(),

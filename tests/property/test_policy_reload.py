@@ -152,7 +152,7 @@ def _answers(policy: PolicySet) -> list[dict[str, Any]]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(states, st.lists(edits(), min_size=1, max_size=8))
 @example(
     {"files": {"10-a.policy": ["!include-service s.Y * x"], "x": ["work vault deny"]}}
@@ -187,7 +187,7 @@ def _policy(lines: list[str], name: str) -> PolicySet:
     return parse_policy({f"{name}.policy": "\n".join(lines)})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(*[st.lists(rules, max_size=8)] * 3)
 def test_rules_put_before_others_decide_first(
     lines: list[str], first: list[str], second: list[str]
