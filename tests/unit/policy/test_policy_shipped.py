@@ -54,6 +54,11 @@ def _decide(policy: PolicySet, service: str, source: str, target: str) -> Decisi
         ("qubes.UpdatesProxy", "work", "sys-net", "deny"),
         ("qubes.ConnectTCP", "work", "vault", "deny"),
         ("qubes.Backup", "work", "vault", "deny"),
+        ("qubes.PdfConvert", "work", "@dispvm", "allow"),
+        ("qubes.PdfConvert", "work", "vault", "deny"),
+        ("qubes.GetImageRGBA", "work", "vault", "ask"),
+        ("qubes.WaitForSession", "work", "vault", "deny"),
+        ("policy.EvalSimple", "work", "dom0", "deny"),
         ("policy.RegisterArgument", "work", "dom0", "deny"),
         ("admin.vm.List", "work", "dom0", "deny"),
         ("my.GetBTCprice", "work", "vault", "deny"),
@@ -64,6 +69,23 @@ def test_default_of_a_standard_service(
 ):
     """Specification sheet `qrexec`, section 6, column dflt."""
     assert _decide(policy, service, source, target).as_dict()["decision"] == expected
+
+
+# Specification sheet `qrexec`, section 6, and the services that it names at its end.
+STANDARD = """
+Filecopy OpenInVM OpenURL VMShell VMRootShell VMExec VMExecGUI VMRootExec StartApp GetAppmenus
+SyncAppMenus GetDate SetDateTime GetRandomizedTime GetImageRGBA PdfConvert ConnectTCP UpdatesProxy
+NotifyUpdates FeaturesRequest NotifyTools PostInstall SuspendPre SuspendPost SuspendPreAll
+SuspendPostAll Backup Restore RegisterBackupLocation RestoreById SelectFile SelectDirectory
+ShowInTerminal InstallUpdatesGUI ResizeDisk DetachPciDevice WaitForSession WaitForRunningSystem
+WaitForNetworkUplink SyncNtpClock TemplateSearch TemplateDownload ReceiveUpdates Log Gpg
+GpgImportKey ClipboardPaste InputMouse InputKeyboard InputTablet SetMonitorLayout VMAuth
+""".split()
+
+
+def test_every_standard_service_has_a_default_of_its_own(policy: PolicySet):
+    """None is forgotten; what is denied is denied on purpose, and the file says so."""
+    assert {f"qubes.{name}" for name in STANDARD} <= {rule.service for rule in policy.rules}
 
 
 def test_nothing_but_information_reaches_dom0(policy: PolicySet):
