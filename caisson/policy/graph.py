@@ -6,10 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from caisson.policy.calls import Kind, kinds, relevant
-from caisson.policy.index import Index
-from caisson.policy.outcome import Allow, Ask, Decision, Deny, Reason, Request
-from caisson.policy.reference import matches_qube
+from caisson.policy.calls import kinds
+from caisson.policy.outcomes import Table
 from caisson.policy.rules import Action, Rule
 from caisson.policy.system import SystemInfo
 
@@ -43,53 +41,37 @@ class Filter(msgspec.Struct, frozen=True):
     actions: Collection[Action] = frozenset(Action)
 
 
-def edges(rules: Sequence[Rule], system: SystemInfo, wanted: Filter) -> list[Edge]:
-    """All edges of the graph, sorted: each call decided as the broker would decide it."""
-    index = Index(rules)
-    found: set[Edge] = set()
+Rows = Mapping[tuple[str, Action], Mapping[str, frozenset[str]]]
+"""The edges of a graph: label and outcome → source → targets."""
+
+
+def rows(rules: Sequence[Rule], system: SystemInfo, wanted: Filter) -> Rows:
+    """The edges of the graph: what the broker would decide about every call."""
+    table = Table(rules, system)
+    found: dict[tuple[str, Action], dict[str, frozenset[str]]] = {}
     for kind in kinds(rules):
-        if wanted.services is None or kind.service in wanted.services:
-            speaking = relevant(kind, rules)
-            if any(rule.action in wanted.actions for rule in speaking):
-                found |= _edges_of(kind, speaking, index, system, wanted)
-    return sorted(found)
-
-
-def _edges_of(
-    kind: Kind, rules: Sequence[Rule], index: Index, system: SystemInfo, wanted: Filter
-) -> set[Edge]:
-    names = list(system.domains)
-    bases = [f"@dispvm:{q.name}" for q in system.domains.values() if q.template_for_dispvms]
-    targets = [*names, *bases, "@dispvm", "@default"]
-    tokens = {rule.source for rule in rules if rule.action in wanted.actions}
-    found = set()
-    for source in names if wanted.sources is None else wanted.sources:
-        if not any(matches_qube(token, source, system) for token in tokens):
+        if wanted.services is not None and kind.service not in wanted.services:
             continue
-        asked: set[str] = set()
-        for target in targets:
-            decision = index.decide(Request(kind.service, kind.argument, source, target), system)
-            if isinstance(decision, Ask):
-                # One rule offers one list, whatever the caller wished for.
-                if decision.rule in asked:
-                    continue
-                asked.add(decision.rule)
-            for action, reached in _outcomes(decision, target):
-                named = wanted.targets is None or reached in wanted.targets
-                if named and action in wanted.actions and reached != source:
-                    found.add(Edge(source, reached, kind.label, action))
+        for source, outcomes in table.of_kind(kind):
+            if wanted.sources is not None and source not in wanted.sources:
+                continue
+            for action in wanted.actions:
+                targets = outcomes.get(action, frozenset())
+                if wanted.targets is not None:
+                    targets &= frozenset(wanted.targets)
+                if targets:
+                    found.setdefault((kind.label, action), {})[source] = targets
     return found
 
 
-def _outcomes(decision: Decision, target: str) -> Iterator[tuple[Action, str]]:
-    match decision:
-        case Allow():
-            yield Action.ALLOW, decision.target
-        case Ask():
-            for offered in decision.targets:
-                yield Action.ASK, offered
-        case Deny(reason=Reason.RULE):
-            yield Action.DENY, target
+def edges(found: Rows) -> list[Edge]:
+    """The same edges one by one, sorted."""
+    return sorted(
+        Edge(source, target, label, action)
+        for (label, action), by_source in found.items()
+        for source, targets in by_source.items()
+        for target in targets
+    )
 
 
 class Bundle(msgspec.Struct, frozen=True, order=True):
@@ -101,15 +83,11 @@ class Bundle(msgspec.Struct, frozen=True, order=True):
     labels: tuple[str, ...] = ()
 
 
-def bundles(found: Iterable[Edge]) -> list[Bundle]:
+def bundles(found: Rows) -> list[Bundle]:
     """The same edges in few bundles, sorted: a picture of them can be read."""
-    table: dict[tuple[str, Action], dict[str, set[str]]] = {}
-    for edge in found:
-        rows = table.setdefault((edge.label, edge.action), {})
-        rows.setdefault(edge.source, set()).add(edge.target)
     labels: dict[Bundle, set[str]] = {}
-    for (label, action), rows in table.items():
-        for sources, targets in _blocks(rows):
+    for (label, action), by_source in found.items():
+        for sources, targets in _blocks(by_source):
             bundle = Bundle(tuple(sorted(sources)), tuple(sorted(targets)), action)
             labels.setdefault(bundle, set()).add(label)
     return sorted(
@@ -118,16 +96,18 @@ def bundles(found: Iterable[Edge]) -> list[Bundle]:
     )
 
 
-def _blocks(rows: Mapping[str, set[str]]) -> Iterator[tuple[set[str], frozenset[str]]]:
+def _blocks(
+    by_source: Mapping[str, frozenset[str]],
+) -> Iterator[tuple[set[str], frozenset[str]]]:
     """Split one kind's edges into blocks, in each of which every source has every target."""
     # What calls of anybody to anybody look like: each qube reaches all but itself.
-    everyone = frozenset(name for targets in rows.values() for name in targets)
-    full = {source for source, targets in rows.items() if targets == everyone - {source}}
+    everyone = frozenset[str]().union(*by_source.values())
+    full = {source for source, targets in by_source.items() if targets == everyone - {source}}
     if full:
         yield full, everyone
     rest: dict[frozenset[str], set[str]] = {}
-    for source in rows.keys() - full:
-        rest.setdefault(frozenset(rows[source]), set()).add(source)
+    for source in by_source.keys() - full:
+        rest.setdefault(by_source[source], set()).add(source)
     yield from ((sources, targets) for targets, sources in rest.items())
 
 

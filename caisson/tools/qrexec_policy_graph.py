@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     asked = arguments.include_ask or arguments.full_output
     chosen = wanted(arguments, ask=asked, deny=arguments.full_output)
     drawn = drawing.simple(
-        graph.edges(policy.rules, system, chosen), labels=not arguments.skip_labels
+        graph.edges(graph.rows(policy.rules, system, chosen)), labels=not arguments.skip_labels
     )
     drawing.write(drawn, arguments.output, "dot")
     return 0

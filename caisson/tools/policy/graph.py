@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
     policy = unbroken(arguments, client)
     system = inputs.system_of(arguments, client)
-    found = graph.edges(
+    found = graph.rows(
         policy.rules,
         system,
         wanted(arguments, ask=not arguments.no_ask, deny=arguments.deny),

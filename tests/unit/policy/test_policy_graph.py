@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from caisson.policy import Action, Allow, Ask, Deny, Reason, Request, Rule, SystemInfo, parse_policy
 from caisson.policy.calls import kinds
-from caisson.policy.graph import Edge, Filter, boxes, bundles, edges
+from caisson.policy.graph import Edge, Filter, boxes, bundles, edges, rows
 from caisson.policy.reference import decide
 
 SYSTEM = SystemInfo.from_dict(
@@ -24,7 +24,7 @@ SYSTEM = SystemInfo.from_dict(
 
 def _edges(text: str, wanted: Filter | None = None) -> set[tuple[str, str, str, str]]:
     rules = parse_policy({"30-user.policy": text}).rules
-    found = edges(rules, SYSTEM, wanted or Filter())
+    found = edges(rows(rules, SYSTEM, wanted or Filter()))
     return {(e.source, e.target, e.label, str(e.action)) for e in found}
 
 
@@ -75,7 +75,7 @@ def test_what_is_not_wanted_is_left_out(wanted: Filter, left: set[str]) -> None:
 def test_a_picture_of_everyone_has_one_bundle() -> None:
     """Calls of anybody to anybody are one node between the boxes, not an arrow for each pair."""
     rules = parse_policy({"30-user.policy": "s.X * @anyvm @anyvm ask\ns.Y * @anyvm @anyvm ask"})
-    found = bundles(edges(rules.rules, SYSTEM, Filter()))
+    found = bundles(rows(rules.rules, SYSTEM, Filter()))
     assert len(found) == 1
     assert found[0].labels == ("s.X", "s.Y")
     assert boxes(found) == [("@dispvm:dvm",), ("dvm", "net", "vault", "work")]
@@ -95,7 +95,11 @@ _EDGES = st.builds(
 @given(st.sets(_EDGES))
 def test_bundles_say_exactly_what_the_edges_say(found: set[Edge]) -> None:
     """Nothing is added or lost when edges are put together, also not by the boxes."""
-    made = bundles(found)
+    by_kind: dict[tuple[str, Action], dict[str, frozenset[str]]] = {}
+    for edge in found:
+        row = by_kind.setdefault((edge.label, edge.action), {})
+        row[edge.source] = row.get(edge.source, frozenset()) | {edge.target}
+    made = bundles(by_kind)
     again = {
         Edge(source, target, label, bundle.action)
         for bundle in made
@@ -110,15 +114,35 @@ def test_bundles_say_exactly_what_the_edges_say(found: set[Edge]) -> None:
             assert all(set(home[name]) <= set(names) for name in names)
 
 
-_TOKENS = st.sampled_from(["*", "@anyvm", "work", "vault", "@tag:t1", "@tag:t2", "@type:AppVM"])
+# Everything that a decision may depend on.
+ODD = SystemInfo.from_dict(
+    {
+        "dom0": {"type": "AdminVM", "tags": ["t1"], "power_state": "Running"},
+        "work": {"type": "AppVM", "tags": ["t1"], "default_dispvm": "dvm"},
+        "vault": {"type": "AppVM", "tags": ["t1", "t2"], "power_state": "Running"},
+        "net": {"type": "AppVM", "default_dispvm": "vault", "uuid": "1-2"},
+        "hid": {"type": "AppVM", "internal": "1", "default_dispvm": "nosuch", "tags": ["t2"]},
+        "dvm": {"type": "AppVM", "template_for_dispvms": True, "tags": ["t2"]},
+        "rem": {"type": "RemoteVM", "relayvm": "net", "transport_rpc": "x.SSH"},
+        "lost": {"type": "RemoteVM", "relayvm": "nosuch", "transport_rpc": "x.SSH"},
+    }
+)
+_TOKENS = st.sampled_from(
+    ["*", "@anyvm", "work", "vault", "@tag:t1", "@tag:t2", "@type:AppVM", "uuid:1-2", "rem"]
+)
 _RULES = st.lists(
     st.tuples(
         st.sampled_from(["s.X", "s.Y"]),
         st.sampled_from(["*", "+", "+a"]),
         _TOKENS,
-        st.one_of(_TOKENS, st.sampled_from(["@dispvm", "@dispvm:dvm", "@adminvm"])),
-        st.sampled_from(["allow", "deny", "ask", "allow target=net", "ask target=net"]),
-    ).map(" ".join),
+        st.one_of(
+            _TOKENS, st.sampled_from(["@dispvm", "@dispvm:dvm", "@adminvm", "@dispvm:@tag:t2"])
+        ),
+        st.sampled_from(["allow", "deny", "ask", "allow autostart=no", "ask autostart=no"]),
+        st.sampled_from(["", "", "target=net", "target=@dispvm", "target=rem", "target=nosuch"]),
+    )
+    .map(lambda fields: " ".join(fields if fields[4] != "deny" else fields[:5]))
+    .map(str.strip),
     max_size=8,
 )
 
@@ -128,9 +152,9 @@ def test_every_decision_is_an_edge_and_every_edge_a_decision(lines: list[str]) -
     """The graph leaves nothing out to be quick: it is what the reference evaluator decides."""
     rules: tuple[Rule, ...] = parse_policy({"30-user.policy": "\n".join(lines)}).rules
     expected = set()
-    targets = [*SYSTEM.domains, "@dispvm:dvm", "@dispvm", "@default"]
-    for kind, source, target in itertools.product(kinds(rules), SYSTEM.domains, targets):
-        decision = decide(Request(kind.service, kind.argument, source, target), rules, SYSTEM)
+    targets = [*ODD.domains, "@dispvm:dvm", "@dispvm", "@default", "@adminvm"]
+    for kind, source, target in itertools.product(kinds(rules), ODD.domains, targets):
+        decision = decide(Request(kind.service, kind.argument, source, target), rules, ODD)
         match decision:
             case Allow():
                 expected.add(Edge(source, decision.target, kind.label, Action.ALLOW))
@@ -140,4 +164,4 @@ def test_every_decision_is_an_edge_and_every_edge_a_decision(lines: list[str]) -
                 }
             case Deny(reason=Reason.RULE) if target != source:
                 expected.add(Edge(source, target, kind.label, Action.DENY))
-    assert set(edges(rules, SYSTEM, Filter())) == expected
+    assert set(edges(rows(rules, ODD, Filter()))) == expected
