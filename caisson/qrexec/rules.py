@@ -16,17 +16,14 @@ from caisson.policy import (
     PolicySet,
     parse_policy,
 )
+from caisson.qrexec.watching import Watch
 from caisson.store.policy_files import read_legacy_directory, read_policy_directory
 
 _log = structlog.get_logger("policy")
 
-# Two changes within one tick of the file system's clock look like one: read again after it.
-_TICK_NS = 50_000_000
 # What breaks a policy may lie where nothing is watched: an include that is missing elsewhere.
 _MEND_NS = 1_000_000_000
 _MOST_WATCHED = 10_000
-
-Fingerprint = tuple[tuple[int, ...] | None, ...]
 
 
 class Rules:
@@ -39,20 +36,14 @@ class Rules:
     def __init__(self, paths: Paths) -> None:
         self._over, self._base = paths.policy_dirs
         self._legacy = paths.root / "etc/qubes-rpc/policy"
-        self._watched: tuple[str, ...] = ()
-        self._seen: Fingerprint = ()
-        self._young = True
+        self._watch = Watch()
         self._mend_at = 0
         self._policy: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("it is not read yet"))
         self._told = ""
 
     def current(self) -> PolicySet | BrokenPolicy:
         """The policy as the files say it now; a broken one denies everything."""
-        if (
-            self._young
-            or _fingerprint(self._watched) != self._seen
-            or (self._mend_at and time.time_ns() >= self._mend_at)
-        ):
+        if self._watch.changed() or (self._mend_at and time.time_ns() >= self._mend_at):
             self._load()
         return self._policy
 
@@ -74,11 +65,7 @@ class Rules:
         else:
             self._mend_at = 0
             self._tell(f"policy loaded: {len(self._policy.rules)} rules")
-        self._watched = tuple(watched)
-        self._seen = _fingerprint(self._watched)
-        newest = max((mark[0] for mark in self._seen if mark is not None), default=0)
-        # A change while the files were read is younger than `started`, and so read next time.
-        self._young = newest + _TICK_NS > started
+        self._watch.note(tuple(watched), started)
 
     def _read(self, directory: Path, watched: list[str]) -> Files:
         _watch_tree(watched, directory)
@@ -100,15 +87,3 @@ def _watch_tree(watched: list[str], root: Path) -> None:
 
 def _watch_files(watched: list[str], root: Path, files: Files) -> None:
     watched += [str(root / name) for name in files]
-
-
-def _fingerprint(paths: tuple[str, ...]) -> Fingerprint:
-    marks: list[tuple[int, ...] | None] = []
-    for path in paths:
-        try:
-            s = os.stat(path)  # noqa: PTH116 - in every decision's way
-        except OSError:
-            marks.append(None)
-        else:
-            marks.append((s.st_ctime_ns, s.st_mtime_ns, s.st_size, s.st_ino, s.st_dev))
-    return tuple(marks)
