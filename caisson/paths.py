@@ -127,6 +127,11 @@ class Paths:
         """Policy directories, the one that wins first."""
         return (self.run / "policy.d", self.etc / "policy.d")
 
+    @property
+    def grants(self) -> Path:
+        """The permissions that hold for a while."""
+        return self.run / "grants/grants.json"
+
 
 # What ships with the program, beside the package: in a checkout and in an installation alike.
 SHIPPED = Path(__file__).resolve().parent.parent

@@ -14,9 +14,12 @@ from caisson.policy import (
     BrokenPolicy,
     Files,
     PolicySet,
+    Rule,
     parse_policy,
 )
+from caisson.qrexec.granted import Granted
 from caisson.qrexec.watching import Watch
+from caisson.store.grants import Clock, GrantFile, preceded
 from caisson.store.policy_files import read_legacy_directory, read_policy_directory
 
 _log = structlog.get_logger("policy")
@@ -27,25 +30,36 @@ _MOST_WATCHED = 10_000
 
 
 class Rules:
-    """The policy of an instance.
+    """The policy of an instance, with what is granted for a while before everything else.
 
     Looking is cheap (one `stat` a file), so it is done for every decision: whoever has changed
     a policy file can rely on the very next call being judged by it.
+
+    Args:
+        paths: the instance.
+        clock: ends grants; injected by tests.
     """
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, clock: Clock | None = None) -> None:
         self._over, self._base = paths.policy_dirs
         self._legacy = paths.root / "etc/qubes-rpc/policy"
         self._watch = Watch()
         self._mend_at = 0
         self._policy: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("it is not read yet"))
         self._told = ""
+        self._granted = Granted(GrantFile(paths, clock))
+        self._put_first: tuple[Rule, ...] = ()
+        self._whole: PolicySet | BrokenPolicy = self._policy
 
     def current(self) -> PolicySet | BrokenPolicy:
         """The policy as the files say it now; a broken one denies everything."""
         if self._watch.changed() or (self._mend_at and time.time_ns() >= self._mend_at):
             self._load()
-        return self._policy
+            self._whole = preceded(self._policy, self._put_first)
+        if (granted := self._granted.rules()) is not self._put_first:
+            self._put_first = granted
+            self._whole = preceded(self._policy, granted)
+        return self._whole
 
     def _load(self) -> None:
         started = time.time_ns()

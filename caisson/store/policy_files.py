@@ -11,27 +11,37 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from caisson.errors import PolicyError
+from caisson.errors import PolicyError, StorageError
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet, parse_policy
+from caisson.policy.grants import rules_of
 from caisson.policy.load import SUFFIX, Files, included_path
 from caisson.policy.parse import referenced_paths
+from caisson.store.grants import GrantFile, preceded
 
 # A policy is text that people write; more than this is a mistake, or a device that never ends.
 LARGEST_FILE = 64 * 1024 * 1024
 
 
 def load_policy(paths: Paths) -> PolicySet | BrokenPolicy:
-    """Read and parse the policy of an instance; what is broken denies every call."""
+    """Read and parse the policy of an instance, with its grants as they are at this moment.
+
+    What is broken denies every call.
+    """
     run, etc = paths.policy_dirs
     try:
-        return parse_policy(
+        policy = parse_policy(
             read_policy_directory(etc),
             over=read_policy_directory(run),
             legacy=read_legacy_directory(paths.root / "etc/qubes-rpc/policy"),
         )
     except PolicyError as e:
         return BrokenPolicy(e)
+    try:
+        granted = rules_of(GrantFile(paths).read())
+    except StorageError:
+        granted = ()  # as the broker takes it, which also says so
+    return preceded(policy, granted)
 
 
 def read_policy_directory(directory: Path) -> Files:
