@@ -76,6 +76,13 @@ revisions_to_keep=1
 ephemeral=False
 is_outdated=False
 """
+_GRANT = b'{"source":"work","target":"@dispvm:base","service":"my.Service","seconds":600}'
+_GRANTED = (
+    rb'\[\{"id":"grant-[0-9a-f]{8}","service":"my.Service","argument":"\+","source":"work",'
+    rb'"target":"@dispvm:base","redirect":null,"user":null,"by":[0-9]+,"made":[0-9]+,'
+    rb'"seconds_left":(?:600|5[0-9]{2}),"missing":\[\],'
+    rb'"rule":"my.Service \+ uuid:[0-9a-f-]{36} @dispvm:uuid:[0-9a-f-]{36} allow"\}\]'
+)
 _SYSTEM_INFO = (
     rb'\{"domains":\{"dom0":\{.*\},"work":\{.*'
     rb'"far":\{"internal":null,"tags":\["created-by-dom0"\],"type":"RemoteVM",'
@@ -370,6 +377,22 @@ GOOD: Final[Mapping[str, Good]] = {
     # --- our own, and the other sockets
     "caisson.doctor": Good(
         ok(b'[{"name":"moon","ok":false,"detail":"is new","remedy":"wait"}]'), dest=DOM0
+    ),
+    "caisson.policy.Grant": Good(
+        like(rb"grant-[0-9a-f]{8}"),
+        payload=_GRANT,
+        dest=DOM0,
+        seen=(Seen("caisson.policy.Grants", like(_GRANTED), DOM0),),
+    ),
+    "caisson.policy.Grants": Good(
+        like(_GRANTED), dest=DOM0, before=(Step("caisson.policy.Grant", DOM0, _GRANT),)
+    ),
+    "caisson.policy.Revoke": Good(
+        like(rb"grant-[0-9a-f]{8}\n"),
+        "all",
+        dest=DOM0,
+        before=(Step("caisson.policy.Grant", DOM0, _GRANT),),
+        seen=(Seen("caisson.policy.Grants", ok(b"[]"), DOM0),),
     ),
     "caisson.system.Export": Good(like(rb"<\?xml .*<qubes version=.*</qubes>\n"), dest=DOM0),
     "caisson.template.List": Good(ok(b"trixie\n"), dest=DOM0),

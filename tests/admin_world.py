@@ -19,6 +19,7 @@ from caisson.admin.methods import METHODS
 from caisson.admin.registry import Door, Streams
 from caisson.findings import Finding
 from caisson.paths import Paths
+from caisson.store.grants import GrantFile
 
 CONNECTED = b"1\0\0connection-established\0\0"
 BLANKET = "* * {} * allow target=dom0\n* * {} @adminvm allow\n"
@@ -59,7 +60,7 @@ async def _examined() -> tuple[Finding, ...]:
     return (Finding("moon", ok=False, detail="is new", remedy="wait"),)
 
 
-def _services() -> Services:
+def _services(paths: Paths) -> Services:
     return Services(
         layer_usage=lambda _layer: 7,
         pool_space=lambda pool: (1000, 10) if pool == "varlibqubes" else None,
@@ -67,6 +68,7 @@ def _services() -> Services:
         doctor=_examined,
         build_template=_build,
         recipes=("trixie",),
+        grants=GrantFile(paths),
     )
 
 
@@ -101,7 +103,7 @@ async def world_daemon(root: Path, *, policy: str = ANNOUNCE) -> AsyncIterator[D
     _copy(laid_out, root)
     announced = {"tpl": {"features-request/os": "Linux"}, "mgmt": {"features-request/os": "Linux"}}
     async with running_daemon(
-        root, services=_services(), policy=policy, announced=announced
+        root, services=_services(Paths(root)), policy=policy, announced=announced
     ) as daemon:
         yield daemon
 
@@ -146,12 +148,13 @@ async def exchange(
 
 
 def dump(daemon: Daemon) -> dict[str, Any]:
-    """All that the model and the lifecycle hold, as plain values."""
+    """All that the model and the lifecycle hold and what is granted, as plain values."""
     system = daemon.qubes.system
     return {
         "globals": dict(system.stored(None)),
         "labels": dict(system.labels),
         "pools": dict(system.pools),
+        "grants": GrantFile(daemon.paths).read(),
         "qubes": {
             str(qube.name): {
                 "facts": (str(qube.uuid), qube.klass.value, qube.qid),

@@ -73,6 +73,11 @@ class _PipedCaller:
 
     call: AdminCall
 
+    @property
+    def uid(self) -> None:
+        """No user of the machine: a qube calls."""
+        return
+
     async def send(self, frame: bytes) -> None:
         """Hand over one frame; the caller has a while to read it."""
         await pipes.write_all(self.call.stdout, frame, ANSWER_SECONDS)

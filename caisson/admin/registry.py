@@ -86,6 +86,7 @@ class Call:
     Attributes:
         shows: what of a list, of a stream of events, or of several values the caller may see; None
             for all.
+        uid: the user of the machine who calls; None where a qube does.
     """
 
     qubes: Qubes
@@ -97,6 +98,7 @@ class Call:
     untrusted_argument: str
     untrusted_payload: bytes
     shows: Filter | None
+    uid: int | None = None
 
     async def commit(self, change: Change) -> None:
         """Make a planned change real, if the caller has the right to bring it about.
@@ -203,7 +205,12 @@ class Registry:
         return method
 
     def call(
-        self, services: Services, extensions: Extensions, request: Request, door: Door
+        self,
+        services: Services,
+        extensions: Extensions,
+        request: Request,
+        door: Door,
+        uid: int | None = None,
     ) -> Call:
         """Turn a request into a call that its caller may make.
 
@@ -212,6 +219,7 @@ class Registry:
             extensions: asked whether the caller may make the call.
             request: the request as it came.
             door: the way it came.
+            uid: the user of the machine who sent it; None where a qube did.
 
         Raises:
             ProtocolError: there is no such method, or it is not called like that.
@@ -235,6 +243,7 @@ class Registry:
             request.untrusted_argument,
             request.untrusted_payload,
             _permitted(extensions, method, origin, destination, request.untrusted_argument),
+            uid,
         )
 
 

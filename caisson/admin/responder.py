@@ -36,6 +36,11 @@ _log = structlog.get_logger()
 class Caller(Protocol):
     """Who waits for a reply."""
 
+    @property
+    def uid(self) -> int | None:
+        """The user of the machine, by the kernel's word; None where a qube calls."""
+        ...
+
     async def send(self, frame: bytes) -> None:
         """Hand over one whole frame.
 
@@ -76,9 +81,9 @@ class Responder:
             match method.kind:
                 case Answers(run):
                     async with self._turn(method, request):
-                        reply = await _reply(run, self._call(request, door))
+                        reply = await _reply(run, self._call(request, door, caller))
                 case Streams(run):
-                    call = self._call(request, door)
+                    call = self._call(request, door, caller)
                     with self._streams.of(call.origin.name):
                         await _stream(run, call, caller, self._discretion(request))
                     return
@@ -92,9 +97,9 @@ class Responder:
             return nullcontext()
         return self._turns.of(request.untrusted_source)
 
-    def _call(self, request: wire.Request, door: Door) -> Call:
+    def _call(self, request: wire.Request, door: Door, caller: Caller) -> Call:
         """The request as a call: judged when its turn has come, not before."""
-        return METHODS.call(self._services, self._extensions, request, door)
+        return METHODS.call(self._services, self._extensions, request, door, caller.uid)
 
     def _discretion(self, request: wire.Request) -> Discretion:
         system = self._extensions.core.system

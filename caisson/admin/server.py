@@ -26,6 +26,7 @@ from caisson.admin.registry import Door
 from caisson.admin.responder import Responder
 from caisson.errors import DaemonError, InternalError
 from caisson.paths import Paths
+from caisson.qrexec.link import peer_of
 
 _log = structlog.get_logger()
 
@@ -150,6 +151,11 @@ class _Client:
 
     connection: socket.socket
     hangups: Hangups
+
+    @property
+    def uid(self) -> int:
+        """The user at the other end."""
+        return peer_of(self.connection)[1]
 
     async def send(self, frame: bytes) -> None:
         """Hand over one frame; the client has a while to read it."""

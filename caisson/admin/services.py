@@ -9,6 +9,7 @@ from caisson.admin.copy_tokens import CopyTokens
 from caisson.errors import NotImplementedHereError
 from caisson.findings import Finding
 from caisson.names import shown
+from caisson.store.grants import GrantFile
 
 
 def _unmeasured(_layer: str) -> int:
@@ -45,6 +46,7 @@ class Services:
         build_template: builds a template from a recipe and yields a line of progress at a time.
         recipes: names of the recipes that can be built.
         copies: the copies of volumes that were begun.
+        grants: where permissions for a while are kept; None where there are none.
     """
 
     layer_usage: Callable[[str], int] = _unmeasured
@@ -54,3 +56,4 @@ class Services:
     build_template: Callable[[str], AsyncGenerator[str, None]] = _no_recipes
     recipes: tuple[str, ...] = ()
     copies: CopyTokens = field(default_factory=CopyTokens)
+    grants: GrantFile | None = None

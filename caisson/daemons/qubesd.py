@@ -30,6 +30,7 @@ from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
 from caisson.qrexec import AdminCalls, BrokerLink, Judge, Operation, Rules, broker_user
 from caisson.storage import Pool, debian_template, qube_files
 from caisson.store import Store, only_one
+from caisson.store.grants import GrantFile
 
 _log = structlog.get_logger("qubesd")
 _MIB = 1024 * 1024
@@ -110,6 +111,7 @@ async def _serve(
         doctor=lambda: doctor.examine(paths, engine, network),
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
+        grants=GrantFile(paths),
     )
     extensions = Extensions.load(Core(qubes, Judge(Rules(paths), link.known)))
     responder = Responder(extensions, services)
