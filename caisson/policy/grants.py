@@ -22,6 +22,7 @@ MOST_GRANTS = 256
 LONGEST_SECONDS = 24 * 60 * 60
 _SECOND = 1_000_000_000
 _LONGEST_ARGUMENT = 1_024
+_ELSEWHERE = "@default"
 _ADMINISTRATION = ("admin.", "policy.")
 _ID = re.compile(r"grant-[0-9a-f]{8}")
 _UUID = re.compile(r"uuid:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -93,6 +94,11 @@ def rule_of(grant: Grant) -> Rule:
     _check_service(grant.service, grant.argument)
     if grant.user is not None:
         UserName.parse(grant.user)
+    if (grant.target == _ELSEWHERE) != (grant.redirect is not None):
+        raise ValueRefusedError(
+            f"a grant says where calls to `{_ELSEWHERE}` go, and of no others",
+            f"use `{_ELSEWHERE}` with a target, or another target alone",
+        )
     location = Location(grant.id, None)
     line = Line(location, " ".join(grant.fields), grant.fields)
     rule = check_rule(RuleLine(line, grant.service, grant.argument, 2))
@@ -146,13 +152,8 @@ def _check_qubes(rule: Rule) -> None:
             f"`{shown(str(rule.source))}` is not the uuid of a calling qube",
             "calls of the admin qube are not policed",
         )
-    if rule.target.kind is Kind.DEFAULT:
-        target = rule.redirect
-    elif rule.redirect is None:
-        target = rule.target
-    else:
-        raise ValueRefusedError("only calls to `@default` are sent elsewhere by a grant")
-    if target is None or not _is_one_qube(target):
+    target = rule.redirect or rule.target
+    if not _is_one_qube(target):
         raise ValueRefusedError(
             f"`{shown(str(target))}` is not one target",
             "name a qube, `@dispvm`, `@dispvm:QUBE`, or `@default` with a target",

@@ -11,11 +11,14 @@ from types import ModuleType
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import decide, graph
+from caisson.tools.policy import decide, grant, grants, graph, revoke
 
 _MODULES: dict[str, ModuleType] = {
     "decide": decide,
+    "grant": grant,
+    "grants": grants,
     "graph": graph,
+    "revoke": revoke,
 }
 
 
