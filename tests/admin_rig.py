@@ -25,6 +25,7 @@ from caisson.qrexec import AdminCalls, Judge, Rules
 from caisson.qrexec.admin_calls import Serve
 from caisson.storage import Pool
 from caisson.store import Store
+from caisson.store.grants import GrantFile
 
 
 def exception(frame: bytes) -> str:
@@ -197,7 +198,7 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             tasks=tasks,
         )
         extensions = Extensions.load(Core(qubes, Judge(Rules(paths), rig.link.known)))
-        responder = Responder(extensions, Services())
+        responder = Responder(extensions, Services(grants=GrantFile(paths)))
         server, piped = AdminServer(responder, paths), PipedCalls(responder)
         server.bind()
         await rig.link.replace(system.info(qubes.state_of))
