@@ -187,12 +187,13 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
         paths.state.mkdir(parents=True, exist_ok=True)
         store = Store.open(paths.database)
         system = System(Host())
+        pool = Pool(paths.pool)
         qubes = Qubes(
             system,
             store,
             engine=MemoryEngine(),
             network=Network(paths.instance),
-            pool=Pool(paths.pool),
+            pool=pool,
             door=rig.link,
             qube_files=paths.state,
             tasks=tasks,
@@ -225,3 +226,4 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             sockets.cancel()
             await daemon.end_qubesd()
             store.close()
+            await asyncio.to_thread(pool.close)  # its directory goes next
