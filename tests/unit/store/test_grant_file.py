@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -218,6 +220,18 @@ def test_the_clock_is_the_one_that_counts_from_the_kernels_start():
     before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert before <= clock.now() <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert clock.boot() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@pytest.mark.root
+def test_a_time_asleep_counts():
+    """The kernel adds it to this clock alone; here it is told that it slept for ten days."""
+    code = (
+        "import time; from caisson.store.grants import BootClock;"
+        "print(BootClock().now() - time.clock_gettime_ns(time.CLOCK_MONOTONIC))"
+    )
+    argv = ["unshare", "--time", "--fork", "--boottime", "864000", sys.executable, "-c", code]
+    asleep = int(subprocess.run(argv, capture_output=True, check=True).stdout)
+    assert asleep > 863_999 * SECOND  # what passed between the two readings aside
 
 
 def test_the_policy_of_the_tools_includes_live_grants(tmp_path: Path):
