@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -81,6 +82,7 @@ async def test_grants_are_decided_listed_and_revoked(daemon: Daemon) -> None:
     (grant,) = json.loads(out)
     assert (grant["id"], grant["source"], grant["target"]) == (name, "work", "net")
     assert 0 < grant["seconds_left"] <= 7_200
+    assert grant["by"] == os.geteuid()
     assert (await daemon.command("caisson", "policy", "revoke", name)) == (0, "", "")
     _, out, _ = await daemon.command("caisson", "policy", "decide", answer=request)
     assert json.loads(out)["rule"] == "30-user.policy:1"
@@ -155,6 +157,21 @@ async def test_there_are_no_more_grants_than_a_person_can_oversee(
     assert await daemon.refused("caisson.policy.Grant", payload=payload) == "QubesException"
     await daemon.ok(f"caisson.policy.Revoke+{first}")
     await daemon.ok("caisson.policy.Grant", payload=payload)
+
+
+async def test_the_daemons_log_tells_who_granted_and_revoked_what(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list forgets what is over; the log does not."""
+    payload = b'{"source":"work","target":"@adminvm","service":"my.A","seconds":9}'
+    name = await daemon.ok("caisson.policy.Grant", payload=payload)
+    await daemon.ok(f"caisson.policy.Revoke+{name}")
+    granted, revoked = capsys.readouterr().out.splitlines()
+    uuid = daemon.qubes.system.qubes["work"].uuid
+    assert f"my.A + uuid:{uuid} @adminvm allow" in granted
+    for line, what in ((granted, "granted"), (revoked, "revoked")):
+        assert what in line
+        assert f"by={os.geteuid()} id={name}" in line
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "86401", "1.5", '"9"', "1e999", "true", "null"])
