@@ -249,6 +249,48 @@ class PolicyError(CaissonError):
         self.file, self.line, self.column = file, line, column
 
 
+class PolicyAdminError(CaissonError):
+    """The policy files cannot be read or changed as asked (sheet `qrexec`, section 4.4)."""
+
+    wire_name = "PolicyAdminException"
+
+
+class PolicyTokenError(PolicyAdminError):
+    """The file is not what the caller took it for: somebody else changed it meanwhile."""
+
+    wire_name = "PolicyAdminTokenException"
+
+
+class PolicyFileNotFoundError(PolicyAdminError):
+    """There is no policy file of that name."""
+
+    wire_name = "PolicyAdminFileNotFoundException"
+
+
+class PolicyRequestError(PolicyAdminError):
+    """A malformed request about policy files."""
+
+    wire_name = "PolicyAdminProtocolException"
+
+
+class PolicySyntaxError(PolicyAdminError):
+    """The policy would not load with the change."""
+
+    wire_name = "PolicyAdminSyntaxException"
+
+
+class InvalidPolicyNameError(PolicyAdminError):
+    """A name that policy files may not have."""
+
+    wire_name = "PolicyAdminInvalidFileNameException"
+
+
+class InvalidPolicyPathError(PolicyAdminError):
+    """Under that name there is no plain file of the policy directory."""
+
+    wire_name = "PolicyAdminInvalidFilePathException"
+
+
 class DaemonError(CaissonError):
     """The daemon does not run or does not answer."""
 

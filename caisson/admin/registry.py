@@ -40,10 +40,12 @@ class Scope(Enum):
 
     `GLOBAL`, `LOCAL` and `MISC` are services that qubes may call where the policy allows it;
     `TRUSTED` and `INTERNAL` methods are for the admin qube alone, whatever the policy says.
+    To qubes, `POLICY` services answer without the frame of the Admin API (`piped`).
     """
 
     GLOBAL = "global"
     LOCAL = "local"
+    POLICY = "policy"
     TRUSTED = "trusted"
     INTERNAL = "internal"
     MISC = "misc"
@@ -87,6 +89,7 @@ class Call:
         shows: what of a list, of a stream of events, or of several values the caller may see; None
             for all.
         uid: the user of the machine who calls; None where a qube does.
+        warnings: what a person should be told beside the answer.
     """
 
     qubes: Qubes
@@ -99,6 +102,11 @@ class Call:
     untrusted_payload: bytes
     shows: Filter | None
     uid: int | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Tell a person something beside the answer, where the way of the call has room for it."""
+        self.warnings.append(text)
 
     async def commit(self, change: Change) -> None:
         """Make a planned change real, if the caller has the right to bring it about.

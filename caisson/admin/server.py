@@ -134,7 +134,7 @@ class AdminServer:
             async with asyncio.timeout(self._request_seconds):
                 while chunk := await loop.sock_recv(connection, _CHUNK):
                     untrusted += chunk
-                    if len(untrusted) > wire.LONGEST_REQUEST:
+                    if len(untrusted) > wire.longest_request(untrusted):
                         break
         if not untrusted:
             return None
@@ -176,7 +176,9 @@ class _Client:
 def _received_at_once(connection: socket.socket, untrusted: bytearray) -> bool:
     """Read what is there; whether that is all, as it nearly always is: no timer needed then."""
     try:
-        while len(untrusted) <= wire.LONGEST_REQUEST and (chunk := connection.recv(_CHUNK)):
+        while len(untrusted) <= wire.longest_request(untrusted):
+            if not (chunk := connection.recv(_CHUNK)):
+                break
             untrusted += chunk
     except BlockingIOError:
         return False

@@ -10,6 +10,7 @@ from caisson.errors import NotImplementedHereError
 from caisson.findings import Finding
 from caisson.names import shown
 from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 
 def _unmeasured(_layer: str) -> int:
@@ -47,6 +48,7 @@ class Services:
         recipes: names of the recipes that can be built.
         copies: the copies of volumes that were begun.
         grants: where permissions for a while are kept; None where there are none.
+        policies: the policy files; None where there are none to serve.
     """
 
     layer_usage: Callable[[str], int] = _unmeasured
@@ -57,3 +59,4 @@ class Services:
     recipes: tuple[str, ...] = ()
     copies: CopyTokens = field(default_factory=CopyTokens)
     grants: GrantFile | None = None
+    policies: PolicyStore | None = None

@@ -9,7 +9,10 @@ from caisson.errors import CaissonError, ProtocolError
 from caisson.names import shown
 
 LONGEST_REQUEST = 65_536
+LONGEST_POLICY_REQUEST = 1_049_600
+"""A policy file of 1 MiB (`caisson.store.policy_store.LARGEST`), its token and the header."""
 
+_POLICY = b"policy."
 _OK = b"0\0"
 _EVENT = b"1\0"
 _EXCEPTION = b"2\0"
@@ -29,14 +32,19 @@ class Request(NamedTuple):
     untrusted_payload: bytes
 
 
+def longest_request(untrusted: bytes | bytearray) -> int:
+    """How many bytes a request may have that begins like this."""
+    return LONGEST_POLICY_REQUEST if untrusted.startswith(_POLICY) else LONGEST_REQUEST
+
+
 def parse_request(untrusted: bytes) -> Request:
     """Split the bytes of one complete request.
 
     Raises:
         FramingError: the header is not one, or the request is too long.
     """
-    if len(untrusted) > LONGEST_REQUEST:
-        raise FramingError(f"request is longer than {LONGEST_REQUEST} bytes")
+    if len(untrusted) > (longest := longest_request(untrusted)):
+        raise FramingError(f"request is longer than {longest} bytes")
     untrusted_header, nul, untrusted_payload = untrusted.partition(b"\0")
     if not nul:
         raise FramingError("request header does not end in a NUL byte")

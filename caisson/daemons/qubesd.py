@@ -31,6 +31,7 @@ from caisson.qrexec import AdminCalls, BrokerLink, Judge, Operation, Rules, brok
 from caisson.storage import Pool, debian_template, qube_files
 from caisson.store import Store, only_one
 from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 _log = structlog.get_logger("qubesd")
 _MIB = 1024 * 1024
@@ -112,6 +113,7 @@ async def _serve(
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
         grants=GrantFile(paths),
+        policies=PolicyStore(paths),
     )
     extensions = Extensions.load(Core(qubes, Judge(Rules(paths), link.known)))
     responder = Responder(extensions, services)

@@ -73,6 +73,35 @@ def read_legacy_directory(directory: Path) -> Files:
     return files
 
 
+def files_with(files: Files, directory: Path, path: Path, content: bytes | None) -> Files:
+    """The files of a directory as they would be if one of them, or one they include, changed.
+
+    Args:
+        files: what was read from the directory.
+        directory: where that was.
+        path: the file that changes; it need not exist.
+        content: what it would hold; None where it would be gone.
+
+    Raises:
+        PolicyError: a file that the new content includes cannot be read.
+    """
+    real = os.path.realpath(path)
+
+    def is_it(name: str) -> bool:
+        return not name.endswith("/") and os.path.realpath(directory / name) == real
+
+    changed = {name: text for name, text in files.items() if not is_it(name)}
+    if content is not None:
+        # By whatever way it is included, and by the way that a new file would be.
+        changed |= dict.fromkeys(filter(is_it, files), content)
+        if path.is_relative_to(directory):
+            changed[str(path.relative_to(directory))] = content
+    _read_included(changed, directory)
+    if content is None:
+        return {name: text for name, text in changed.items() if not is_it(name)}
+    return changed
+
+
 def _names(directory: Path) -> list[str]:
     try:
         return [path.name for path in directory.iterdir()]
@@ -117,7 +146,8 @@ def _read_into(files: dict[str, str | bytes], directory: Path, name: str) -> boo
         with open(descriptor, "rb") as file:  # noqa: PTH123  # O_NONBLOCK: a FIFO must not stop us
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return False
-            text = file.read(LARGEST_FILE + 1)
+            # A file of /proc may have nothing to say at the moment, which is None.
+            text = file.read(LARGEST_FILE + 1) or b""
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
     except (OSError, ValueError) as e:
