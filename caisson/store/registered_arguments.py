@@ -8,7 +8,8 @@ from __future__ import annotations
 from caisson.errors import PolicyAdminError
 from caisson.names import PolicyFileName, QubeName, ServiceArgument, ServiceName
 from caisson.policy import Action, PolicySet, Rule
-from caisson.store.policy_store import Changed, PolicyFile, PolicyStore
+from caisson.store.policy_directory import Changed, PolicyFile
+from caisson.store.policy_store import PolicyStore
 
 FILE = PolicyFile(PolicyFileName("60-registered-arguments"), included=False)
 _ABOUT = b"# What qubes registered with policy.RegisterArgument. Remove what you do not want.\n"

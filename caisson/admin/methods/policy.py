@@ -18,7 +18,8 @@ from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
 from caisson.errors import CaissonError, NotImplementedHereError, PolicyRequestError
 from caisson.names import DOM0, ServiceArgument, ServiceName, shown
-from caisson.store.policy_store import Changed, PolicyFile, PolicyStore, Token
+from caisson.store.policy_directory import Changed, PolicyFile, Token
+from caisson.store.policy_store import PolicyStore
 from caisson.store.registered_arguments import FILE as REGISTERED
 from caisson.store.registered_arguments import register_argument
 
