@@ -77,10 +77,10 @@ class PipedCalls:
                 request = await self._with_payload(call, request, wire.LONGEST_POLICY_REQUEST)
                 content, warnings = await self._responder.content(request, Door.ADMIN)
         except CaissonError as error:
-            await _say(call, f"{_class_of(error)} {error}\n")
+            await _say(call, wire.complaint(_as_policy_error(error)))
             return BUG if isinstance(error, InternalError) else REFUSED
         if warnings:
-            await _say(call, "".join(f"warning: {text}\n" for text in warnings))
+            await _say(call, "".join(f"warning: {text}\n" for text in warnings).encode())
         await pipes.write_all(call.stdout, content, ANSWER_SECONDS)
         return 0
 
@@ -115,14 +115,15 @@ def _header(call: AdminCall) -> wire.Request:
     return wire.Request(call.service, call.argument, call.source, destination, b"")
 
 
-def _class_of(error: CaissonError) -> str:
-    """The class of a refusal, by the name that clients of the policy services know."""
-    known = PolicyRequestError if isinstance(error, ProtocolError) else type(error)
-    return known.wire_name
+def _as_policy_error(error: CaissonError) -> CaissonError:
+    """The refusal in the class that clients of the policy services know."""
+    if isinstance(error, ProtocolError):
+        return PolicyRequestError(error.message, error.hint)
+    return error
 
 
-async def _say(call: AdminCall, text: str) -> None:
-    await pipes.write_all(call.stderr, text.encode("utf-8", "backslashreplace"), ANSWER_SECONDS)
+async def _say(call: AdminCall, text: bytes) -> None:
+    await pipes.write_all(call.stderr, text, ANSWER_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,20 @@ def parse_exception(body: bytes) -> CaissonError:
     return _error_class(name)(message, hint or None)
 
 
+def complaint(error: CaissonError) -> bytes:
+    """Return what a service without a frame says about a refusal: `CLASS MESSAGE`."""
+    return f"{error.wire_name} {error}\n".encode("utf-8", "backslashreplace")
+
+
+def parse_complaint(stderr: bytes) -> CaissonError | None:
+    """Return the error that a service without a frame told; None where it is none that we know."""
+    text = stderr.decode("utf-8", "backslashreplace").strip()
+    name, _, text = text.partition(" ")
+    found = _known_error(name)
+    message, _, hint = text.partition("\nhint: ")
+    return None if found is None else found(message, hint or None)
+
+
 def _filled(text: str, fields: tuple[str, ...]) -> str:
     try:
         return text % tuple(int(f) if f.isdigit() else f for f in fields)
@@ -148,14 +162,16 @@ def _filled(text: str, fields: tuple[str, ...]) -> str:
 
 
 def _error_class(name: str) -> type[CaissonError]:
+    return _known_error(name) or _named(name)
+
+
+def _known_error(name: str) -> type[CaissonError] | None:
     def below(klass: type[CaissonError]) -> Iterator[type[CaissonError]]:
         yield klass
         for sub in klass.__subclasses__():
             yield from below(sub)
 
-    return next(
-        (k for k in below(CaissonError) if k.__dict__.get("wire_name") == name), _named(name)
-    )
+    return next((k for k in below(CaissonError) if k.__dict__.get("wire_name") == name), None)
 
 
 def _named(name: str) -> type[CaissonError]:
