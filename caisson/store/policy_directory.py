@@ -273,9 +273,10 @@ def _content(directory: int, file: PolicyFile) -> bytes | None:
             f"`{file.path}` is no plain file: {error.strerror}",
             hint="links and devices are for an editor in the admin qube",
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidPolicyPathError(f"`{file.path}` is no plain file")
     with os.fdopen(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidPolicyPathError(f"`{file.path}` is no plain file")
         content = opened.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise PolicyAdminError(f"`{file.path}` is larger than {LARGEST_FILE} bytes")

@@ -143,9 +143,10 @@ def _read_into(files: dict[str, str | bytes], directory: Path, name: str) -> boo
     path = directory / name
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return False
         with open(descriptor, "rb") as file:  # noqa: PTH123  # O_NONBLOCK: a FIFO must not stop us
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return False
             # A file of /proc may have nothing to say at the moment, which is None.
             text = file.read(LARGEST_FILE + 1) or b""
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
