@@ -26,6 +26,7 @@ from caisson.qrexec.admin_calls import Serve
 from caisson.storage import Pool
 from caisson.store import Store
 from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 
 def exception(frame: bytes) -> str:
@@ -56,6 +57,14 @@ class Session:
     def __init__(self, client: Peer, descriptors: list[int]) -> None:
         self.client = client
         self.stdin, self.stdout, self.stderr = descriptors
+
+    def write(self, payload: bytes) -> None:
+        """Write the payload, as far as it is read, and end it; may wait for the reader."""
+        descriptor, self.stdin = self.stdin, -1
+        with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb", 0) as file:
+            rest = memoryview(payload)
+            while rest:
+                rest = rest[file.write(rest) :]
 
     def end_input(self) -> None:
         """Say that the payload is complete."""
@@ -129,9 +138,10 @@ class AdminRig:
             client.close()
             return Answer(verdict)
         session = Session(client, descriptors)
-        os.write(session.stdin, payload)
-        session.end_input()
-        return await session.finish()
+        writing = asyncio.create_task(asyncio.to_thread(session.write, payload))
+        answer = await session.finish()
+        await writing
+        return answer
 
     async def end_qubesd(self) -> None:
         """End the serving half of qubesd, as its end ends it."""
@@ -199,7 +209,8 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             tasks=tasks,
         )
         extensions = Extensions.load(Core(qubes, Judge(Rules(paths), rig.link.known)))
-        responder = Responder(extensions, Services(grants=GrantFile(paths)))
+        services = Services(grants=GrantFile(paths), policies=PolicyStore(paths))
+        responder = Responder(extensions, services)
         server, piped = AdminServer(responder, paths), PipedCalls(responder)
         server.bind()
         await rig.link.replace(system.info(qubes.state_of))
