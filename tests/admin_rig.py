@@ -58,13 +58,10 @@ class Session:
         self.client = client
         self.stdin, self.stdout, self.stderr = descriptors
 
-    def write(self, payload: bytes) -> None:
-        """Write the payload, as far as it is read, and end it; may wait for the reader."""
+    def write(self, payload: bytes) -> asyncio.Task[None]:
+        """Write the payload, as far as it is read, and end it, while other things go on."""
         descriptor, self.stdin = self.stdin, -1
-        with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb", 0) as file:
-            rest = memoryview(payload)
-            while rest:
-                rest = rest[file.write(rest) :]
+        return asyncio.create_task(asyncio.to_thread(_write_all, descriptor, payload))
 
     def end_input(self) -> None:
         """Say that the payload is complete."""
@@ -91,6 +88,13 @@ class Session:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self.client.close()
+
+
+def _write_all(descriptor: int, payload: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb", 0) as file:
+        rest = memoryview(payload)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 async def _read(descriptor: int, count: int = 0) -> bytes:
@@ -138,7 +142,7 @@ class AdminRig:
             client.close()
             return Answer(verdict)
         session = Session(client, descriptors)
-        writing = asyncio.create_task(asyncio.to_thread(session.write, payload))
+        writing = session.write(payload)
         answer = await session.finish()
         await writing
         return answer
