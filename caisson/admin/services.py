@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class Services:
         copies: the copies of volumes that were begun.
         grants: where permissions for a while are kept; None where there are none.
         policies: the policy files; None where there are none to serve.
+        policy_writing: held by whoever changes one of them.
     """
 
     layer_usage: Callable[[str], int] = _unmeasured
@@ -60,3 +62,4 @@ class Services:
     copies: CopyTokens = field(default_factory=CopyTokens)
     grants: GrantFile | None = None
     policies: PolicyStore | None = None
+    policy_writing: asyncio.Lock = field(default_factory=asyncio.Lock)

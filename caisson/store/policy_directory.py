@@ -36,7 +36,8 @@ INCLUDES = "include"
 _PAUSE = 0.02
 _GROUP = "qubes"
 _MODE = 0o664
-_DIRECTORY_MODE = 0o775
+_DIRECTORY_MODE = 0o2775
+"""As `script/install` leaves it: what is made in it is the group's."""
 _TOKEN = re.compile(r"any|new|sha256:[0-9a-f]{64}")
 _LISTED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -245,9 +246,18 @@ class PolicyDirectory:
             os.close(descriptor)
 
     def _make_includes(self) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(INCLUDES, _DIRECTORY_MODE, dir_fd=self._top)
-            os.fsync(self._top)
+        try:
+            os.mkdir(INCLUDES, dir_fd=self._top)
+        except FileExistsError:
+            return
+        descriptor = os.open(INCLUDES, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._top)
+        try:
+            # Whatever the umask: the broker has to read it.
+            _give_to_group(descriptor)
+            os.fchmod(descriptor, _DIRECTORY_MODE)
+        finally:
+            os.close(descriptor)
+        os.fsync(self._top)
 
 
 def missing(file: PolicyFile) -> PolicyFileNotFoundError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from caisson.admin.client import Client
 from caisson.errors import ProtocolError
@@ -14,8 +13,7 @@ from caisson.tools import terminal
 _PREFIX = "include/"
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """A file as a person names it: `30-user`, or `include/web`."""
 
     name: PolicyFileName

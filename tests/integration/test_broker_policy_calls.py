@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from admin_rig import Answer, Daemon, daemon_rig
-from broker_rig import prompt_agent
+from broker_rig import prompt_agent, until
 
 from caisson.admin.registry import METHODS, Scope
 from caisson.qrexec.admin_messages import POLICY_SERVICES
@@ -306,3 +306,22 @@ async def test_who_changed_what_is_written_down(capsys: pytest.CaptureFixture[st
         record = await daemon.rig.audited(service="policy.Replace")
         wanted = {"source": "mgmt", "argument": "+40-web", "target": "dom0", "code": 0}
         assert {key: record[key] for key in wanted} == wanted
+
+
+async def test_a_right_that_one_change_withdraws_is_gone_for_the_next_that_waited():
+    """Of two changes at once the first takes the right away: the second is not made."""
+    without = POLICY.replace("policy.Replace          *     mgmt", "policy.Replace  *  nobody")
+    async with served() as daemon:
+        services = daemon.piped._responder._services
+        async with services.policy_writing:
+            first = await daemon.begin("mgmt", "dom0", "policy.Replace+30-user")
+            await first.write(b"any\n" + without.encode())
+            await until(lambda: len(services.policy_writing._waiters or ()) == 1)
+            second = await daemon.begin("mgmt", "dom0", "policy.Replace+40-web")
+            await second.write(b"any\n")
+            await until(lambda: len(services.policy_writing._waiters or ()) == 2)
+        assert (await first.finish()).code == 0
+        late = await second.finish()
+        assert (late.code, late.out) == (1, b"")
+        assert late.err.startswith(b"PermissionDenied ")
+        assert not (folder(daemon) / "40-web.policy").exists()

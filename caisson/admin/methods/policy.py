@@ -75,7 +75,10 @@ async def _remove(call: Call, *, included: bool) -> None:
 
 async def _change(call: Call, file: PolicyFile, change: Callable[[], Changed]) -> None:
     """Change a file, and write down who did."""
-    changed = await asyncio.to_thread(change)
+    async with call.services.policy_writing:
+        # A right that was withdrawn by the change before this one is gone.
+        call.require(call.untrusted_argument)
+        changed = await asyncio.to_thread(change)
     _log.info(
         "policy changed",
         file=file.path,

@@ -406,6 +406,9 @@ def test_reading_what_is_no_file_keeps_no_descriptor(store: PolicyStore, folder:
 
 def test_the_file_is_readable_whatever_the_umask(store: PolicyStore, folder: Path):
     """The broker, which is nobody special, has to read it; it is the group's to write."""
+    (folder / "90-more.policy").unlink()
+    (folder / "include/web").unlink()
+    (folder / "include").rmdir()
     before = os.umask(0o077)
     try:
         store.replace(USER, ANY, b"# New.\n")
@@ -414,6 +417,7 @@ def test_the_file_is_readable_whatever_the_umask(store: PolicyStore, folder: Pat
         os.umask(before)
     for name in ("30-user.policy", "include/new"):
         assert (folder / name).stat().st_mode & 0o7777 == 0o664
+    assert (folder / "include").stat().st_mode & 0o7777 == 0o2775
 
 
 # --- crashes and races ---------------------------------------------------------------------
