@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "the SHA-256 of its content (default: any)",
     )
     made.add_argument(
-        "name", metavar="NAME", nargs="?", help="file: `30-user`, or `include/NAME`; no suffix"
+        "name", metavar="POLICY", nargs="?", help="file: `30-user`, or `include/NAME`; no suffix"
     )
     return made
 

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "name",
-        metavar="NAME",
+        metavar="POLICY",
         nargs="?",
         default="30-user",
         help="file: `30-user` (the default), or `include/NAME`; no suffix",

@@ -79,6 +79,8 @@ async def _change(call: Call, file: PolicyFile, change: Callable[[], Changed]) -
         # A right that was withdrawn by the change before this one is gone.
         call.require(call.untrusted_argument)
         changed = await asyncio.to_thread(change)
+    if changed.old == changed.new:
+        return
     _log.info(
         "policy changed",
         file=file.path,
