@@ -39,8 +39,10 @@ _caisson_options['caisson']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_values['qubes-policy --root']='@directories'
 _caisson_values['qubes-policy --token']=''
 _caisson_options['qubes-policy']='--delete --get --help --list --quiet --remove --replace --root --token --verbose --version -d -g -h -l -q -r -v'
+_caisson_words['qubes-policy']='@policies'
 _caisson_values['qubes-policy-editor --root']='@directories'
 _caisson_options['qubes-policy-editor']='--help --quiet --root --verbose --version -h -q -v'
+_caisson_words['qubes-policy-editor']='@policies'
 _caisson_values['qubes-prefs --root']='@directories'
 _caisson_options['qubes-prefs']='--default --help --help-properties --hide-default --quiet --root --unset --verbose --version -D -h -q -v'
 _caisson_words['qubes-prefs']='@properties|@value'
@@ -343,6 +345,7 @@ _caisson_known() {
     @pools) qvm-pool list | tail -n +2 | cut -d ' ' -f 1 ;;
     @drivers) qvm-pool drivers | tail -n +2 | cut -d ' ' -f 1 ;;
     @recipes) caisson template list ;;
+    @policies) qubes-policy --list ;;
     '@qubes none') qvm-ls --raw-list; echo none ;;
     @value) _caisson_known "${_caisson_properties[${4//-/_}]-}" "$2" "$3" ;;
     *) printf '%s\n' $1 ;;
