@@ -147,8 +147,8 @@ def complaint(error: CaissonError) -> bytes:
 
 def parse_complaint(stderr: bytes) -> CaissonError | None:
     """Return the error that a service without a frame told; None where it is none that we know."""
-    text = stderr.decode("utf-8", "backslashreplace").strip()
-    name, _, text = text.partition(" ")
+    said = stderr.decode("utf-8", "backslashreplace").removesuffix("\n")
+    name, _, text = said.partition(" ")
     found = _known_error(name)
     message, _, hint = text.partition("\nhint: ")
     return None if found is None else found(message, hint or None)

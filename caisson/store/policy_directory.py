@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import grp
 import hashlib
-import hmac
 import os
 import re
 import stat
@@ -116,7 +115,7 @@ class Token:
             return
         if content is None:
             raise PolicyTokenError(f"`{file.path}` does not exist any more")
-        if not hmac.compare_digest(self.text, Token.of(content).text):
+        if self.text != Token.of(content).text:
             raise PolicyTokenError(
                 f"`{file.path}` was changed since it was read",
                 hint="read it again, and make the change on what is there now",

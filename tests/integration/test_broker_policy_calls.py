@@ -14,6 +14,7 @@ from broker_rig import prompt_agent, until
 
 from caisson.admin.registry import METHODS, Scope
 from caisson.qrexec.admin_messages import POLICY_SERVICES
+from caisson.store import policy_directory
 from caisson.store.policy_store import LARGEST
 
 pytestmark = pytest.mark.root
@@ -325,3 +326,14 @@ async def test_a_right_that_one_change_withdraws_is_gone_for_the_next_that_waite
         assert (late.code, late.out) == (1, b"")
         assert late.err.startswith(b"PermissionDenied ")
         assert not (folder(daemon) / "40-web.policy").exists()
+
+
+async def test_a_bug_of_ours_is_told_apart_from_a_refusal(monkeypatch: pytest.MonkeyPatch):
+    """Exit code 2; the daemon goes on, and says what a report needs, not what it was doing."""
+    async with served() as daemon:
+        monkeypatch.setattr(policy_directory, "SUFFIX", None)
+        code, out, err = said(await daemon.call("mgmt", "dom0", "policy.List"))
+        assert (code, out) == (2, b"")
+        assert err.startswith(b"QubesException internal error: TypeError in `policy.List`\n")
+        monkeypatch.undo()
+        assert said(await daemon.call("mgmt", "dom0", "policy.List")) == (0, b"30-user\n", b"")
