@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import re
+import signal
 import stat
 import sys
 import termios
@@ -338,6 +339,28 @@ async def test_a_text_that_an_editor_wrote_before_it_failed_is_kept(
     code, _, err = await daemon.command("qubes-policy-editor")
     assert code == 1
     assert kept(err) == b"# mine\n"
+
+
+async def test_ctrl_c_at_the_question_loses_nothing(
+    daemon: Daemon, drafts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The text is kept and its place told, as after every other end."""
+    script(drafts, monkeypatch, 'echo "of an hour" >"$1"\n')
+    child = await asyncio.create_subprocess_exec(
+        BIN / "qubes-policy-editor",
+        "--root",
+        str(daemon.paths.root),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert child.stderr is not None
+    async with asyncio.timeout(60):
+        await child.stderr.readuntil(b"discard it? ")
+        child.send_signal(signal.SIGINT)
+        err = await child.stderr.read()
+        assert await child.wait() == 130
+    assert kept(err.decode()) == b"of an hour\n"
+    assert in_force(daemon) == USER
 
 
 async def test_the_terminal_comes_back_as_it_was(
