@@ -233,6 +233,7 @@ class PolicyError(CaissonError):
         file: the policy file; None where the error is not about one.
         line: its line, counted from 1; None where the error is about the whole file.
         column: the column, counted from 1.
+        text: that line as it is written; None where it is not at hand.
     """
 
     def __init__(
@@ -243,10 +244,12 @@ class PolicyError(CaissonError):
         file: str | None = None,
         line: int | None = None,
         column: int | None = None,
+        text: str | None = None,
     ) -> None:
         place = ":".join(str(part) for part in (file, line, column) if part is not None)
         super().__init__(f"{place}: {message}" if place else message, hint)
         self.file, self.line, self.column = file, line, column
+        self.text = text
 
 
 class PolicyAdminError(CaissonError):
