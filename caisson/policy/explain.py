@@ -20,12 +20,18 @@ from caisson.policy.explanation import (
     StepKind,
     Try,
 )
-from caisson.policy.outcome import Allow, Ask, Decision, Deny, Request
+from caisson.policy.outcome import Allow, Ask, Decision, Deny, Reason, Request
 from caisson.policy.resolution import Call, admit, may_run
 from caisson.policy.rules import Action, Rule
 from caisson.policy.suggest import suggestions
 from caisson.policy.system import SystemInfo
 from caisson.policy.tokens import ANY, Kind, Token
+
+_REFUSALS = {
+    Reason.NOT_RUNNING: StepKind.AUTOSTART,
+    Reason.LOOPBACK: StepKind.LOOPBACK,
+    Reason.RELAY: StepKind.RELAY,
+}
 
 
 def explain(request: Request, policy: PolicySet | BrokenPolicy, domains: SystemInfo) -> Explanation:
@@ -164,7 +170,7 @@ def _after(rule: Rule, call: Call, decision: Decision, domains: SystemInfo) -> I
             yield _default_disposable(call)
     match decision:
         case Deny() if rule.action is not Action.DENY:
-            yield Step(StepKind.REFUSED, decision.text)
+            yield Step(_REFUSALS.get(decision.reason, StepKind.REFUSED), decision.text)
         case Allow():
             yield from _after_allow(decision, domains)
         case Ask():

@@ -75,6 +75,7 @@ class StepKind(StrEnum):
     REDIRECT = "redirect"
     USER = "user"
     AUTOSTART = "autostart"
+    LOOPBACK = "loopback"
     RELAY = "relay"
     LIST = "list"
     DEFAULT_TARGET = "default-target"
@@ -257,7 +258,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(each for each in self.tried if Field.SERVICE not in each.fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON, rules of other services only counted; `every` has them too."""
+        """The same for JSON; rules of other services are only counted."""
         return self._as_dict(self.of_service)
 
     def as_dict_of_every_rule(self) -> dict[str, Any]:
@@ -267,7 +268,13 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     def _as_dict(self, tried: tuple[Try, ...]) -> dict[str, Any]:
         error = self.error
         return {
-            "request": msgspec.to_builtins(self.request),
+            "request": {
+                "service": str(self.request.service),
+                "argument": str(self.request.argument),
+                "source": self.request.source,
+                "target": self.request.target,
+                "requested_source": self.request.requested_source,
+            },
             "decision": self.decision.as_dict(),
             "before": [step.as_dict() for step in self.before],
             "rules": [each.as_dict() for each in tried],

@@ -106,7 +106,7 @@ class _Case:
         if self.call.target.kind is Kind.DEFAULT and request.target not in ("", "@default"):
             return  # a name that no qube has: a rule about it would be about all such names
         place = _place(self._deciding)
-        for action in Action:
+        for action in (Action.ALLOW, Action.ASK, Action.DENY):
             text = self._line(action)
             if action is outcome(self.decision):
                 continue
