@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from caisson.errors import PolicyError
 from caisson.names import shown
 from caisson.policy.explanation import Absence, Absent, Explanation, Step, Try
 from caisson.policy.outcome import Allow, Ask, Decision, Deny
 from caisson.policy.rules import Action
 from caisson.policy.suggest import outcome
 from caisson.tools import terminal
+from caisson.tools.policy import broken
 
 if TYPE_CHECKING:
     from caisson.policy import Request
@@ -26,8 +26,6 @@ _WISHES = {
     Action.ASK: "to be asked",
     Action.DENY: "to deny it",
 }
-_WIDEST = 160
-"""Columns of a line of a policy that are shown around a mistake."""
 
 
 def tell(explanation: Explanation, near: Mapping[str, Sequence[str]], *, every: bool) -> None:
@@ -40,28 +38,11 @@ def tell(explanation: Explanation, near: Mapping[str, Sequence[str]], *, every: 
     """
     console = _console()
     if explanation.error is not None:
-        complain(explanation.error)
+        broken.complain(explanation.error)
         console.print(Text("denied, as every call is, until the policy is mended", "red"))
         return
     for line in _lines(explanation, near, every=every):
         console.print(line)
-
-
-def complain(error: PolicyError) -> None:
-    """Show an error in a policy, with the line that it is about, on stderr."""
-    if error.text is None or error.column is None:
-        terminal.complain(error)
-        return
-    message = f"{error.message}\n{excerpt(error.text, error.column)}"
-    terminal.complain(PolicyError(message, error.hint))
-
-
-def excerpt(text: str, column: int) -> str:
-    """A line, or what is around its column, with a caret under the column (counted from 1)."""
-    start = max(0, column - 1 - _WIDEST // 2)
-    before = terminal.cell(text[start : column - 1])
-    behind = terminal.cell(text[column - 1 : start + _WIDEST])
-    return f"    {before}{behind}".rstrip() + f"\n    {' ' * len(before)}^"
 
 
 def sentence(decision: Decision) -> str:
