@@ -26,7 +26,7 @@ from caisson.policy.explanation import (
     Suggestion,
     Try,
 )
-from caisson.policy.outcome import Allow, Ask, Decision, Deny, Reason
+from caisson.policy.outcome import Ask, Decision, Deny, Reason
 from caisson.policy.parse import parse_text
 from caisson.policy.resolution import Call
 from caisson.policy.rules import EVERY, Action, Rule, check_rule
@@ -72,17 +72,6 @@ def suggestions(
         yield from islice(case.other_calls(), _MOST)
 
 
-def outcome(decision: Decision) -> Action:
-    """The action that a decision amounts to."""
-    match decision:
-        case Allow():
-            return Action.ALLOW
-        case Ask():
-            return Action.ASK
-        case Deny():
-            return Action.DENY
-
-
 @dataclass(frozen=True)
 class _Case:
     """One decision; `own` are the rules of its service: no other can change it."""
@@ -108,7 +97,7 @@ class _Case:
         place = _place(self._deciding)
         for action in (Action.ALLOW, Action.ASK, Action.DENY):
             text = self._line(action)
-            if action is outcome(self.decision):
+            if action is self.decision.action:
                 continue
             rule = _parsed(text, place)
             if rule is not None and self._is_exact(rule) and self._holds(rule, place):
@@ -155,7 +144,7 @@ class _Case:
         at = bisect_left(rules, _order_of_place(place), key=_order)
         changed = PolicySet((*rules[:at], rule, *rules[at:]))
         decision = changed.decide(self.call.request, self.domains)
-        if outcome(decision) is not rule.action or decision.location != rule.location:
+        if decision.action is not rule.action or decision.location != rule.location:
             return False
         wish = reference.by_name(
             reference.expand(rule.redirect or rule.target, self.domains), self.call, self.domains
@@ -177,7 +166,7 @@ class _Case:
         running = msgspec.structs.replace(qube, power_state="Running")
         decision = self.own.decide(self.call.request, self._with(running))
         if not isinstance(decision, Deny):
-            yield StartQube(outcome(decision), qube.name)
+            yield StartQube(decision.action, qube.name)
 
     def tags(self) -> Iterator[AddTag]:
         """Tags that make an earlier rule match; what they bring beside this call is counted."""
@@ -192,7 +181,7 @@ class _Case:
             decision = self.own.decide(self.call.request, self._with(tagged))
             if not isinstance(decision, Deny) and decision.location == rule.location:
                 others = _others_with_tag(self.rules, rule, token.value)
-                yield AddTag(outcome(decision), qube.name, token.value, rule.location, others)
+                yield AddTag(decision.action, qube.name, token.value, rule.location, others)
 
     def _near_by_tag(self) -> Iterator[tuple[Rule, Token, Domain]]:
         """Rules that only a tag keeps from matching, with the token and the qube that lacks it."""
@@ -230,7 +219,7 @@ class _Case:
         for candidate in candidates:
             decision = self.own.decide(candidate, self.domains)
             if not isinstance(decision, Deny):
-                yield CallOtherwise(outcome(decision), candidate, decision.location)
+                yield CallOtherwise(decision.action, candidate, decision.location)
 
     def _near_by_argument(self) -> Iterator[str]:
         """The arguments of rules that only their argument keeps from matching."""

@@ -35,7 +35,6 @@ from caisson.policy.explanation import (
     Suggestion,
 )
 from caisson.policy.outcome import Ask
-from caisson.policy.suggest import outcome
 from caisson.policy.tokens import ANY, Kind
 
 Domains = dict[str, dict[str, Any]]
@@ -173,8 +172,8 @@ def test_every_suggestion_holds(files: dict[str, str], domains: Domains, several
     for call in several:
         told = explain(call, parse_policy(files), SystemInfo.from_dict(domains))
         for suggestion in told.suggestions:
-            assert suggestion.becomes is not outcome(told.decision)
-            assert outcome(_followed(suggestion, files, domains, call)) is suggestion.becomes
+            assert suggestion.becomes is not told.decision.action
+            assert _followed(suggestion, files, domains, call).action is suggestion.becomes
 
 
 @settings(max_examples=80, deadline=None)

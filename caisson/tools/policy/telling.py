@@ -13,7 +13,6 @@ from caisson.names import shown
 from caisson.policy.explanation import Absence, Absent, Explanation, Step, Try
 from caisson.policy.outcome import Allow, Ask, Decision, Deny
 from caisson.policy.rules import Action
-from caisson.policy.suggest import outcome
 from caisson.tools import terminal
 from caisson.tools.policy import broken
 
@@ -84,8 +83,9 @@ def _lines(
         yield _plain(f"  hint: the {field.replace('_', ' ')} is no qube; {hint}")
     yield from _rules(explanation, every=every)
     yield from _section("then", _told(explanation.after, explanation.decision))
-    action = outcome(explanation.decision)
-    yield Text.assemble("\n", (terminal.cell(sentence(explanation.decision)), _COLOURS[action]))
+    yield Text.assemble(
+        "\n", (terminal.cell(sentence(explanation.decision)), _COLOURS[explanation.decision.action])
+    )
     if isinstance(explanation.decision, Ask):
         yield _plain(f"  to pick from: {', '.join(explanation.decision.targets)}")
     yield from map(_plain, _absent(explanation.absent))
