@@ -40,7 +40,7 @@ class TableFile(pytest.File):
         for case in table.cases:
             request = case.request
             target = request.target or "@default"
-            name = harmless(f"{case.number}-{request.source}-{target}-{request.descriptor}")
+            name = harmless(f"expect-{case.number}[{request.source}-{target}-{request.descriptor}]")
             yield TableItem.from_parent(self, name=name, case=case, policy=policy, system=system)
 
 
