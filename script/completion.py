@@ -22,11 +22,15 @@ KINDS = {
     "VMNAME": "@qubes",
     "VMNAME,…": "@qubes",
     "SOURCE": "@qubes",
+    "TARGET": "@qubes",
     "DEST": "@qubes",
     "VMNAME:VOLUME": "@volumes",
     "POOL": "@pools",
     "DRIVER": "@drivers",
     "SERVICE": "@services",
+    # What qubes ask of each other; `SERVICE` above are services that run inside of one.
+    "SERVICE+ARG": "qubes.Filecopy qubes.Gpg qubes.OpenInVM qubes.OpenURL qubes.StartApp+ "
+    "qubes.VMExec qubes.VMShell",
     "VMNAME COMMAND [ARGS …]": "@qubes",
     "PROPERTY": "@properties",
     "FEATURE": "@features",

@@ -29,10 +29,13 @@ def add(actions: Any) -> None:
     made = actions.add_parser(
         "decide",
         help="decide requests that come as JSON lines, one JSON line for each",
-        description="Decide requests that come as JSON lines on standard input, and write one "
-        "JSON line for each. The keys are `service`, `argument`, `source`, `target` and, if it is "
-        "a relay that calls, `requested_source`. The first line that is no request ends the "
-        "command with exit code 1, after all lines before it were answered.",
+        epilog="A request is an object with `service`, `argument` (from its `+` on, or null), "
+        "`source`, `target` and, for a relay, `requested_source`. A decision is `allow` with "
+        "`target`, `requested_target`, `user`, `autostart`, `notify` and `rule`; `ask` with "
+        "`targets` and `default_target` in the place of `target`; or `deny` with `notify` and "
+        "`reason`. Who waits for an answer gets it before the next request.\n"
+        "exit codes: 0 every line was answered; 1 a line is no request (the lines before it were "
+        "answered), or a refusal",
     )
     inputs.add_options(made)
 

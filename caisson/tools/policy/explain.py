@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
@@ -22,8 +21,8 @@ def add(actions: Any) -> None:
     made = actions.add_parser(
         "explain",
         help="tell why a call is decided as it is, and what would change it",
-        description="Tell why a call is decided as it is, rule by rule, and what would change it. "
-        "The exit code is 0 whatever the decision is, and 1 if the policy does not load.",
+        epilog="exit codes: 0 whatever the decision is; 1 the policy does not load, so that every "
+        "call is denied, or a refusal. `caisson policy decide` is for scripts",
     )
     made.add_argument("source", metavar="SOURCE", help="the calling qube")
     made.add_argument(
@@ -47,6 +46,8 @@ def add(actions: Any) -> None:
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Explain one call."""
+    import json
+
     from caisson.policy.explain import explain
 
     request = _request(arguments)

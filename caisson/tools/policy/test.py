@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,10 @@ def add(actions: Any) -> None:
     made = actions.add_parser(
         "test",
         help="check that decisions are those that a table expects",
-        description="Check that decisions are those that tables in TOML expect; their format is "
-        "described in docs/guides/test-a-policy.md. The options win over what a table names. "
-        "The exit code is 0 if all hold, 1 if a decision is another or the policy does not load, "
-        "and 2 if a table cannot be used.",
+        epilog="The format of tables, which are TOML, is described in "
+        "`docs/guides/test-a-policy.md`. An option wins over what a table names.\n"
+        "exit codes: 0 all decisions are as expected; 1 a decision is another, or the policy does "
+        "not load; 2 a table cannot be used",
     )
     made.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a table")
     made.add_argument("--json", action="store_true", help="an object")
@@ -32,6 +31,8 @@ def add(actions: Any) -> None:
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Judge every table."""
+    import json
+
     from caisson.errors import CaissonError, PolicyError
     from caisson.policy.table import TableError
     from caisson.tools.policy import broken

@@ -265,6 +265,9 @@ def test_every_option_and_word_is_explained() -> None:
         (["qvm-prefs", "work", "memory", ""], []),
         (["qubes-prefs", "default_netvm", "n"], ["none"]),
         (["qvm-create", "--class", "R"], ["RemoteVM"]),
+        (["caisson", "policy", "explain", "w"], ["work", "web"]),
+        (["caisson", "policy", "explain", "work", "we"], ["web"]),
+        (["caisson", "policy", "explain", "work", "web", "qubes.F"], ["qubes.Filecopy"]),
     ],
 )
 def test_shell_offers_what_fits(typed: list[str], offered: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,15 @@ def test_plugin_leaves_other_runs_alone(pytester: pytest.Pytester, tmp_path: Pat
     )
     done = pytester.runpytest_subprocess(*ALONE, tmp_path, "-W", "error", "--rootdir", tmp_path)
     done.assert_outcomes(passed=1)
+
+
+def test_guide_shows_what_works(pytester: pytest.Pytester, tmp_path: Path):
+    """Its table and its test in Python hold for the shipped policy."""
+    guide = (TOP / "docs/guides/test-a-policy.md").read_text()
+    blocks = dict(re.findall(r"```(toml|python)\n(.*?)```", guide, re.DOTALL))
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_mail.policy.toml").write_text(blocks["toml"])
+    (tmp_path / "tests/test_customers.py").write_text(blocks["python"])
+    (tmp_path / "policy.d").symlink_to(TOP / "policy.d")
+    done = pytester.runpytest_inprocess(*ALONE, tmp_path, "--rootdir", tmp_path)
+    done.assert_outcomes(passed=10)
