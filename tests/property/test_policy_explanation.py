@@ -49,7 +49,11 @@ def policies(draw: st.DrawFn) -> dict[str, str]:
         st.sampled_from(["!include include/more", "!include-service s.X * include/legacy", "#"])
     )
     first.insert(draw(st.integers(0, len(first))), extra)
+    legacy = st.sampled_from(["", "work @anyvm allow", "@tag:t1 vault deny\n@anyvm @anyvm ask"])
     return {
+        "legacy/s.X": draw(legacy),
+        "legacy/s.X+a": draw(legacy),
+        "35-compat.policy": draw(st.sampled_from(["", "!compat-4.0"])),
         "10-first.policy": "\n".join(first),
         "include/more": "\n".join(draw(lines)),
         "include/legacy": draw(st.sampled_from(["", "work @anyvm deny", "@tag:t1 vault ask"])),
@@ -65,6 +69,11 @@ def policies(draw: st.DrawFn) -> dict[str, str]:
             ]
         ),
     }
+
+
+def _parse(files: Mapping[str, str]) -> PolicySet:
+    legacy = {name.rpartition("/")[2]: files[name] for name in files if name.startswith("legacy/")}
+    return parse_policy(files, legacy=legacy)
 
 
 # Most of these calls reach the rules.
@@ -85,7 +94,7 @@ def test_explanation_ends_at_the_rule_by_which_both_evaluators_decide(
 ):
     """Decision, reason and rule are the evaluators' own."""
     for call in several:
-        policy, system = parse_policy(files), SystemInfo.from_dict(domains)
+        policy, system = _parse(files), SystemInfo.from_dict(domains)
         told = explain(call, policy, system)
         assert told.decision.as_dict() == decide(call, policy, system).as_dict()
         assert told.decision.as_dict() == decide_by_reference(call, policy, system).as_dict()
@@ -122,7 +131,7 @@ def test_rule_failed_on_exactly_the_fields_that_are_named(
     """With all of them changed the rule matches; with any one of them left it does not."""
     for call in several:
         system = SystemInfo.from_dict(domains)
-        for each in explain(call, parse_policy(files), system).tried:
+        for each in explain(call, _parse(files), system).tried:
             named = set(each.fields)
             if named == {Field.SERVICE}:
                 # The others were not looked at, so they are changed too.
@@ -159,7 +168,7 @@ def _followed(
             changed[suggestion.qube]["power_state"] = "Running"
         case CallOtherwise():
             call = suggestion.request
-    policy, system = parse_policy(files), SystemInfo.from_dict(changed)
+    policy, system = _parse(files), SystemInfo.from_dict(changed)
     decision = decide(call, policy, system)
     assert decision.as_dict() == decide_by_reference(call, policy, system).as_dict()
     return decision
@@ -170,7 +179,7 @@ def _followed(
 def test_every_suggestion_holds(files: dict[str, str], domains: Domains, several: list[Request]):
     """Whoever follows one, in the files or in the system, gets what it promises."""
     for call in several:
-        told = explain(call, parse_policy(files), SystemInfo.from_dict(domains))
+        told = explain(call, _parse(files), SystemInfo.from_dict(domains))
         for suggestion in told.suggestions:
             assert suggestion.becomes is not told.decision.action
             assert _followed(suggestion, files, domains, call).action is suggestion.becomes
@@ -183,7 +192,7 @@ def test_suggested_line_speaks_of_this_call_only(
 ):
     """One service, one argument, one source, one target; no wildcard, class or tag."""
     for call in several:
-        told = explain(call, parse_policy(files), SystemInfo.from_dict(domains))
+        told = explain(call, _parse(files), SystemInfo.from_dict(domains))
         for suggestion in told.suggestions:
             if isinstance(suggestion, AddRule):
                 (rule,) = parse_policy({"a.policy": suggestion.line}).rules
@@ -205,7 +214,7 @@ def test_every_target_can_be_picked_or_is_absent_for_a_true_reason(
 ):
     """A denial that is blamed is what keeps the target out: with a question there, it is in."""
     for call in several:
-        policy, system = parse_policy(files), SystemInfo.from_dict(domains)
+        policy, system = _parse(files), SystemInfo.from_dict(domains)
         told = explain(call, policy, system)
         if (
             told.deciding is None

@@ -156,3 +156,10 @@ def test_broken_policy_denies_and_shows_the_mistake(words: list[str], tmp_path: 
         b"    s.X * work @tag: allow",
         b"               ^",
     ]
+
+
+def test_closed_input_is_an_error(words: list[str]):
+    """Not a crash, and no decision on whatever file takes its number."""
+    done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *words], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: standard input is closed\n")

@@ -153,6 +153,19 @@ def test_broken_policy_is_shown_with_a_caret_under_the_mistake(explained: Any, t
     assert json.loads(told)["decision"]["reason"] == "syntax"
 
 
+def test_nothing_of_a_policy_or_a_system_reaches_the_terminal_raw(explained: Any, tmp_path: Path):
+    """Control characters that a policy may hold, and any in names of a system."""
+    (tmp_path / "50-some.policy").write_text("s.X * @tag:\x9b1m * deny\ns.X * * * ask\n")
+    strange = {"a\x1b]0;b\x07\n": {"type": "\x1b[2J"}, "work": {"type": "\x9b2J"}, "dom0": {}}
+    (tmp_path / "system.json").write_text(json.dumps({"domains": strange}))
+    for words in (["work", "a\x1b]0;b\x07\n"], ["\x1b[m", "\x9bm"], ["work", "@dispvm:\x1b"]):
+        for more in ([], ["--json"]):
+            code, told, error = explained(*words, "s.X", *more)
+            assert code == 0
+            assert error == ""
+            assert all(line.isprintable() for line in told.split("\n"))
+
+
 def test_long_line_is_cut_around_the_mistake():
     """A line of megabytes is no reason to fill the screen."""
     shown, caret = broken.excerpt("x" * 100_000 + "\x1b" + "y" * 100_000, 100_001).split("\n")
