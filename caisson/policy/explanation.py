@@ -135,11 +135,15 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class AddRule(msgspec.Struct, frozen=True):
-    """With this line in this place, the call becomes what the line says."""
+    """With this line in this place, the call becomes what the line says.
+
+    `offers`: it is a question already; with the line, what the caller wants can be picked.
+    """
 
     becomes: Action
     line: str
     place: Place
+    offers: bool = False
 
     def __str__(self) -> str:
         return f"{self.place}: {self.line}"
@@ -149,6 +153,7 @@ class AddRule(msgspec.Struct, frozen=True):
         return {
             "kind": "add-rule",
             "becomes": str(self.becomes),
+            "offers_target": self.offers,
             "line": self.line,
             "file": self.place.file,
             "before_line": self.place.before,
@@ -199,6 +204,26 @@ class StartQube(msgspec.Struct, frozen=True):
         return {"kind": "start-qube", "becomes": str(self.becomes), "qube": self.qube}
 
 
+class SetDisposable(msgspec.Struct, frozen=True):
+    """With a base for its disposables, such as this one, the caller gets one."""
+
+    becomes: Action
+    qube: str
+    base: str
+
+    def __str__(self) -> str:
+        return f"set default_dispvm of `{self.qube}`, for example to `{self.base}`"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "kind": "set-default-dispvm",
+            "becomes": str(self.becomes),
+            "qube": self.qube,
+            "base": self.base,
+        }
+
+
 class CallOtherwise(msgspec.Struct, frozen=True):
     """With another target or argument, the policy as it is lets the call through."""
 
@@ -221,7 +246,7 @@ class CallOtherwise(msgspec.Struct, frozen=True):
         }
 
 
-Suggestion = AddRule | AddTag | StartQube | CallOtherwise
+Suggestion = AddRule | AddTag | StartQube | SetDisposable | CallOtherwise
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,13 +22,14 @@ from caisson.policy.explanation import (
     CallOtherwise,
     Field,
     Place,
+    SetDisposable,
     StartQube,
     Suggestion,
     Try,
 )
 from caisson.policy.outcome import Ask, Decision, Deny, Reason
 from caisson.policy.parse import parse_text
-from caisson.policy.resolution import Call
+from caisson.policy.resolution import Call, can_be_base
 from caisson.policy.rules import EVERY, Action, Rule, check_rule
 from caisson.policy.syntax import Location, RuleLine
 from caisson.policy.system import Domain, SystemInfo
@@ -68,6 +69,7 @@ def suggestions(
     yield from case.lines()
     if isinstance(decision, Deny):
         yield from case.start()
+        yield from islice(case.bases(), 1)
         yield from islice(case.tags(), _MOST)
         yield from islice(case.other_calls(), _MOST)
 
@@ -96,12 +98,24 @@ class _Case:
             return  # a name that no qube has: a rule about it would be about all such names
         place = _place(self._deciding)
         for action in (Action.ALLOW, Action.ASK, Action.DENY):
-            text = self._line(action)
-            if action is self.decision.action:
+            offers = action is self.decision.action
+            if offers and self._can_be_had():
                 continue
+            text = self._line(action)
             rule = _parsed(text, place)
             if rule is not None and self._is_exact(rule) and self._holds(rule, place):
-                yield AddRule(action, text, place)
+                yield AddRule(action, text, place, offers)
+
+    def _can_be_had(self) -> bool:
+        """Whether a question, if it is one, has the target that is asked for in its list."""
+        rule = self._deciding
+        if not isinstance(self.decision, Ask) or rule is None:
+            return True
+        return self._wish(rule.redirect or self._target()) <= {*self.decision.targets}
+
+    def _wish(self, token: Token) -> set[str]:
+        """What a call that goes to this token wants, as a list would name it."""
+        return reference.by_name(reference.expand(token, self.domains), self.call, self.domains)
 
     def _line(self, action: Action) -> str:
         """A rule for exactly this call, if there is one: names may hold anything."""
@@ -109,6 +123,8 @@ class _Case:
         words = [request.service, str(request.argument), source.name, str(target), action]
         if action is not Action.DENY:
             words += self._parameters()
+        if action is Action.ASK and self._deciding and self._deciding.default_target:
+            words.append(f"default_target={self._deciding.default_target}")
         return " ".join(words)
 
     def _target(self) -> Token:
@@ -126,7 +142,9 @@ class _Case:
             return ["target=dom0"] if admin and not is_admin_qube(str(self.call.target)) else []
         words = [f"target={rule.redirect}"] if rule.redirect else []
         words += [f"user={rule.user}"] if rule.user else []
-        return words if rule.autostart else [*words, "autostart=no"]
+        # Such a rule keeps a halted target out of a list, and would keep it out again.
+        starts = rule.autostart or not self._can_be_had()
+        return words if starts else [*words, "autostart=no"]
 
     def _is_exact(self, rule: Rule) -> bool:
         """Whether a parsed line says no more than this call; names may hold anything."""
@@ -146,10 +164,8 @@ class _Case:
         decision = changed.decide(self.call.request, self.domains)
         if decision.action is not rule.action or decision.location != rule.location:
             return False
-        wish = reference.by_name(
-            reference.expand(rule.redirect or rule.target, self.domains), self.call, self.domains
-        )
         # A question is a remedy only if what was asked for can be picked.
+        wish = self._wish(rule.redirect or rule.target)
         return not isinstance(decision, Ask) or wish <= {*decision.targets}
 
     # Other remedies.
@@ -167,6 +183,20 @@ class _Case:
         decision = self.own.decide(self.call.request, self._with(running))
         if not isinstance(decision, Deny):
             yield StartQube(decision.action, qube.name)
+
+    def bases(self) -> Iterator[SetDisposable]:
+        """Qubes from which the caller's disposables could be made, where it has no such qube."""
+        rule, source = self._deciding, self.call.source
+        token = (rule.redirect if rule else None) or self.call.target
+        base = source.default_dispvm
+        if token.kind is not Kind.DISPVM or (base and can_be_base(base, self.domains)):
+            return
+        bases = (q.name for q in self.domains.domains.values() if q.template_for_dispvms)
+        for name in islice(sorted(bases), _MOST_TRIED):
+            changed = msgspec.structs.replace(source, default_dispvm=name)
+            decision = self.own.decide(self.call.request, self._with(changed))
+            if not isinstance(decision, Deny):
+                yield SetDisposable(decision.action, source.name, name)
 
     def tags(self) -> Iterator[AddTag]:
         """Tags that make an earlier rule match; what they bring beside this call is counted."""

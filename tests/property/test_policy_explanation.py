@@ -31,6 +31,7 @@ from caisson.policy.explanation import (
     AddTag,
     CallOtherwise,
     Field,
+    SetDisposable,
     StartQube,
     Suggestion,
 )
@@ -93,8 +94,8 @@ def test_explanation_ends_at_the_rule_by_which_both_evaluators_decide(
     files: dict[str, str], domains: Domains, several: list[Request]
 ):
     """Decision, reason and rule are the evaluators' own."""
+    policy, system = _parse(files), SystemInfo.from_dict(domains)
     for call in several:
-        policy, system = _parse(files), SystemInfo.from_dict(domains)
         told = explain(call, policy, system)
         assert told.decision.as_dict() == decide(call, policy, system).as_dict()
         assert told.decision.as_dict() == decide_by_reference(call, policy, system).as_dict()
@@ -129,9 +130,9 @@ def test_rule_failed_on_exactly_the_fields_that_are_named(
     files: dict[str, str], domains: Domains, several: list[Request]
 ):
     """With all of them changed the rule matches; with any one of them left it does not."""
+    policy, system = _parse(files), SystemInfo.from_dict(domains)
     for call in several:
-        system = SystemInfo.from_dict(domains)
-        for each in explain(call, _parse(files), system).tried:
+        for each in explain(call, policy, system).tried:
             named = set(each.fields)
             if named == {Field.SERVICE}:
                 # The others were not looked at, so they are changed too.
@@ -166,6 +167,8 @@ def _followed(
             changed[suggestion.qube]["tags"] = [*changed[suggestion.qube]["tags"], suggestion.tag]
         case StartQube():
             changed[suggestion.qube]["power_state"] = "Running"
+        case SetDisposable():
+            changed[suggestion.qube]["default_dispvm"] = suggestion.base
         case CallOtherwise():
             call = suggestion.request
     policy, system = _parse(files), SystemInfo.from_dict(changed)
@@ -178,11 +181,18 @@ def _followed(
 @given(policies(), systems(), several)
 def test_every_suggestion_holds(files: dict[str, str], domains: Domains, several: list[Request]):
     """Whoever follows one, in the files or in the system, gets what it promises."""
+    policy, system = _parse(files), SystemInfo.from_dict(domains)
     for call in several:
-        told = explain(call, _parse(files), SystemInfo.from_dict(domains))
+        told = explain(call, policy, system)
         for suggestion in told.suggestions:
-            assert suggestion.becomes is not told.decision.action
-            assert _followed(suggestion, files, domains, call).action is suggestion.becomes
+            decision = _followed(suggestion, files, domains, call)
+            assert decision.action is suggestion.becomes
+            if isinstance(suggestion, AddRule) and suggestion.offers:
+                assert isinstance(told.decision, Ask)
+                assert isinstance(decision, Ask)
+                assert {*told.decision.targets} < {*decision.targets}
+            else:
+                assert decision.action is not told.decision.action
 
 
 @settings(max_examples=80, deadline=None)
@@ -191,8 +201,9 @@ def test_suggested_line_speaks_of_this_call_only(
     files: dict[str, str], domains: Domains, several: list[Request]
 ):
     """One service, one argument, one source, one target; no wildcard, class or tag."""
+    policy, system = _parse(files), SystemInfo.from_dict(domains)
     for call in several:
-        told = explain(call, _parse(files), SystemInfo.from_dict(domains))
+        told = explain(call, policy, system)
         for suggestion in told.suggestions:
             if isinstance(suggestion, AddRule):
                 (rule,) = parse_policy({"a.policy": suggestion.line}).rules
@@ -213,8 +224,8 @@ def test_every_target_can_be_picked_or_is_absent_for_a_true_reason(
     files: dict[str, str], domains: Domains, several: list[Request]
 ):
     """A denial that is blamed is what keeps the target out: with a question there, it is in."""
+    policy, system = _parse(files), SystemInfo.from_dict(domains)
     for call in several:
-        policy, system = _parse(files), SystemInfo.from_dict(domains)
         told = explain(call, policy, system)
         if (
             told.deciding is None

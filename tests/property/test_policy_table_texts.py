@@ -59,7 +59,7 @@ def _entry(call: Request, decision: dict[str, Any]) -> str:
     return "[[expect]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(policies, systems(), st.lists(requests, min_size=1, max_size=4))
 def test_expectation_of_what_is_decided_holds_and_of_anything_else_fails(
     text: str, domains: dict[str, dict[str, Any]], calls: list[Request]

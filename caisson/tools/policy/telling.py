@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.text import Text
 
 from caisson.names import shown
-from caisson.policy.explanation import Absence, Absent, Explanation, Step, Try
+from caisson.policy.explanation import (
+    Absence,
+    Absent,
+    AddRule,
+    Explanation,
+    Step,
+    Suggestion,
+    Try,
+)
 from caisson.policy.outcome import Allow, Ask, Decision, Deny
 from caisson.policy.rules import Action
 from caisson.tools import terminal
@@ -89,7 +97,7 @@ def _lines(
     if isinstance(explanation.decision, Ask):
         yield _plain(f"  to pick from: {', '.join(explanation.decision.targets)}")
     yield from map(_plain, _absent(explanation.absent))
-    told = (f"{_WISHES[each.becomes]}: {each}" for each in explanation.suggestions)
+    told = (f"{_wish(each)}: {each}" for each in explanation.suggestions)
     yield from _section("what would change it", told)
 
 
@@ -103,6 +111,13 @@ def heading(request: Request) -> str:
 def _told(steps: Sequence[Step], decision: Decision) -> Iterator[str]:
     """The steps that the sentence of the decision does not say anyway."""
     return (step.text for step in steps if step.text != decision.text)
+
+
+def _wish(suggestion: Suggestion) -> str:
+    """What somebody wants who follows a suggestion."""
+    if isinstance(suggestion, AddRule) and suggestion.offers:
+        return "to have it among the targets to pick from"
+    return _WISHES[suggestion.becomes]
 
 
 def _plain(text: str) -> Text:

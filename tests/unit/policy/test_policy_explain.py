@@ -207,6 +207,33 @@ def test_other_calls_that_the_policy_lets_through_are_suggested():
     assert "allow: start `net` first" in _suggested(halted)
 
 
+def test_halted_target_that_a_question_does_not_offer_can_be_offered_by_a_line():
+    """One that lets it start; what is internal or the caller itself no line can offer."""
+    policy = "s.X * * @anyvm ask user=u default_target=work autostart=no\ns.X * * dom0 ask"
+    end = "at the end of 30-user.policy: s.X + work net"
+    told = _explain(policy, "net")
+    assert [
+        (f"{each.becomes}: {each}", getattr(each, "offers", None)) for each in told.suggestions
+    ] == [
+        (f"allow: {end} allow user=u", False),
+        (f"ask: {end} ask user=u default_target=work", True),
+        (f"deny: {end} deny", False),
+    ]
+    for target in ("hid", "work"):
+        suggested = _suggested(_explain("s.X * * @anyvm ask\ns.X * * dom0 ask", target))
+        assert not [each for each in suggested if each.startswith("ask")]
+
+
+def test_base_for_disposables_is_suggested_where_the_caller_has_none():
+    """With one that would do as an example."""
+    told = _explain("s.X * * @dispvm allow", "@dispvm", source="vault")
+    assert "allow: set default_dispvm of `vault`, for example to `dvm`" in _suggested(told)
+    told = _explain("s.X * * net allow target=@dispvm", "net", source="vault")
+    assert "allow: set default_dispvm of `vault`, for example to `dvm`" in _suggested(told)
+    told = _explain("s.X * * @dispvm deny", "@dispvm", source="vault")
+    assert not [each for each in _suggested(told) if "default_dispvm" in each]
+
+
 def test_admin_calls_are_suggested_with_their_redirect_and_never_by_a_tag():
     """One method on one qube; a tag would hand over much more."""
     told = _explain(

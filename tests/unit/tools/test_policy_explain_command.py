@@ -115,6 +115,7 @@ def test_json_counts_rules_of_other_services_unless_all_are_wanted(explained: An
     assert told["would_change"][0] == {
         "kind": "add-rule",
         "becomes": "allow",
+        "offers_target": False,
         "line": "s.X + work vault allow",
         "file": "30-user.policy",
         "before_line": None,
