@@ -21,7 +21,12 @@ def add(actions: Any) -> None:
     made = actions.add_parser(
         "explain",
         help="tell why a call is decided as it is, and what would change it",
-        epilog="exit codes: 0 whatever the decision is; 1 the policy does not load, so that every "
+        epilog="Each suggestion of what would change the decision was tried before it is shown. "
+        "With `--json`: `request`, `decision` as of `caisson policy decide`, `before` (what the "
+        "request became), `rules` with what each failed on, `rules_of_other_services`, `after`, "
+        "`absent` (what cannot be picked, and why), `would_change`, `error` of a policy that does "
+        "not load, and `did_you_mean`.\n"
+        "exit codes: 0 whatever the decision is; 1 the policy does not load, so that every "
         "call is denied, or a refusal. `caisson policy decide` is for scripts",
     )
     made.add_argument("source", metavar="SOURCE", help="the calling qube")
