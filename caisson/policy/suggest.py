@@ -7,7 +7,7 @@ Only what really changes the decision as claimed leaves this module.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -200,18 +200,20 @@ class _Case:
 
     def tags(self) -> Iterator[AddTag]:
         """Tags that make an earlier rule match; what they bring beside this call is counted."""
-        if self.call.request.service.startswith("admin."):
-            return  # such a tag hands a qube to an administrator
         seen: set[tuple[str, str]] = set()
         for rule, token, qube in islice(self._near_by_tag(), _MOST_TRIED):
-            if (qube.name, token.value) in seen or not _can_be_set(token.value):
+            tag = token.value
+            if (qube.name, tag) in seen or not _can_be_set(tag):
                 continue
-            seen.add((qube.name, token.value))
-            tagged = msgspec.structs.replace(qube, tags=qube.tags | {token.value})
+            seen.add((qube.name, tag))
+            tagged = msgspec.structs.replace(qube, tags=qube.tags | {tag})
             decision = self.own.decide(self.call.request, self._with(tagged))
-            if not isinstance(decision, Deny) and decision.location == rule.location:
-                others = _others_with_tag(self.rules, rule, token.value)
-                yield AddTag(decision.action, qube.name, token.value, rule.location, others)
+            if isinstance(decision, Deny) or decision.location != rule.location:
+                continue
+            naming = [each for each in self.rules if _names_tag(each, tag)]
+            if not any(map(_gives_everything, naming)):
+                others = len(naming) - 1
+                yield AddTag(decision.action, qube.name, tag, rule.location, others)
 
     def _near_by_tag(self) -> Iterator[tuple[Rule, Token, Domain]]:
         """Rules that only a tag keeps from matching, with the token and the qube that lacks it."""
@@ -229,10 +231,10 @@ class _Case:
     def _tagged_for(self, token: Token) -> Domain | None:
         """The qube whose tags decide whether a target token matches; never dom0."""
         target = self.call.target
-        reference_ = target.value
+        name = target.value
         if token.kind is Kind.DISPVM_TAG and target.kind is Kind.DISPVM:
-            reference_ = self.call.source.default_dispvm or ""
-        qube = self.domains.find(reference_) if reference_ else None
+            name = self.call.source.default_dispvm or ""
+        qube = self.domains.find(name) if name else None
         return None if qube is None or qube.name == "dom0" else qube
 
     def other_calls(self) -> Iterator[CallOtherwise]:
@@ -310,11 +312,13 @@ def _can_be_set(tag: str) -> bool:
     return not tag.startswith(_OF_THE_SYSTEM)
 
 
-def _others_with_tag(rules: Iterable[Rule], but: Rule, tag: str) -> int:
-    """How many other rules name a tag."""
+def _names_tag(rule: Rule, tag: str) -> bool:
+    """Whether source or target of a rule is this tag."""
     kinds = (Kind.TAG, Kind.DISPVM_TAG)
-    return sum(
-        any(token.kind in kinds and token.value == tag for token in (rule.source, rule.target))
-        for rule in rules
-        if rule is not but
-    )
+    return any(t.kind in kinds and t.value == tag for t in (rule.source, rule.target))
+
+
+def _gives_everything(rule: Rule) -> bool:
+    """Whether a rule about a tag hands its qubes to an administrator, or lets them do anything."""
+    everything = rule.service == EVERY or rule.service.startswith("admin.")
+    return everything and rule.action is not Action.DENY

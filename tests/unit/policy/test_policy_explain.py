@@ -190,6 +190,9 @@ def test_tag_that_makes_an_earlier_rule_match_is_suggested_with_what_else_names_
         _explain(policy, "@dispvm")
     )
     assert not [text for text in _suggested(_explain(policy, "dom0")) if "tag" in text]
+    for more in ("admin.vm.Start * @tag:t2 @anyvm ask target=dom0", "* * @anyvm @tag:t2 allow"):
+        told = _explain(f"s.X * @tag:t2 vault ask\ns.X * * * deny\n{more}", "vault")
+        assert not [text for text in _suggested(told) if "tag" in text]
     system_made = _explain("s.X * @tag:created-by-net * allow\ns.X * @tag:a! * allow", "vault")
     assert not [text for text in _suggested(system_made) if "tag" in text]
 
