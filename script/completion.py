@@ -29,7 +29,7 @@ KINDS = {
     "DRIVER": "@drivers",
     "SERVICE": "@services",
     # What qubes ask of each other; `SERVICE` above are services that run inside of one.
-    "SERVICE+ARG": "qubes.Filecopy qubes.Gpg qubes.OpenInVM qubes.OpenURL qubes.StartApp+ "
+    "SERVICE[+ARG]": "qubes.Filecopy qubes.Gpg qubes.OpenInVM qubes.OpenURL qubes.StartApp+ "
     "qubes.VMExec qubes.VMShell",
     "VMNAME COMMAND [ARGS …]": "@qubes",
     "PROPERTY": "@properties",

@@ -160,6 +160,20 @@ class AddRule(msgspec.Struct, frozen=True):
         }
 
 
+class RevokeGrant(msgspec.Struct, frozen=True):
+    """Without this grant, which comes before every line, the policy decides like that."""
+
+    becomes: Action
+    grant: str
+
+    def __str__(self) -> str:
+        return f"`caisson policy revoke {self.grant}`"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {"kind": "revoke-grant", "becomes": str(self.becomes), "grant": self.grant}
+
+
 class AddTag(msgspec.Struct, frozen=True):
     """With this tag on this qube, an earlier rule matches.
 
@@ -246,7 +260,7 @@ class CallOtherwise(msgspec.Struct, frozen=True):
         }
 
 
-Suggestion = AddRule | AddTag | StartQube | SetDisposable | CallOtherwise
+Suggestion = AddRule | RevokeGrant | AddTag | StartQube | SetDisposable | CallOtherwise
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from caisson.policy.explanation import (
     CallOtherwise,
     Field,
     Place,
+    RevokeGrant,
     SetDisposable,
     StartQube,
     Suggestion,
@@ -67,6 +68,7 @@ def suggestions(
     own = tuple(rule for rule in rules if reference.matches_service(rule, call))
     case = _Case(call, decision, tried, PolicySet(own), rules, domains)
     yield from case.lines()
+    yield from case.revoke()
     if isinstance(decision, Deny):
         yield from case.start()
         yield from islice(case.bases(), 1)
@@ -97,6 +99,8 @@ class _Case:
         if self.call.target.kind is Kind.DEFAULT and request.target not in ("", "@default"):
             return  # a name that no qube has: a rule about it would be about all such names
         place = _place(self._deciding)
+        if place is None:
+            return  # no line comes before a grant
         for action in (Action.ALLOW, Action.ASK, Action.DENY):
             offers = action is self.decision.action
             if offers and self._can_be_had():
@@ -169,6 +173,16 @@ class _Case:
         return not isinstance(decision, Ask) or wish <= {*decision.targets}
 
     # Other remedies.
+
+    def revoke(self) -> Iterator[RevokeGrant]:
+        """The grant that decides gone."""
+        rule = self._deciding
+        if rule is None or not _is_granted(rule):
+            return
+        rest = PolicySet(tuple(each for each in self.own.rules if each is not rule))
+        decision = rest.decide(self.call.request, self.domains)
+        if decision.action is not self.decision.action:
+            yield RevokeGrant(decision.action, rule.location.file)
 
     def start(self) -> Iterator[StartQube]:
         """The target running."""
@@ -268,9 +282,19 @@ class _Case:
         return SystemInfo({**self.domains.domains, qube.name: qube})
 
 
-def _place(deciding: Rule | None) -> Place:
-    """Where a line comes before the rule that decides: in people's own file if that is early."""
+def _is_granted(rule: Rule) -> bool:
+    """Whether a rule stands in no file: a grant, which comes before every file."""
+    return rule.location.line is None and not rule.included_from
+
+
+def _place(deciding: Rule | None) -> Place | None:
+    """Where a line comes before the rule that decides: in people's own file if that is early.
+
+    None if no line does.
+    """
     if deciding is not None:
+        if _is_granted(deciding):
+            return None
         top = _top(deciding)
         if top.file <= OWN_FILE:
             return Place(top.file, top.line)
@@ -283,6 +307,8 @@ def _top(rule: Rule) -> Location:
 
 
 def _order(rule: Rule) -> tuple[str, float]:
+    if _is_granted(rule):
+        return "", 0
     top = _top(rule)
     return top.file, top.line or 0
 
@@ -320,5 +346,5 @@ def _names_tag(rule: Rule, tag: str) -> bool:
 
 def _gives_everything(rule: Rule) -> bool:
     """Whether a rule about a tag hands its qubes to an administrator, or lets them do anything."""
-    everything = rule.service == EVERY or rule.service.startswith("admin.")
+    everything = rule.service == EVERY or rule.service.startswith(("admin.", "policy."))
     return everything and rule.action is not Action.DENY

@@ -14,6 +14,7 @@ from caisson.policy import (
     Action,
     Decision,
     Deny,
+    Location,
     PolicySet,
     Reason,
     Request,
@@ -31,6 +32,7 @@ from caisson.policy.explanation import (
     AddTag,
     CallOtherwise,
     Field,
+    RevokeGrant,
     SetDisposable,
     StartQube,
     Suggestion,
@@ -43,7 +45,7 @@ Domains = dict[str, dict[str, Any]]
 
 @st.composite
 def policies(draw: st.DrawFn) -> dict[str, str]:
-    """Some files, of which one includes another, and one may include people's own."""
+    """Some files, of which one includes another; rules of the old format; grants."""
     lines = st.lists(rule_lines(), max_size=4)
     first = draw(lines)
     extra = draw(
@@ -52,6 +54,7 @@ def policies(draw: st.DrawFn) -> dict[str, str]:
     first.insert(draw(st.integers(0, len(first))), extra)
     legacy = st.sampled_from(["", "work @anyvm allow", "@tag:t1 vault deny\n@anyvm @anyvm ask"])
     return {
+        "granted": draw(st.sampled_from(["", "s.X + work @anyvm allow\ns.X +a work net ask"])),
         "legacy/s.X": draw(legacy),
         "legacy/s.X+a": draw(legacy),
         "35-compat.policy": draw(st.sampled_from(["", "!compat-4.0"])),
@@ -74,7 +77,11 @@ def policies(draw: st.DrawFn) -> dict[str, str]:
 
 def _parse(files: Mapping[str, str]) -> PolicySet:
     legacy = {name.rpartition("/")[2]: files[name] for name in files if name.startswith("legacy/")}
-    return parse_policy(files, legacy=legacy)
+    granted = [
+        msgspec.structs.replace(rule, location=Location(f"grant-{rule.location.line:08x}", None))
+        for rule in parse_policy({"a.policy": files.get("granted", "")}).rules
+    ]
+    return PolicySet((*granted, *parse_policy(files, legacy=legacy).rules))
 
 
 # Most of these calls reach the rules.
@@ -163,6 +170,10 @@ def _followed(
     match suggestion:
         case AddRule():
             files = _with_line(files, suggestion)
+        case RevokeGrant():
+            lines = files["granted"].splitlines()
+            lines[int(suggestion.grant.removeprefix("grant-")) - 1] = "#"
+            files = {**files, "granted": "\n".join(lines)}
         case AddTag():
             changed[suggestion.qube]["tags"] = [*changed[suggestion.qube]["tags"], suggestion.tag]
         case StartQube():

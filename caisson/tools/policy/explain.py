@@ -36,7 +36,7 @@ def add(actions: Any) -> None:
         help="a qube, `@adminvm`, `@dispvm`, `@dispvm:NAME`, or `@default` for none",
     )
     made.add_argument(
-        "service", metavar="SERVICE+ARG", help="a service; `+ARG` only if it has an argument"
+        "service", metavar="SERVICE[+ARG]", help="a service; `+ARG` only if it has an argument"
     )
     made.add_argument(
         "--requested-source",

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from caisson.policy import BrokenPolicy, PolicyError, Reason, Request, SystemInfo, parse_policy
+from caisson.policy import (
+    BrokenPolicy,
+    Location,
+    PolicyError,
+    PolicySet,
+    Reason,
+    Request,
+    SystemInfo,
+    parse_policy,
+)
 from caisson.policy.explain import explain
 from caisson.policy.explanation import Absence, Explanation, Field, StepKind
 
@@ -235,6 +245,23 @@ def test_base_for_disposables_is_suggested_where_the_caller_has_none():
     assert "allow: set default_dispvm of `vault`, for example to `dvm`" in _suggested(told)
     told = _explain("s.X * * @dispvm deny", "@dispvm", source="vault")
     assert not [each for each in _suggested(told) if "default_dispvm" in each]
+
+
+def test_no_line_comes_before_a_grant_but_it_can_be_revoked():
+    """A grant that does not decide changes nothing of where a line goes."""
+    grants = [
+        msgspec.structs.replace(rule, location=Location("grant-0000000f", None))
+        for rule in parse_policy({"a.policy": "s.X + work vault allow"}).rules
+    ]
+    policy = PolicySet((*grants, *parse_policy({"20-a.policy": "#\ns.X * * * deny"}).rules))
+    system = SystemInfo.from_dict(SYSTEM)
+    granted = explain(Request("s.X", "+", "work", "vault"), policy, system)
+    assert _suggested(granted) == ["deny: `caisson policy revoke grant-0000000f`"]
+    other = explain(Request("s.X", "+", "work", "net"), policy, system)
+    assert _suggested(other) == [
+        "allow: in 20-a.policy, before line 2: s.X + work net allow",
+        "ask: in 20-a.policy, before line 2: s.X + work net ask",
+    ]
 
 
 def test_admin_calls_are_suggested_with_their_redirect_and_never_by_a_tag():
