@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ from caisson.policy.explanation import (
 )
 from caisson.policy.outcome import Ask
 from caisson.policy.tokens import ANY, Kind
+from caisson.tools.policy import telling
+from caisson.tools.policy.explain import near_names
 
 Domains = dict[str, dict[str, Any]]
 
@@ -304,3 +307,28 @@ def test_rule_reads_back_as_it_is_told(line: str):
     """The text of a rule is a line that states the same rule."""
     (rule,) = parse_policy({"a.policy": line}).rules
     assert parse_policy({"a.policy": str(rule)}).rules == (rule,)
+
+
+words = st.text(max_size=30)
+
+
+@settings(max_examples=120, deadline=None)
+@given(words, words, words, words, systems())
+def test_any_request_is_explained_in_harmless_lines(
+    service: str, argument: str, source: str, target: str, domains: Domains
+):
+    """What a hostile qube sends is told, never a crash, never a raw control character."""
+    policy = parse_policy(
+        {"a.policy": "s.X * work * allow\n* * @anyvm @tag:t1 deny\n* * * * ask\n"}
+    )
+    system = SystemInfo.from_dict(domains)
+    for call in (
+        Request(service, f"+{argument}", source, target, requested_source=target),
+        Request(service, f"+{argument}", "work", target),
+        Request("s.X", "+", "work", f"@dispvm:{target}"),
+        Request("s.X", "+", "net", "vault", requested_source=source),
+    ):
+        told = explain(call, policy, system)
+        lines = telling.lines(told, near_names(call, system), every=True)
+        assert all(part.isprintable() for line in lines for part in line.plain.split("\n"))
+        json.dumps(told.as_dict_of_every_rule())

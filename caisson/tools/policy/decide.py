@@ -79,6 +79,7 @@ def _lines(descriptor: int, idle: Callable[[], None]) -> Iterator[bytes]:
     while True:
         if not waiting.poll(0):
             idle()
+            waiting.poll()  # whoever gave us the input may have set it to O_NONBLOCK
         chunk = os.read(descriptor, _CHUNK)
         if not chunk:
             break

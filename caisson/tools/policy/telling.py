@@ -48,7 +48,7 @@ def tell(explanation: Explanation, near: Mapping[str, Sequence[str]], *, every: 
         broken.complain(explanation.error)
         console.print(Text("denied, as every call is, until the policy is mended", "red"))
         return
-    for line in _lines(explanation, near, every=every):
+    for line in lines(explanation, near, every=every):
         console.print(line)
 
 
@@ -80,9 +80,10 @@ def _console() -> Console:
     )
 
 
-def _lines(
+def lines(
     explanation: Explanation, near: Mapping[str, Sequence[str]], *, every: bool
 ) -> Iterator[Text]:
+    """What `tell` prints of a policy that is not broken."""
     yield Text(heading(explanation.request), "bold")
     yield from _section("the call", _told(explanation.before, explanation.decision))
     for field, names in near.items():
@@ -124,9 +125,9 @@ def _plain(text: str) -> Text:
     return Text(terminal.cell(text))
 
 
-def _section(title: str, lines: Iterable[str]) -> Iterator[Text]:
+def _section(title: str, texts: Iterable[str]) -> Iterator[Text]:
     """A title and its lines; nothing without lines."""
-    told = list(lines)
+    told = list(texts)
     if told:
         yield Text(f"\n{title}", "bold")
         yield from (_plain(f"  {line}") for line in told)

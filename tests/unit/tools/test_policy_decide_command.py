@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,18 @@ def test_closed_input_is_an_error(words: list[str]):
     done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *words], capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"error: standard input is closed\n")
+
+
+def test_input_that_does_not_block_is_waited_for(words: list[str]):
+    """As programs hand it over whose own loop needs it so."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        with subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for _ in range(2):
+                ours.sendall(_lines(GOOD))
+                assert json.loads(process.stdout.readline())["decision"] == "allow"
+            ours.shutdown(socket.SHUT_WR)
+            assert process.stdout.read() == b""
+        assert process.returncode == 0
