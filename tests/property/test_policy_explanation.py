@@ -52,7 +52,13 @@ def policies(draw: st.DrawFn) -> dict[str, str]:
     lines = st.lists(rule_lines(), max_size=4)
     first = draw(lines)
     extra = draw(
-        st.sampled_from(["!include include/more", "!include-service s.X * include/legacy", "#"])
+        st.sampled_from(
+            [
+                "!include include/more",
+                "!include-service s.X * include/legacy",
+                "!include 30-user.policy",
+            ]
+        )
     )
     first.insert(draw(st.integers(0, len(first))), extra)
     legacy = st.sampled_from(["", "work @anyvm allow", "@tag:t1 vault deny\n@anyvm @anyvm ask"])
