@@ -36,6 +36,8 @@ class Ended(StrEnum):
     CALLER_GONE = "caller-gone"
     TARGET_GONE = "target-gone"
     BROKER_GONE = "broker-gone"
+    DECIDED = "decided"
+    """For a client of the policy socket, which makes the connection itself."""
 
 
 class CallError(Exception):

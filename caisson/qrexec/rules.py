@@ -42,7 +42,7 @@ class Rules:
 
     def __init__(self, paths: Paths, clock: Clock | None = None) -> None:
         self._over, self._base = paths.policy_dirs
-        self._legacy = paths.root / "etc/qubes-rpc/policy"
+        self._legacy = paths.legacy_policy
         self._watch = Watch()
         self._mend_at = 0
         self._policy: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("it is not read yet"))

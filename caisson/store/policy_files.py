@@ -33,7 +33,7 @@ def load_policy(paths: Paths) -> PolicySet | BrokenPolicy:
         policy = parse_policy(
             read_policy_directory(etc),
             over=read_policy_directory(run),
-            legacy=read_legacy_directory(paths.root / "etc/qubes-rpc/policy"),
+            legacy=read_legacy_directory(paths.legacy_policy),
         )
     except PolicyError as e:
         return BrokenPolicy(e)
