@@ -22,7 +22,7 @@ from caisson.names import DOM0
 from caisson.qrexec import sparing
 from caisson.qrexec.link import address, peer_of
 
-BACKLOG = 128
+BACKLOG = 1024
 MOST_CONNECTIONS = 128
 PATIENCE = 5.0
 """Seconds in which a request must have been sent, and an answer taken."""
