@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from caisson.errors import CaissonError, ProtocolError
 from caisson.names import QubeName
 from caisson.policy import Allow, Ask, Decision, Deny, Reason, SystemInfo
 from caisson.qrexec import evaluating, sparing
-from caisson.qrexec.answering import MOST_CONNECTIONS, Answering
+from caisson.qrexec.answering import MOST_CONNECTIONS, Answering, AnswerTo, EndOf
 from caisson.qrexec.asking import Person
 from caisson.qrexec.calls import Call, CallError, Ended
 from caisson.qrexec.evaluating import LONGEST_PAYLOAD, Kind
@@ -49,11 +50,11 @@ class Situation(msgspec.Struct, frozen=True):
 
 
 class Sockets(msgspec.Struct, frozen=True):
-    """Where the three sockets are."""
+    """Where the three sockets are; None: not served."""
 
-    policy: Path
-    simple: Path
-    gui: Path
+    policy: Path | None
+    simple: Path | None
+    gui: Path | None
 
 
 class Adviser:
@@ -81,34 +82,23 @@ class Adviser:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         most: int = MOST_CONNECTIONS,
     ) -> tuple[Answering, ...]:
-        """The servers of the three sockets, not listening yet.
+        """The servers of the sockets, not listening yet.
 
         Args:
             sockets: where they are.
             spawn: runs what serves one connection.
             most: how many connections each of them serves at once.
         """
-
-        def evaluator(path: Path, kind: Kind) -> Answering:
-            async def answer(untrusted: bytes, _uid: int) -> bytes:
-                return await self.evaluate(kind, untrusted)
-
-            longest = LONGEST + LONGEST_PAYLOAD
-            return Answering(
-                path, longest=longest, ended=_never, answer=answer, spawn=spawn, most=most
-            )
-
-        return (
-            Answering(
-                sockets.policy,
-                longest=LONGEST_QUERY,
-                ended=is_whole,
-                answer=self.answer,
-                spawn=spawn,
-                most=most,
-            ),
-            evaluator(sockets.simple, Kind.SIMPLE),
-            evaluator(sockets.gui, Kind.GUI),
+        longest = LONGEST + LONGEST_PAYLOAD
+        wanted: tuple[tuple[Path | None, int, EndOf, AnswerTo], ...] = (
+            (sockets.policy, LONGEST_QUERY, is_whole, self.answer),
+            (sockets.simple, longest, _never, partial(self._evaluate, Kind.SIMPLE)),
+            (sockets.gui, longest, _never, partial(self._evaluate, Kind.GUI)),
+        )
+        return tuple(
+            Answering(path, longest=size, ended=ended, answer=answer, spawn=spawn, most=most)
+            for path, size, ended, answer in wanted
+            if path is not None
         )
 
     async def answer(self, untrusted: bytes, uid: int) -> bytes:
@@ -178,7 +168,7 @@ class Adviser:
         now = await self._situation()
         return _after(answer, ask, _judge(query, now), then, now), now.view.system
 
-    async def evaluate(self, kind: Kind, untrusted: bytes) -> bytes:
+    async def _evaluate(self, kind: Kind, untrusted: bytes, _uid: int) -> bytes:
         """Answer a call of an evaluation service, as a socket service gets it.
 
         Args:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import select
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
@@ -34,9 +35,9 @@ _SOCKET_MODE = 0o660
 
 _log = structlog.get_logger("policy")
 
-Answer = Callable[[bytes, int], Awaitable[bytes | None]]
+AnswerTo = Callable[[bytes, int], Awaitable[bytes | None]]
 """Called with a whole request and the peer's user; None: hang up without an answer."""
-Ended = Callable[[bytearray, int], bool]
+EndOf = Callable[[bytearray, int], bool]
 """Whether a request is whole, of which so many bytes came just now; its end of file ends it too."""
 
 
@@ -57,8 +58,8 @@ class Answering:
         path: Path,
         *,
         longest: int,
-        ended: Ended,
-        answer: Answer,
+        ended: EndOf,
+        answer: AnswerTo,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         most: int = MOST_CONNECTIONS,
     ) -> None:
@@ -73,24 +74,26 @@ class Answering:
         self._accepting = False
 
     def listen(self) -> None:
-        """Bind the socket, if it is not there already.
+        """Bind the socket, if it is not there already, in place of an earlier one.
 
         Raises:
             DaemonError: it cannot be bound.
         """
-        if self._listener is not None and self._path.is_socket():
+        there = _is_socket(self._path)
+        if self._listener is not None and there:
             return
         self._stop_listening()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._path.unlink(missing_ok=True)
+            if there:
+                self._path.unlink()
             sock.bind(address(self._path))
             self._path.chmod(_SOCKET_MODE)
             sock.listen(BACKLOG)
         except OSError as e:
             sock.close()
             raise DaemonError(
-                f"cannot listen at `{self._path}`: {e.strerror or e}",
+                f"cannot listen at `{self._path}`: {(e.strerror or str(e)).lower()}",
                 hint="socket paths have at most 107 bytes: choose a shorter one",
             ) from None
         self._listener = sock
@@ -185,6 +188,14 @@ class Answering:
             if self._ended(untrusted, len(chunk)):
                 break
         return bytes(untrusted)
+
+
+def _is_socket(path: Path) -> bool:
+    """Whether there is a socket, rather than a link to one, or another file."""
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 async def _unless_gone(
