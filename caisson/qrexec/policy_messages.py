@@ -6,6 +6,7 @@ end of the stream. Whoever asks connects the two qubes itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -24,6 +25,7 @@ _END = b"\n\n"
 _REQUIRED = frozenset({"source", "intended_target", "service_and_arg"})
 _SWITCHES = frozenset({"assume_yes_for_ask", "just_evaluate"})
 _KNOWN = _REQUIRED | _SWITCHES | {"requested_source"}
+_SOURCE = re.compile(r"[A-Za-z0-9_.:-]{0,63}")
 _BOOLEANS = {"yes": True, "no": False}
 
 
@@ -70,11 +72,11 @@ def parse_query(untrusted: bytes) -> Query:
     values = _values(untrusted.removesuffix(_END))
     service, argument = parse_service(values["service_and_arg"])
     return Query(
-        source=_name(values["source"]),
+        source=parse_source(values["source"]),
         target=parse_target(values["intended_target"]),
         service=service,
         argument=argument,
-        requested_source=_name(values.get("requested_source", "")),
+        requested_source=parse_source(values.get("requested_source", "")),
         assume_yes=_switch(values, "assume_yes_for_ask"),
         just_evaluate=_switch(values, "just_evaluate"),
     )
@@ -100,11 +102,17 @@ def _values(untrusted: bytes) -> dict[str, str]:
     return values
 
 
-def _name(untrusted: str) -> str:
-    """A name, or a `uuid:` form: whether there is such a qube is for the policy to say."""
-    if untrusted.startswith("@"):
-        raise ProtocolError(f"`{shown(untrusted)}` is not a qube")
-    return parse_target(untrusted)
+def parse_source(untrusted: str) -> str:
+    """A name, or a `uuid:` form: whether there is such a qube is for the policy to say.
+
+    Raises:
+        ProtocolError: it has other characters, or too many.
+    """
+    if _SOURCE.fullmatch(untrusted) is None:
+        raise ProtocolError(
+            f"source `{shown(untrusted)}` is not valid", hint="give the name of a qube"
+        )
+    return untrusted
 
 
 def _switch(values: dict[str, str], key: str) -> bool:

@@ -73,19 +73,18 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
 
 def _query(arguments: argparse.Namespace) -> Query:
-    from caisson.qrexec.policy_messages import Query, encode_query, parse_query
-    from caisson.qrexec.wire import parse_service
+    from caisson.qrexec.policy_messages import Query, parse_source
+    from caisson.qrexec.wire import parse_service, parse_target
 
     service, argument = parse_service(arguments.service)
-    query = Query(
-        source=arguments.source,
-        target=arguments.target,
+    return Query(
+        source=parse_source(arguments.source),
+        target=parse_target(arguments.target),
         service=service,
         argument=argument,
         assume_yes=arguments.assume_yes_for_ask,
         just_evaluate=arguments.just_evaluate,
     )
-    return parse_query(encode_query(query))  # as whoever answers will read it
 
 
 def _asked(path: Path, request: bytes) -> bytes:
