@@ -21,9 +21,9 @@ from caisson.qrexec import evaluating, sparing
 from caisson.qrexec.answering import MOST_CONNECTIONS, Answering, AnswerTo, EndOf
 from caisson.qrexec.asking import Person
 from caisson.qrexec.calls import Call, CallError, Ended
+from caisson.qrexec.deciding import after_answer
 from caisson.qrexec.evaluating import LONGEST_PAYLOAD, Kind
 from caisson.qrexec.judging import View
-from caisson.qrexec.known import identity
 from caisson.qrexec.policy_messages import (
     DENIED,
     LONGEST_QUERY,
@@ -32,7 +32,6 @@ from caisson.qrexec.policy_messages import (
     is_whole,
     parse_query,
 )
-from caisson.qrexec.prompt import Answer
 from caisson.qrexec.wire import LONGEST
 
 DESCRIPTORS = 6
@@ -166,7 +165,10 @@ class Adviser:
             return Deny(Reason.RULE, text, ask.notify, ask.location), then.view.system
         call.answered_by = answer.by
         now = await self._situation()
-        return _after(answer, ask, _judge(query, now), then, now), now.view.system
+        if answer.target is None:
+            return ask.refuse(), now.view.system
+        system = now.view.system
+        return after_answer(answer.target, _judge(query, now), then.view.system, system), system
 
     async def _evaluate(self, kind: Kind, untrusted: bytes, _uid: int) -> bytes:
         """Answer a call of an evaluation service, as a socket service gets it.
@@ -259,22 +261,6 @@ def _chosen(ask: Ask, target: str | None) -> Allow | Deny:
         text = f"the target is not among those to pick from ({ask.text})"
         return Deny(Reason.NOT_OFFERED, text, ask.notify, ask.location)
     return ask.choose(target)
-
-
-def _after(
-    answer: Answer, ask: Ask, again: Decision, then: Situation, now: Situation
-) -> Allow | Deny:
-    """What the answer leads to, by what is true after it."""
-    if answer.target is None:
-        return ask.refuse()
-    shown, is_now = (identity(s.view.system, answer.target) for s in (then, now))
-    if shown != is_now:
-        raise CallError("the chosen qube is not the one that was shown")
-    if isinstance(again, Ask):
-        return again.choose(answer.target)
-    if isinstance(again, Allow) and again.target != answer.target:
-        raise CallError("the policy changed while the person was asked")
-    return again
 
 
 def _never(_untrusted: bytearray, _fresh: int) -> bool:

@@ -217,21 +217,19 @@ class Decider:
             self._deny(call, ask.refuse())
             return
         self._link.pump()
-        again = self._judge(call) if self._link.synced else None
-        chosen = again.choose(answer.target) if isinstance(again, Ask) else again
         call.task = None
-        if chosen is None:
+        if not self._link.synced:
             self._connector.refuse(call, "qubesd went away")
-        elif identity(asked_of, answer.target) != identity(self._known.system, answer.target):
-            self._connector.refuse(call, "the chosen qube is not the one that was shown")
-        elif isinstance(chosen, Deny):
+            return
+        try:
+            chosen = after_answer(answer.target, self._judge(call), asked_of, self._known.system)
+        except CallError as e:
+            self._connector.refuse(call, str(e))
+            return
+        if isinstance(chosen, Deny):
             self._deny(call, chosen)
-        elif isinstance(chosen, Allow) and (
-            isinstance(again, Ask) or chosen.target == answer.target
-        ):
-            self._allowed(call, chosen)
         else:
-            self._connector.refuse(call, "the policy changed while the person was asked")
+            self._allowed(call, chosen)
 
     async def _in_started(self, call: Call, autostart: bool) -> None:
         """Start the target first; if it runs already, wait for its agent."""
@@ -279,6 +277,27 @@ class Decider:
             return
         call.disposable = call.target = name
         await self._in_endpoint(call)
+
+
+def after_answer(target: str, again: Decision, then: SystemInfo, now: SystemInfo) -> Allow | Deny:
+    """What a person's pick leads to, by what is true after it.
+
+    Args:
+        target: what the person picked.
+        again: what the policy says of the call now.
+        then: what existed when the person was asked.
+        now: what exists now.
+
+    Raises:
+        CallError: the person picked something else than what this would be.
+    """
+    if identity(then, target) != identity(now, target):
+        raise CallError("the chosen qube is not the one that was shown")
+    if isinstance(again, Ask):
+        return again.choose(target)
+    if isinstance(again, Allow) and again.target != target:
+        raise CallError("the policy changed while the person was asked")
+    return again
 
 
 def _way(allow: Allow) -> tuple[str | None, ...]:

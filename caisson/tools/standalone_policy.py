@@ -54,6 +54,7 @@ class Standalone:
     def __init__(
         self, arguments: argparse.Namespace, client: Client, directories: Sequence[Path]
     ) -> None:
+        from caisson.qrexec.known import Known
         from caisson.qrexec.rules import Rules
 
         if len(directories) > _MOST_DIRECTORIES:
@@ -63,6 +64,7 @@ class Standalone:
         self._arguments = arguments
         self._client = client
         self._rules = Rules(self._paths)
+        self._known = Known()
         self._telling: set[asyncio.Task[None]] = set()
 
     def adviser(self) -> Adviser:
@@ -84,7 +86,6 @@ class Standalone:
         task.add_done_callback(self._telling.discard)
 
     async def _situation(self) -> Situation:
-        from caisson.policy import SystemInfo
         from caisson.qrexec.advising import Situation
         from caisson.qrexec.calls import CallError
         from caisson.qrexec.judging import View
@@ -92,7 +93,8 @@ class Standalone:
 
         try:
             domains = await asyncio.to_thread(domains_of, self._arguments, self._client)
-            system = SystemInfo.from_dict(domains)
         except (CaissonError, OSError) as e:
             raise CallError(f"the system is not known: {e}") from None
-        return Situation(View(self._rules.current(), system), domains)
+        self._known.clear()
+        self._known.take(domains)
+        return Situation(View(self._rules.current(), self._known.system), self._known.infos)

@@ -66,6 +66,15 @@ def test_a_halted_relay_is_started_for_the_call(remote: Whole) -> None:
     remote.call("admin.vm.property.Set+transport_rpc", "far", b"my.Ssh")
 
 
+def test_programs_that_connect_themselves_are_told_the_first_leg(remote: Whole) -> None:
+    """`qrexec-policy-exec` asks the broker of a whole instance, where upstream programs look."""
+    done = remote.command("qrexec-policy-exec", "--", "caller", "far", "my.Echo+a")
+    assert (done.code, done.err) == (0, "")
+    assert {"target=relay", "service=my.Ssh+far+my.Echo+a"} <= set(done.out.splitlines())
+    assert remote.command("qrexec-policy-exec", "--", "relay", "far", "my.Echo").code == 1
+    assert remote.audited(ended="decided")["client_uid"] == 0
+
+
 def test_a_relay_does_not_pass_for_its_remote_qube(remote: Whole) -> None:
     """What the remote qube may do, its relay may not do in its own name."""
     done = remote.inside("relay", "qrexec-client-vm caller my.Private")
