@@ -105,8 +105,8 @@ class Swap:
         """The new file under a name that no policy has, with the rights of the former one."""
         made = path.with_name(f".{path.name}.new")
         made.unlink(missing_ok=True)
-        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._undo.append((made, partial(made.unlink, missing_ok=True)))
+        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - by descriptor
             file.write(text)
             file.flush()
@@ -120,18 +120,18 @@ class Swap:
         return made
 
     def _replace(self, path: Path, made: Path) -> None:
+        # A step is noted before it is made, in case it is broken off: undoing none is none.
         backup = path.with_name(f".{path.name}.before")
         backup.unlink(missing_ok=True)
+        self._undo.append((backup, partial(backup.unlink, missing_ok=True)))
+        self._backups.append(backup)
         try:
             backup.hardlink_to(path)
         except FileNotFoundError:
-            made.rename(path)
-            self._undo.append((path, path.unlink))
-            return
-        self._undo.append((backup, partial(backup.unlink, missing_ok=True)))
-        self._backups.append(backup)
+            self._undo.append((path, partial(path.unlink, missing_ok=True)))
+        else:
+            self._undo.append((path, partial(backup.rename, path)))
         made.rename(path)
-        self._undo.append((path, partial(backup.rename, path)))
 
     def _retire(self, path: Path) -> None:
         saved = path.with_name(f"{path.name}{_RETIRED}")
@@ -144,8 +144,8 @@ class Swap:
                 number += 1
                 saved = path.with_name(f"{path.name}.{number}{_RETIRED}")
         self._undo.append((saved, saved.unlink))
+        self._undo.append((path, partial(_link_again, saved, path)))
         path.unlink()
-        self._undo.append((path, partial(os.link, saved, path, follow_symlinks=False)))
 
     def _sync(self) -> None:
         for directory in {self._directory, self._old, *(p.parent for p, _ in self._places())}:
@@ -155,6 +155,11 @@ class Swap:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
+
+
+def _link_again(saved: Path, path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.link(saved, path, follow_symlinks=False)
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
 from caisson.paths import Paths
-from caisson.tools import command, standalone_policy, terminal
+from caisson.tools import command, interrupts, standalone_policy, terminal
 from caisson.tools.command import FAILURE
 
 if TYPE_CHECKING:
     from caisson.policy import Files
     from caisson.policy.legacy import Conversion
+    from caisson.store.policy_swap import Swap
 
 _MOST_SHOWN = 20
 
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         if arguments.dry_run:
             _print_differences(files, conversion)
             return 0
-        return _swap(paths, conversion, arguments)
+        with interrupts.as_exceptions():
+            return _swap(paths, conversion, arguments)
 
 
 def _compare(conversion: Conversion, arguments: argparse.Namespace, client: Client) -> None:
@@ -115,14 +117,19 @@ def _swap(paths: Paths, conversion: Conversion, arguments: argparse.Namespace) -
         _tell(conversion)
         kept = arguments.yes or terminal.confirmed("Keep the new policy?")
     except BaseException:
-        swap.undo()
+        _put_back(swap)
         raise
     if not kept:
-        swap.undo()
-        terminal.say("everything is as it was")
+        _put_back(swap)
         return FAILURE
     swap.confirm()
     return 0
+
+
+def _put_back(swap: Swap) -> None:
+    with interrupts.held_back():
+        swap.undo()
+    terminal.say("everything is as it was")
 
 
 def _check(paths: Paths, conversion: Conversion) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,23 @@ def test_without_a_yes_everything_is_put_back(machine: Machine, answer: str):
     code, _, err = machine.convert(answer=answer)
     assert code == 1
     assert err.endswith("Keep the new policy? [y/N] everything is as it was\n")
+    assert machine.tree() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_is_broken_off_at_the_question_puts_everything_back(
+    machine: Machine, number: signal.Signals
+):
+    """Ctrl-C is no yes, and neither is a terminal that goes away."""
+    before = machine.tree()
+    command = [BIN / "qrexec-legacy-convert", "--root", machine.paths.root]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        while b"retired" not in running.stderr.readline():
+            pass
+        assert machine.tree() != before
+        running.send_signal(number)
+        assert running.wait(PATIENCE) == 128 + number
     assert machine.tree() == before
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from broker_rig import PATIENCE, Rig, broker_rig, exchange, policy_query, prompt
 
 from caisson.qrexec.answering import MOST_CONNECTIONS
 from caisson.qrexec.asking import MOST_WAITING
+from caisson.qrexec.directories import policy_links
 from caisson.qrexec.link import address
 
 pytestmark = pytest.mark.root
@@ -151,3 +155,28 @@ async def test_one_qube_cannot_bury_the_questions_of_another():
                 honest.send(policy_query("my.Asked", source="other"))
                 await until(lambda: len(questions) == 2)
                 assert [question["source"] for question in questions] == ["work", "other"]
+
+
+def connecting(path: Path, **identity: object) -> int:
+    """Connect as somebody else; the error's number."""
+    code = f"import socket; print(socket.socket(socket.AF_UNIX).connect_ex({str(path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd="/",
+        **identity,
+    )
+    return int(done.stdout)
+
+
+async def test_only_root_and_the_group_reach_the_sockets():
+    """A qube's or a daemon's user of the machine learns nothing of the policy."""
+    async with broker_rig(POLICY) as rig:
+        somebody = {"user": 54321, "group": 54321}
+        group = rig.paths.policy_sockets.stat().st_gid
+        for link in policy_links(rig.paths):
+            assert connecting(link, **somebody, extra_groups=[]) == errno.EACCES
+            assert connecting(link, **somebody, extra_groups=[group]) == 0
+            assert connecting(link) == 0
