@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from caisson.errors import CaissonError, ProtocolError
-from caisson.names import QubeName
+from caisson.names import DOM0, QubeName
 from caisson.policy import Allow, Ask, Decision, Deny, Reason, SystemInfo
 from caisson.qrexec import evaluating, sparing
 from caisson.qrexec.answering import MOST_CONNECTIONS, Answering, AnswerTo, EndOf
@@ -145,9 +145,8 @@ class Adviser:
             return _chosen(decision, yes), now.view.system
         if query.just_evaluate:
             text = f"a person would be asked ({decision.text})"
-            return Deny(Reason.RULE, text, notify=False, location=decision.location), (
-                now.view.system
-            )
+            denied = Deny(Reason.RULE, text, notify=False, location=decision.location)
+            return denied, now.view.system
         return await self._ask(query, call, decision, now)
 
     async def _ask(
@@ -155,7 +154,7 @@ class Adviser:
     ) -> tuple[Allow | Deny, SystemInfo]:
         """Ask a person, then judge again: the world may have changed meanwhile."""
         source = then.view.system.find(ask.source)
-        if source is None or source.guivm != "dom0":
+        if source is None or source.guivm != DOM0:
             raise CallError("the calling qube has no GUI qube that could be asked")
         question = _call(query, source.name)
         try:
@@ -164,9 +163,9 @@ class Adviser:
             text = f"{e.message} ({ask.text})"
             return Deny(Reason.RULE, text, ask.notify, ask.location), then.view.system
         call.answered_by = answer.by
-        now = await self._situation()
         if answer.target is None:
-            return ask.refuse(), now.view.system
+            return ask.refuse(), then.view.system
+        now = await self._situation()
         system = now.view.system
         return after_answer(answer.target, _judge(query, now), then.view.system, system), system
 

@@ -18,6 +18,7 @@ Programs look for the policy sockets where only root can make anything: there ar
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -90,9 +91,13 @@ def prepare(paths: Paths, uid: int, gid: int) -> None:
     _make(paths.policy_sockets, uid, group, 0o2750)
     _make(paths.prompt_agent.parent, uid, group, 0o2770)
     _make(paths.audit.parent, uid, group, 0o2750)
-    paths.services.mkdir(mode=0o755, parents=True, exist_ok=True)
     for link, name in policy_links(paths).items():
-        lay_link(link, paths.policy_sockets / name)
+        try:
+            link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            lay_link(link, paths.policy_sockets / name)
+        except OSError as e:
+            # As where `/etc` cannot be written; no qube needs it.
+            _log.warning("no link to a policy socket", path=str(link), error=str(e))
 
 
 def policy_links(paths: Paths) -> dict[Path, str]:
@@ -105,16 +110,17 @@ def policy_links(paths: Paths) -> dict[Path, str]:
 
 
 def lay_link(link: Path, target: Path) -> None:
-    """Point a link at a socket, relative to it; what is no link is somebody else's and stays."""
+    """Point a link at a socket, relative to it.
+
+    Raises:
+        OSError: it cannot be made, or something else than a link is there, which stays.
+    """
     text = os.path.relpath(target, link.parent)
-    try:
+    if link.is_symlink():
         if os.readlink(link) == text:  # noqa: PTH115 - the text itself
             return
-    except FileNotFoundError:
-        pass
-    except OSError:
-        _log.warning("not ours, so it stays: its clients do not reach the broker", path=str(link))
-        return
+    elif link.exists():
+        raise FileExistsError(errno.EEXIST, "it is somebody else's, so it stays", str(link))
     # At no moment is there nothing, or half of it.
     fresh = link.with_name(f".{link.name}.new")
     fresh.unlink(missing_ok=True)

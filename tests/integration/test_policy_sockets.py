@@ -207,6 +207,22 @@ async def test_what_is_not_ours_stays_where_programs_look():
         assert (rig.paths.services / "policy.EvalGUI").is_socket()
 
 
+async def test_links_that_cannot_be_laid_stop_nothing():
+    """As where `/etc` cannot be written: the other link is there, and qubesd serves."""
+    async with system() as rig:
+        for name in ("policy.EvalSimple", "policy.EvalGUI"):
+            (rig.paths.services / name).unlink()
+        rig.paths.services.rmdir()
+        rig.paths.services.write_text("no directory")
+        rig.paths.policy_socket.unlink()
+        await rig.link.close()
+        rig.link = rig.make_link()
+        await rig.link.start()
+        await rig.link.push(rig.domains)
+        await rig.ready()
+        assert (await ask(rig, "my.Allowed"))["result"] == "allow"
+
+
 async def test_an_evaluation_is_one_bit():
     """An ask counts as a yes where the target may be picked; a call that goes elsewhere is none."""
     async with system() as rig:
