@@ -21,8 +21,9 @@ TOP = Path(__file__).resolve().parent.parent
 POLICY = Path("policy.d/90-admin-default.policy")
 INCLUDES = Path("policy.d/include")
 SCOPES = (Scope.GLOBAL, Scope.LOCAL, Scope.POLICY)
-# It is called on the qube that shall call back, so its rules name two qubes: no include file.
-RULED_APART = frozenset({"policy.RegisterArgument"})
+# One is called on the qube that shall call back, so its rules name two qubes; the others are
+# allowed for one service at a time. No include file speaks of them.
+RULED_APART = frozenset({"policy.EvalGUI", "policy.EvalSimple", "policy.RegisterArgument"})
 
 
 def include_file(method: Method) -> str:

@@ -406,6 +406,8 @@ GOOD: Final[Mapping[str, Good]] = {
         ok(), "unused", b"any", DOM0, seen=(Seen("policy.include.List", ok(b"web\n"), DOM0),)
     ),
     "policy.GetFiles": Good(ok(b"30-user\n"), "my.Service", dest=DOM0),
+    "policy.EvalSimple": Good(ok(b"result=allow\n"), "my.Service+x", b"work\0base", DOM0),
+    "policy.EvalGUI": Good(ok(b"result=deny\n"), "my.Service", b"work\0base", DOM0),
     "policy.RegisterArgument": Good(
         ok(),
         "my.Back",

@@ -21,7 +21,7 @@ from caisson.lifecycle import Qubes
 from caisson.model import Host, System
 from caisson.names import QubeName
 from caisson.network import Network
-from caisson.qrexec import AdminCalls, Judge, Rules
+from caisson.qrexec import AdminCalls, Judge, Rules, evaluating
 from caisson.qrexec.admin_calls import Serve
 from caisson.storage import Pool
 from caisson.store import Store
@@ -212,8 +212,15 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             qube_files=paths.state,
             tasks=tasks,
         )
-        extensions = Extensions.load(Core(qubes, Judge(Rules(paths), rig.link.known)))
-        services = Services(grants=GrantFile(paths), policies=PolicyStore(paths))
+        judge = Judge(Rules(paths), rig.link.known)
+        extensions = Extensions.load(Core(qubes, judge))
+        services = Services(
+            grants=GrantFile(paths),
+            evaluate=lambda kind, about, caller, payload: evaluating.answer(
+                kind, about, caller, payload, judge.now()
+            ),
+            policies=PolicyStore(paths),
+        )
         responder = Responder(extensions, services)
         server, piped = AdminServer(responder, paths), PipedCalls(responder)
         server.bind()

@@ -19,6 +19,9 @@ from caisson.admin.methods import METHODS
 from caisson.admin.registry import Door, Streams
 from caisson.findings import Finding
 from caisson.paths import Paths
+from caisson.policy import SystemInfo, parse_policy
+from caisson.qrexec.evaluating import Kind, answer
+from caisson.qrexec.judging import View
 from caisson.store.grants import GrantFile
 from caisson.store.policy_store import PolicyStore
 
@@ -80,8 +83,14 @@ def _services(paths: Paths) -> Services:
         build_template=_build,
         recipes=("trixie",),
         grants=GrantFile(paths),
+        evaluate=_evaluate,
         policies=PolicyStore(paths),
     )
+
+
+def _evaluate(kind: Kind, about: str, caller: str, payload: bytes) -> bytes:
+    known = SystemInfo.from_dict({name: {"type": "AppVM"} for name in ("work", "base")})
+    return answer(kind, about, caller, payload, View(parse_policy(POLICIES), known))
 
 
 def _copy(laid_out: Path, root: Path) -> None:

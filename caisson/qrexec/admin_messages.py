@@ -26,6 +26,8 @@ _PREFIX = "admin."
 _OTHERS = frozenset({"qubes.FeaturesRequest", "qubes.NotifyTools", "qubes.NotifyUpdates"})
 POLICY_SERVICES = frozenset(
     {
+        "policy.EvalGUI",
+        "policy.EvalSimple",
         "policy.Get",
         "policy.GetFiles",
         "policy.List",

@@ -43,16 +43,13 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Plan, compare, do, compare again, and ask."""
     from caisson.policy.legacy import convert
-    from caisson.store.policy_files import read_legacy_directory, read_policy_directory
     from caisson.store.policy_swap import locked
 
     paths = Paths(Path(client.root))
-    over, base = paths.policy_dirs
+    _, base = paths.policy_dirs
     with locked(base):
-        files = read_policy_directory(base)
-        conversion = convert(
-            files, read_policy_directory(over), read_legacy_directory(paths.legacy_policy)
-        )
+        files, over, legacy = _read(paths)
+        conversion = convert(files, over, legacy)
         if conversion is None:
             terminal.say("nothing to convert")
             return 0
@@ -62,6 +59,18 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             return 0
         with interrupts.as_exceptions():
             return _swap(paths, conversion, arguments)
+
+
+def _read(paths: Paths) -> tuple[Files, Files, Files]:
+    """The three directories of policy; what is granted for a while stays out of it."""
+    from caisson.store.policy_files import read_legacy_directory, read_policy_directory
+
+    over, base = paths.policy_dirs
+    return (
+        read_policy_directory(base),
+        read_policy_directory(over),
+        read_legacy_directory(paths.legacy_policy),
+    )
 
 
 def _compare(conversion: Conversion, arguments: argparse.Namespace, client: Client) -> None:
@@ -138,14 +147,12 @@ def _check(paths: Paths, conversion: Conversion) -> None:
     Raises:
         CaissonError: it is not what was planned.
     """
-    from caisson.policy import BrokenPolicy
+    from caisson.policy import parse_policy
     from caisson.policy.legacy import same_rules
-    from caisson.store.policy_files import load_policy
 
-    now = load_policy(paths)
-    if isinstance(now, BrokenPolicy) or not same_rules(now, conversion.after):
+    if not same_rules(parse_policy(*_read(paths)), conversion.after):
         raise CaissonError(
-            "the policy is not what it should be now, so everything is put back",
+            "the policy is not what it should be now",
             hint="somebody changed policy files meanwhile: try again",
         )
 

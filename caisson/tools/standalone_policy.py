@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,12 @@ class _Elsewhere(Paths):
     def policy_dirs(self) -> tuple[Path, Path]:
         """The directories that were named, or the instance's."""
         return self.directories or super().policy_dirs
+
+    @property
+    def grants(self) -> Path:
+        """What the instance grants for a while is no part of another policy."""
+        granted = super().grants
+        return granted if self.directories is None else Path(os.devnull) / granted.name
 
 
 class Standalone:

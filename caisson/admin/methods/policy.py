@@ -18,6 +18,7 @@ from caisson.admin.methods.text import listing
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
 from caisson.errors import CaissonError, NotImplementedHereError, PolicyRequestError
 from caisson.names import DOM0, ServiceArgument, ServiceName, shown
+from caisson.qrexec.evaluating import Kind
 from caisson.store.policy_directory import Changed, PolicyFile, Token
 from caisson.store.policy_store import PolicyStore
 from caisson.store.registered_arguments import FILE as REGISTERED
@@ -245,6 +246,39 @@ async def register(call: Call) -> None:
             target=caller,
         ),
     )
+
+
+@method(
+    "policy.EvalSimple",
+    to=To.ADMIN,
+    argument=Text.REQUIRED,
+    payload=Text.REQUIRED,
+    scope=Scope.POLICY,
+    help="Tell whether the policy would allow a call of a service (the argument, `SERVICE` or"
+    " `SERVICE+ARGUMENT`), if asked-for people said yes. Payload: source, a NUL, target.",
+)
+async def evaluate(call: Call) -> bytes:
+    """Tell one bit of the policy."""
+    return _evaluated(call, Kind.SIMPLE)
+
+
+@method(
+    "policy.EvalGUI",
+    to=To.ADMIN,
+    argument=Text.REQUIRED,
+    payload=Text.REQUIRED,
+    scope=Scope.POLICY,
+    help="As `policy.EvalSimple`, about qubes that have the tag `guivm-CALLER`; of others it is"
+    " always denied.",
+)
+async def evaluate_for_gui(call: Call) -> bytes:
+    """Tell one bit of the policy to the GUI qube of those that it is about."""
+    return _evaluated(call, Kind.GUI)
+
+
+def _evaluated(call: Call, kind: Kind) -> bytes:
+    caller, payload = call.origin.name, call.untrusted_payload
+    return call.services.evaluate(kind, call.untrusted_argument, caller, payload)
 
 
 def _service(untrusted: str) -> ServiceName:
