@@ -68,6 +68,21 @@ _caisson_words['caisson export-qubes-xml']='@files'
 _caisson_values['caisson version --root']='@directories'
 _caisson_options['caisson version']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_options['caisson']='--help --quiet --root --verbose --version -h -q -v'
+_caisson_values['qrexec-legacy-convert --root']='@directories'
+_caisson_values['qrexec-legacy-convert --system-info']='@files'
+_caisson_options['qrexec-legacy-convert']='--dry-run --help --quiet --root --system-info --verbose --version --yes -h -n -q -v -y'
+_caisson_values['qrexec-policy-daemon --root']='@directories'
+_caisson_values['qrexec-policy-daemon --policy-path']='@directories'
+_caisson_values['qrexec-policy-daemon --system-info']='@files'
+_caisson_values['qrexec-policy-daemon --socket-path']=''
+_caisson_values['qrexec-policy-daemon --eval-socket-path']=''
+_caisson_values['qrexec-policy-daemon --gui-socket-path']=''
+_caisson_options['qrexec-policy-daemon']='--eval-socket-path --gui-socket-path --help --policy-path --quiet --root --socket-path --system-info --verbose --version -h -q -v'
+_caisson_values['qrexec-policy-exec --root']='@directories'
+_caisson_values['qrexec-policy-exec --path']='@directories'
+_caisson_values['qrexec-policy-exec --system-info']='@files'
+_caisson_options['qrexec-policy-exec']='--assume-yes-for-ask --help --just-evaluate --path --quiet --root --system-info --verbose --version -h -q -v'
+_caisson_words['qrexec-policy-exec']='@qubes|||...'
 _caisson_values['qrexec-policy-graph --root']='@directories'
 _caisson_values['qrexec-policy-graph --policy-dir']='@directories'
 _caisson_values['qrexec-policy-graph --system-info']='@files'
@@ -459,4 +474,4 @@ _caisson() {
   fi
 }
 
-complete -F _caisson caisson qrexec-policy-graph qubes-policy qubes-policy-editor qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume
+complete -F _caisson caisson qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume
