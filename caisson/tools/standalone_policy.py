@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from caisson.qrexec.advising import Adviser, Situation
 
 _MOST_DIRECTORIES = 2
+_NO_GRANTS = Path("/proc/0/grants.json")
+"""There is no process of that number, so no such file either."""
 
 
 def add_system_info(made: argparse.ArgumentParser) -> None:
@@ -45,8 +46,7 @@ class _Elsewhere(Paths):
     @property
     def grants(self) -> Path:
         """What the instance grants for a while is no part of another policy."""
-        granted = super().grants
-        return granted if self.directories is None else Path(os.devnull) / granted.name
+        return super().grants if self.directories is None else _NO_GRANTS
 
 
 class Standalone:

@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from broker_rig import PATIENCE, broker_rig, exchange, info, policy_query, prompt_agent
 
+from caisson.paths import Paths
+from caisson.policy.grants import Grant
+from caisson.store.grants import GrantFile
+
 BIN = Path(sys.executable).parent
 POLICY = """\
 my.Allowed  *  work  @anyvm  allow  user=root
@@ -66,6 +70,21 @@ def test_questions_can_be_taken_for_a_yes_or_left_out(apart: Path):
     code, out, _ = execute(apart, *here(apart), "--assume-yes-for-ask", *asked)
     assert (code, "target=vault\n" in out) == (0, True)
     assert execute(apart, *here(apart), "--just-evaluate", *asked) == DENIED
+
+
+def test_a_grant_is_no_part_of_another_policy(apart: Path):
+    """What holds for a while counts where the instance's own policy is evaluated."""
+    paths = Paths(apart)
+    (apart / "etc/qubes").mkdir(parents=True)
+    (apart / "policy.d").rename(paths.policy_dirs[1])
+    paths.policy_dirs[0].mkdir(parents=True)
+    source, target = (f"uuid:{info(name)['uuid']}" for name in ("work", "vault"))
+    file = GrantFile(paths)
+    expires = file.clock.now() + 600 * 10**9
+    file.write([Grant("grant-0123abcd", "my.Denied", "*", source, target, expires)])
+    asked = ("--system-info", str(apart / "system.json"), "work", "vault", "my.Denied")
+    assert execute(apart, *asked)[0] == 0
+    assert execute(apart, "--path", str(paths.policy_dirs[1]), *asked) == DENIED
 
 
 def test_verbose_says_which_rule_decided(apart: Path):
