@@ -233,6 +233,7 @@ class PolicyError(CaissonError):
         file: the policy file; None where the error is not about one.
         line: its line, counted from 1; None where the error is about the whole file.
         column: the column, counted from 1.
+        text: that line as it is written; None where it is not at hand.
     """
 
     def __init__(
@@ -243,10 +244,54 @@ class PolicyError(CaissonError):
         file: str | None = None,
         line: int | None = None,
         column: int | None = None,
+        text: str | None = None,
     ) -> None:
         place = ":".join(str(part) for part in (file, line, column) if part is not None)
         super().__init__(f"{place}: {message}" if place else message, hint)
         self.file, self.line, self.column = file, line, column
+        self.text = text
+
+
+class PolicyAdminError(CaissonError):
+    """The policy files cannot be read or changed as asked (sheet `qrexec`, section 4.4)."""
+
+    wire_name = "PolicyAdminException"
+
+
+class PolicyTokenError(PolicyAdminError):
+    """The file is not what the caller took it for: somebody else changed it meanwhile."""
+
+    wire_name = "PolicyAdminTokenException"
+
+
+class PolicyFileNotFoundError(PolicyAdminError):
+    """There is no policy file of that name."""
+
+    wire_name = "PolicyAdminFileNotFoundException"
+
+
+class PolicyRequestError(PolicyAdminError):
+    """A malformed request about policy files."""
+
+    wire_name = "PolicyAdminProtocolException"
+
+
+class PolicySyntaxError(PolicyAdminError):
+    """The policy would not load with the change."""
+
+    wire_name = "PolicyAdminSyntaxException"
+
+
+class InvalidPolicyNameError(PolicyAdminError):
+    """A name that policy files may not have."""
+
+    wire_name = "PolicyAdminInvalidFileNameException"
+
+
+class InvalidPolicyPathError(PolicyAdminError):
+    """Under that name there is no plain file of the policy directory."""
+
+    wire_name = "PolicyAdminInvalidFilePathException"
 
 
 class DaemonError(CaissonError):

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 from caisson.errors import (
     CaissonError,
     InvalidLabelError,
+    InvalidPolicyNameError,
     InvalidTagError,
     ProtocolError,
     ValueRefusedError,
@@ -167,6 +168,16 @@ class UserName(Name):
     pattern = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+,.-]*")
     expected = "use letters, digits, `_`, `+`, `,`, `.` and `-`"
     longest = 32
+
+
+class PolicyFileName(Name):
+    """The name of a policy file without `.policy`, or of an included file."""
+
+    what = "policy file name"
+    pattern = re.compile(r"[A-Za-z0-9_-]+")
+    expected = "use letters, digits, `_` and `-`; leave out `.policy`"
+    longest = 128
+    refusal = InvalidPolicyNameError
 
 
 class LayerId(Name):

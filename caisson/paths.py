@@ -108,6 +108,26 @@ class Paths:
         return self.broker / "dom0" / "qrexec"
 
     @property
+    def policy_socket(self) -> Path:
+        """Where programs ask for decisions; a link to one of the broker's sockets."""
+        return self.run / "policy.sock"
+
+    @property
+    def policy_sockets(self) -> Path:
+        """The broker's sockets for decisions: `policy`, `eval-simple` and `eval-gui`."""
+        return self.broker / "policy"
+
+    @property
+    def services(self) -> Path:
+        """The services of the admin qube."""
+        return self.root / "etc/qubes-rpc"
+
+    @property
+    def legacy_policy(self) -> Path:
+        """Policy in the old format, a file a service."""
+        return self.services / "policy"
+
+    @property
     def prompt_agent(self) -> Path:
         """The socket of the person's prompt agent."""
         return self.run / "prompt" / "policy-agent.sock"
@@ -126,6 +146,11 @@ class Paths:
     def policy_dirs(self) -> tuple[Path, Path]:
         """Policy directories, the one that wins first."""
         return (self.run / "policy.d", self.etc / "policy.d")
+
+    @property
+    def grants(self) -> Path:
+        """The permissions that hold for a while."""
+        return self.run / "grants/grants.json"
 
 
 # What ships with the program, beside the package: in a checkout and in an installation alike.

@@ -22,16 +22,21 @@ KINDS = {
     "VMNAME": "@qubes",
     "VMNAME,…": "@qubes",
     "SOURCE": "@qubes",
+    "TARGET": "@qubes",
     "DEST": "@qubes",
     "VMNAME:VOLUME": "@volumes",
     "POOL": "@pools",
     "DRIVER": "@drivers",
     "SERVICE": "@services",
+    # What qubes ask of each other; `SERVICE` above are services that run inside of one.
+    "SERVICE[+ARG]": "qubes.Filecopy qubes.Gpg qubes.OpenInVM qubes.OpenURL qubes.StartApp+ "
+    "qubes.VMExec qubes.VMShell",
     "VMNAME COMMAND [ARGS …]": "@qubes",
     "PROPERTY": "@properties",
     "FEATURE": "@features",
     "TAG": "@tags",
     "RECIPE": "@recipes",
+    "POLICY": "@policies",
     "FILE": "@files",
     "DIR": "@directories",
     "LABEL": "red orange yellow green gray blue purple black",
@@ -65,6 +70,7 @@ _caisson_known() {
     @pools) qvm-pool list | tail -n +2 | cut -d ' ' -f 1 ;;
     @drivers) qvm-pool drivers | tail -n +2 | cut -d ' ' -f 1 ;;
     @recipes) caisson template list ;;
+    @policies) qubes-policy --list ;;
     '@qubes none') qvm-ls --raw-list; echo none ;;
     @value) _caisson_known "${_caisson_properties[${4//-/_}]-}" "$2" "$3" ;;
     *) printf '%s\\n' $1 ;;

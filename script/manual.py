@@ -270,6 +270,10 @@ def _manual_actions(command: Command) -> Iterator[str]:
         yield _roff(_sentence(action.purpose))
         for entry in _own(action):
             yield from _manual_entry(entry)
+        for text in (action.notes, action.exit_codes):
+            if text:
+                yield ".PP"
+                yield _roff(_sentence(" ".join(text)))
 
 
 def _own(action: Command) -> Iterator[Entry]:

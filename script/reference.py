@@ -20,7 +20,10 @@ from caisson.model.property import Property
 TOP = Path(__file__).resolve().parent.parent
 POLICY = Path("policy.d/90-admin-default.policy")
 INCLUDES = Path("policy.d/include")
-SCOPES = (Scope.GLOBAL, Scope.LOCAL)
+SCOPES = (Scope.GLOBAL, Scope.LOCAL, Scope.POLICY)
+# One is called on the qube that shall call back, so its rules name two qubes; the others are
+# allowed for one service at a time. No include file speaks of them.
+RULED_APART = frozenset({"policy.EvalGUI", "policy.EvalSimple", "policy.RegisterArgument"})
 
 
 def include_file(method: Method) -> str:
@@ -36,10 +39,14 @@ def policy() -> str:
         "# do not edit. Put administrators into include/, finer rules into 30-user.policy.",
         "",
     ]
-    services = [m for m in sorted(METHODS.methods.values(), key=_by_name) if m.scope in SCOPES]
+    services = [m for m in sorted(METHODS.methods.values(), key=_by_name) if _is_included(m)]
     width = max(len(m.name) for m in services)
     lines += [f"!include-service {m.name:{width}} * include/{include_file(m)}" for m in services]
     return "\n".join(lines) + "\n"
+
+
+def _is_included(method: Method) -> bool:
+    return method.scope in SCOPES and method.name not in RULED_APART
 
 
 _SYSTEM = "mgmt @adminvm allow"
@@ -60,6 +67,12 @@ _ABOUT = {
         (_CREATED,),
     ),
     "admin-local-rwx": ("Who may change, start and stop single qubes.", (_CREATED,)),
+    "admin-policy-ro": ("Who may read the policy files.", (_SYSTEM,)),
+    "admin-policy-rwx": (
+        """Who may write the policy files: such a qube may give itself every other right.
+# To let a qube write one file only, name it in 30-user.policy: policy.Replace +50-web mgmt …""",
+        (_SYSTEM,),
+    ),
 }
 
 
@@ -96,6 +109,7 @@ _HEADINGS = (
     ("admin.label.", "Labels"),
     ("admin.backup.", "Backup"),
     ("admin.", "Everything else"),
+    ("policy.", "Policy files"),
     ("qubes.", "What qubes tell the admin qube"),
     ("internal.", "Internal socket"),
     ("caisson.", "Caisson's own, for the admin qube only"),
@@ -115,6 +129,8 @@ def admin_api() -> str:
         "One request a connection: `METHOD+ARGUMENT SOURCE name DESTINATION`, NUL, payload, EOF.",
         "`!` stands for required, `?` for optional, `-` for none.",
         "Policy names the file of `policy.d/include` that says who may call it; without, no qube.",
+        "`policy.*` answer qubes without a frame: the content on standard output; a refusal as",
+        "`CLASS MESSAGE` on standard error, with exit code 1.",
         "",
     ]
     methods = sorted(METHODS.methods.values(), key=_by_name)
@@ -133,7 +149,7 @@ def _method_table(methods: list[Method]) -> Iterator[str]:
     yield "| method | on | argument | payload | policy | what |"
     yield "|---|---|---|---|---|---|"
     for m in methods:
-        rules = f"`{include_file(m)}`" if m.scope in SCOPES else "-"
+        rules = f"`{include_file(m)}`" if _is_included(m) else "-"
         stream = " Answers with events." if isinstance(m.kind, Streams) else ""
         yield (
             f"| `{m.name}` | {_TO[m.to]} | {_PRESENCE[m.argument]} | {_PRESENCE[m.payload]} "

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import Final
 
 from admin_calls import Good, Seen, Step, like, ok, refused
-from admin_world import CONNECTED
+from admin_world import CONNECTED, POLICIES
 
 from caisson.names import DOM0
 
@@ -76,6 +77,13 @@ revisions_to_keep=1
 ephemeral=False
 is_outdated=False
 """
+_GRANT = b'{"source":"work","target":"@dispvm:base","service":"my.Service","seconds":600}'
+_GRANTED = (
+    rb'\[\{"id":"grant-[0-9a-f]{8}","service":"my.Service","argument":"\+","source":"work",'
+    rb'"target":"@dispvm:base","redirect":null,"user":null,"by":[0-9]+,"made":[0-9]+,'
+    rb'"seconds_left":(?:600|5[0-9]{2}),"missing":\[\],'
+    rb'"rule":"my.Service \+ uuid:[0-9a-f-]{36} @dispvm:uuid:[0-9a-f-]{36} allow"\}\]'
+)
 _SYSTEM_INFO = (
     rb'\{"domains":\{"dom0":\{.*\},"work":\{.*'
     rb'"far":\{"internal":null,"tags":\["created-by-dom0"\],"type":"RemoteVM",'
@@ -132,6 +140,11 @@ def _device(devclass: str) -> Mapping[str, Good]:
             ),
         }.items()
     }
+
+
+def _policy(name: str) -> bytes:
+    content = POLICIES[name]
+    return ok(f"sha256:{sha256(content).hexdigest()}\n".encode() + content)
 
 
 GOOD: Final[Mapping[str, Good]] = {
@@ -367,9 +380,66 @@ GOOD: Final[Mapping[str, Good]] = {
     "admin.backup.Cancel": Good(
         refused("QubesException", "no backup of profile `daily`"), "daily", dest=DOM0
     ),
+    # --- policy files
+    "policy.List": Good(ok(b"30-user\n50-more\n"), dest=DOM0),
+    "policy.include.List": Good(ok(b"unused\nweb\n"), dest=DOM0),
+    "policy.Get": Good(_policy("30-user.policy"), "30-user", dest=DOM0),
+    "policy.include.Get": Good(_policy("include/web"), "web", dest=DOM0),
+    "policy.Replace": Good(
+        ok(),
+        "40-new",
+        b"new\nmy.Other + work base deny\n",
+        DOM0,
+        seen=(Seen("policy.Get+40-new", like(rb"sha256:[0-9a-f]{64}\nmy.Other .*\n"), DOM0),),
+    ),
+    "policy.include.Replace": Good(
+        ok(),
+        "web",
+        b"any\nwork base deny\n",
+        DOM0,
+        seen=(Seen("policy.include.Get+web", like(rb"sha256:.*\nwork base deny\n"), DOM0),),
+    ),
+    "policy.Remove": Good(
+        ok(), "50-more", b"any", DOM0, seen=(Seen("policy.List", ok(b"30-user\n"), DOM0),)
+    ),
+    "policy.include.Remove": Good(
+        ok(), "unused", b"any", DOM0, seen=(Seen("policy.include.List", ok(b"web\n"), DOM0),)
+    ),
+    "policy.GetFiles": Good(ok(b"30-user\n"), "my.Service", dest=DOM0),
+    "policy.EvalSimple": Good(ok(b"result=allow\n"), "my.Service+x", b"work\0base", DOM0),
+    "policy.EvalGUI": Good(ok(b"result=deny\n"), "my.Service", b"work\0base", DOM0),
+    "policy.RegisterArgument": Good(
+        ok(),
+        "my.Back",
+        b"key-1",
+        source="tpl",
+        seen=(
+            Seen(
+                "policy.Get+60-registered-arguments",
+                like(rb".*\nmy.Back \+key-1 work (tpl|mgmt) allow\n"),
+                DOM0,
+            ),
+        ),
+    ),
     # --- our own, and the other sockets
     "caisson.doctor": Good(
         ok(b'[{"name":"moon","ok":false,"detail":"is new","remedy":"wait"}]'), dest=DOM0
+    ),
+    "caisson.policy.Grant": Good(
+        like(rb"grant-[0-9a-f]{8}"),
+        payload=_GRANT,
+        dest=DOM0,
+        seen=(Seen("caisson.policy.Grants", like(_GRANTED), DOM0),),
+    ),
+    "caisson.policy.Grants": Good(
+        like(_GRANTED), dest=DOM0, before=(Step("caisson.policy.Grant", DOM0, _GRANT),)
+    ),
+    "caisson.policy.Revoke": Good(
+        like(rb"grant-[0-9a-f]{8}\n"),
+        "all",
+        dest=DOM0,
+        before=(Step("caisson.policy.Grant", DOM0, _GRANT),),
+        seen=(Seen("caisson.policy.Grants", ok(b"[]"), DOM0),),
     ),
     "caisson.system.Export": Good(like(rb"<\?xml .*<qubes version=.*</qubes>\n"), dest=DOM0),
     "caisson.template.List": Good(ok(b"trixie\n"), dest=DOM0),

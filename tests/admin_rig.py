@@ -21,10 +21,12 @@ from caisson.lifecycle import Qubes
 from caisson.model import Host, System
 from caisson.names import QubeName
 from caisson.network import Network
-from caisson.qrexec import AdminCalls, Judge, Rules
+from caisson.qrexec import AdminCalls, Judge, Rules, evaluating
 from caisson.qrexec.admin_calls import Serve
 from caisson.storage import Pool
 from caisson.store import Store
+from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 
 def exception(frame: bytes) -> str:
@@ -56,6 +58,11 @@ class Session:
         self.client = client
         self.stdin, self.stdout, self.stderr = descriptors
 
+    def write(self, payload: bytes) -> asyncio.Task[None]:
+        """Write the payload, as far as it is read, and end it, while other things go on."""
+        descriptor, self.stdin = self.stdin, -1
+        return asyncio.create_task(asyncio.to_thread(_write_all, descriptor, payload))
+
     def end_input(self) -> None:
         """Say that the payload is complete."""
         if self.stdin >= 0:
@@ -81,6 +88,13 @@ class Session:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self.client.close()
+
+
+def _write_all(descriptor: int, payload: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb", 0) as file:
+        rest = memoryview(payload)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 async def _read(descriptor: int, count: int = 0) -> bytes:
@@ -128,9 +142,10 @@ class AdminRig:
             client.close()
             return Answer(verdict)
         session = Session(client, descriptors)
-        os.write(session.stdin, payload)
-        session.end_input()
-        return await session.finish()
+        writing = session.write(payload)
+        answer = await session.finish()
+        await writing
+        return answer
 
     async def end_qubesd(self) -> None:
         """End the serving half of qubesd, as its end ends it."""
@@ -186,18 +201,27 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
         paths.state.mkdir(parents=True, exist_ok=True)
         store = Store.open(paths.database)
         system = System(Host())
+        pool = Pool(paths.pool)
         qubes = Qubes(
             system,
             store,
             engine=MemoryEngine(),
             network=Network(paths.instance),
-            pool=Pool(paths.pool),
+            pool=pool,
             door=rig.link,
             qube_files=paths.state,
             tasks=tasks,
         )
-        extensions = Extensions.load(Core(qubes, Judge(Rules(paths), rig.link.known)))
-        responder = Responder(extensions, Services())
+        judge = Judge(Rules(paths), rig.link.known)
+        extensions = Extensions.load(Core(qubes, judge))
+        services = Services(
+            grants=GrantFile(paths),
+            evaluate=lambda kind, about, caller, payload: evaluating.answer(
+                kind, about, caller, payload, judge.now()
+            ),
+            policies=PolicyStore(paths),
+        )
+        responder = Responder(extensions, services)
         server, piped = AdminServer(responder, paths), PipedCalls(responder)
         server.bind()
         await rig.link.replace(system.info(qubes.state_of))
@@ -224,3 +248,4 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             sockets.cancel()
             await daemon.end_qubesd()
             store.close()
+            await asyncio.to_thread(pool.close)  # its directory goes next

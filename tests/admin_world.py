@@ -19,14 +19,29 @@ from caisson.admin.methods import METHODS
 from caisson.admin.registry import Door, Streams
 from caisson.findings import Finding
 from caisson.paths import Paths
+from caisson.policy import SystemInfo, parse_policy
+from caisson.qrexec.evaluating import Kind, answer
+from caisson.qrexec.judging import View
+from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 CONNECTED = b"1\0\0connection-established\0\0"
 BLANKET = "* * {} * allow target=dom0\n* * {} @adminvm allow\n"
 """Everything, for one source: what remains are the barriers that no policy opens."""
-ANNOUNCE = "".join(
-    f"qubes.{service} * tpl @adminvm allow\n"
-    for service in ("FeaturesRequest", "NotifyTools", "NotifyUpdates")
+ANNOUNCE = (
+    "".join(
+        f"qubes.{service} * tpl @adminvm allow\n"
+        for service in ("FeaturesRequest", "NotifyTools", "NotifyUpdates")
+    )
+    + "policy.RegisterArgument * tpl work allow target=dom0\n"
 )
+POLICIES = {
+    "30-user.policy": b"my.Service * work base allow\n!include-service my.Web * include/web\n",
+    "50-more.policy": b"# Nothing yet.\n",
+    "include/web": b"work base ask\n",
+    "include/unused": b"# Nobody.\n",
+}
+"""The policy files of the instance; who may call what is another policy, the daemon's."""
 
 _LAID_OUT = (
     ("admin.vm.Create.TemplateVM", "dom0", b"name=other label=gray"),
@@ -59,7 +74,7 @@ async def _examined() -> tuple[Finding, ...]:
     return (Finding("moon", ok=False, detail="is new", remedy="wait"),)
 
 
-def _services() -> Services:
+def _services(paths: Paths) -> Services:
     return Services(
         layer_usage=lambda _layer: 7,
         pool_space=lambda pool: (1000, 10) if pool == "varlibqubes" else None,
@@ -67,7 +82,15 @@ def _services() -> Services:
         doctor=_examined,
         build_template=_build,
         recipes=("trixie",),
+        grants=GrantFile(paths),
+        evaluate=_evaluate,
+        policies=PolicyStore(paths),
     )
+
+
+def _evaluate(kind: Kind, about: str, caller: str, payload: bytes) -> bytes:
+    known = SystemInfo.from_dict({name: {"type": "AppVM"} for name in ("work", "base")})
+    return answer(kind, about, caller, payload, View(parse_policy(POLICIES), known))
 
 
 def _copy(laid_out: Path, root: Path) -> None:
@@ -99,9 +122,13 @@ async def world_daemon(root: Path, *, policy: str = ANNOUNCE) -> AsyncIterator[D
                 await daemon.ok(method, dest, payload)
         being_laid_out.rename(laid_out)
     _copy(laid_out, root)
+    for name, content in POLICIES.items():
+        path = Paths(root).etc / "policy.d" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     announced = {"tpl": {"features-request/os": "Linux"}, "mgmt": {"features-request/os": "Linux"}}
     async with running_daemon(
-        root, services=_services(), policy=policy, announced=announced
+        root, services=_services(Paths(root)), policy=policy, announced=announced
     ) as daemon:
         yield daemon
 
@@ -146,12 +173,19 @@ async def exchange(
 
 
 def dump(daemon: Daemon) -> dict[str, Any]:
-    """All that the model and the lifecycle hold, as plain values."""
+    """All that the model, the lifecycle, the policy files and the grants hold, as plain values."""
     system = daemon.qubes.system
+    policies = daemon.paths.etc / "policy.d"
     return {
+        "policies": {
+            str(path.relative_to(policies)): path.read_bytes()
+            for path in policies.rglob("*")
+            if path.is_file()
+        },
         "globals": dict(system.stored(None)),
         "labels": dict(system.labels),
         "pools": dict(system.pools),
+        "grants": GrantFile(daemon.paths).read(),
         "qubes": {
             str(qube.name): {
                 "facts": (str(qube.uuid), qube.klass.value, qube.qid),

@@ -27,6 +27,7 @@ from caisson.errors import CaissonError, QubeError
 from caisson.names import QubeName
 from caisson.paths import Paths
 from caisson.qrexec import BrokerLink, Operation
+from caisson.qrexec.link import address
 
 REPORT = b'{"barriers":{"seccomp":{"up":true,"detail":""}},"version":"test"}'
 PATIENCE = 15.0
@@ -371,6 +372,35 @@ async def prompt_agent(
             never.set()
 
 
+async def exchange(path: Path, request: bytes, *, end: bool = False) -> bytes:
+    """What a stream socket answers to a request, to its end.
+
+    Args:
+        path: the socket.
+        request: what is sent.
+        end: say by end of file that it is all.
+    """
+    reader, writer = await asyncio.open_unix_connection(address(path))
+    try:
+        with contextlib.suppress(ConnectionError):
+            writer.write(request)
+            await writer.drain()
+            if end:
+                writer.write_eof()
+        async with asyncio.timeout(PATIENCE):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+def policy_query(service: str, target: str = "vault", source: str = "work", **more: str) -> bytes:
+    """A request to the policy socket, with the empty line that ends it."""
+    values = {"source": source, "intended_target": target, "service_and_arg": service} | more
+    return "".join(f"{key}={value}\n" for key, value in values.items()).encode() + b"\n"
+
+
 __all__ = [
     "Agent",
     "CaissonError",
@@ -378,8 +408,10 @@ __all__ = [
     "Rig",
     "Service",
     "broker_rig",
+    "exchange",
     "info",
     "listening",
+    "policy_query",
     "prompt_agent",
     "until",
 ]

@@ -40,10 +40,12 @@ class Scope(Enum):
 
     `GLOBAL`, `LOCAL` and `MISC` are services that qubes may call where the policy allows it;
     `TRUSTED` and `INTERNAL` methods are for the admin qube alone, whatever the policy says.
+    To qubes, `POLICY` services answer without the frame of the Admin API (`piped`).
     """
 
     GLOBAL = "global"
     LOCAL = "local"
+    POLICY = "policy"
     TRUSTED = "trusted"
     INTERNAL = "internal"
     MISC = "misc"
@@ -86,6 +88,8 @@ class Call:
     Attributes:
         shows: what of a list, of a stream of events, or of several values the caller may see; None
             for all.
+        uid: the user of the machine who calls; None where a qube does.
+        warnings: what a person should be told beside the answer.
     """
 
     qubes: Qubes
@@ -97,6 +101,12 @@ class Call:
     untrusted_argument: str
     untrusted_payload: bytes
     shows: Filter | None
+    uid: int | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Tell a person something beside the answer, where the way of the call has room for it."""
+        self.warnings.append(text)
 
     async def commit(self, change: Change) -> None:
         """Make a planned change real, if the caller has the right to bring it about.
@@ -203,7 +213,12 @@ class Registry:
         return method
 
     def call(
-        self, services: Services, extensions: Extensions, request: Request, door: Door
+        self,
+        services: Services,
+        extensions: Extensions,
+        request: Request,
+        door: Door,
+        uid: int | None = None,
     ) -> Call:
         """Turn a request into a call that its caller may make.
 
@@ -212,6 +227,7 @@ class Registry:
             extensions: asked whether the caller may make the call.
             request: the request as it came.
             door: the way it came.
+            uid: the user of the machine who sent it; None where a qube did.
 
         Raises:
             ProtocolError: there is no such method, or it is not called like that.
@@ -235,6 +251,7 @@ class Registry:
             request.untrusted_argument,
             request.untrusted_payload,
             _permitted(extensions, method, origin, destination, request.untrusted_argument),
+            uid,
         )
 
 

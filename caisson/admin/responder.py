@@ -8,7 +8,7 @@ from contextlib import (
     aclosing,
     nullcontext,
 )
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -26,8 +26,8 @@ from caisson.admin.registry import (
     Streams,
 )
 from caisson.admin.services import Services
-from caisson.errors import CaissonError, InternalError
-from caisson.ext import Extensions
+from caisson.errors import CaissonError, InternalError, ProtocolError
+from caisson.ext import Extensions, Question
 from caisson.model import Qube, System
 
 _log = structlog.get_logger()
@@ -35,6 +35,11 @@ _log = structlog.get_logger()
 
 class Caller(Protocol):
     """Who waits for a reply."""
+
+    @property
+    def uid(self) -> int | None:
+        """The user of the machine, by the kernel's word; None where a qube calls."""
+        ...
 
     async def send(self, frame: bytes) -> None:
         """Hand over one whole frame.
@@ -48,6 +53,13 @@ class Caller(Protocol):
     def attended(self) -> AbstractContextManager[None]:
         """Cancel the current task as soon as the caller is gone for good."""
         ...
+
+
+class Content(NamedTuple):
+    """An answer without a frame, and what a person should be told beside it."""
+
+    content: bytes
+    warnings: list[str]
 
 
 class Responder:
@@ -75,10 +87,10 @@ class Responder:
             method = METHODS.find(request, door)
             match method.kind:
                 case Answers(run):
-                    async with self._turn(method, request):
-                        reply = await _reply(run, self._call(request, door))
+                    done = await self._content(method, run, request, door, caller.uid)
+                    reply = wire.ok(done.content)
                 case Streams(run):
-                    call = self._call(request, door)
+                    call = self._call(request, door, caller.uid)
                     with self._streams.of(call.origin.name):
                         await _stream(run, call, caller, self._discretion(request))
                     return
@@ -86,15 +98,52 @@ class Responder:
             reply = wire.exception(self._discretion(request).error(error))
         await caller.send(reply)
 
+    async def content(self, request: wire.Request, door: Door) -> Content:
+        """Do what a request asks for; gives what it comes to without a frame.
+
+        Raises:
+            CaissonError: the refusal, as its caller may be told.
+        """
+        try:
+            method = METHODS.find(request, door)
+            if not isinstance(method.kind, Answers):
+                raise ProtocolError(f"method `{method.name}` has no single answer")
+            return await self._content(method, method.kind.run, request, door, None)
+        except CaissonError as error:
+            raise self._discretion(request).error(error) from None
+
+    def check(self, request: wire.Request, door: Door) -> None:
+        """Refuse early what the policy does not allow, before anything is spent on it.
+
+        Raises:
+            CaissonError: the refusal, as its caller may be told.
+        """
+        try:
+            method = METHODS.find(request, door)
+            system = self._extensions.core.system
+            origin = system.qube(request.untrusted_source)
+            destination = system.qube(request.untrusted_destination)
+            question = Question(origin, method.name, destination, request.untrusted_argument)
+            self._extensions.ask(question)
+        except CaissonError as error:
+            raise self._discretion(request).error(error) from None
+
+    async def _content(
+        self, method: Method, run: Answer, request: wire.Request, door: Door, uid: int | None
+    ) -> Content:
+        async with self._turn(method, request):
+            call = self._call(request, door, uid)
+            return Content(await _answer(run, call), call.warnings)
+
     def _turn(self, method: Method, request: wire.Request) -> AbstractAsyncContextManager[None]:
         if method.access is Access.EXECUTE:
             # It may wait for a qube to start or to stop, which must not keep the others waiting.
             return nullcontext()
         return self._turns.of(request.untrusted_source)
 
-    def _call(self, request: wire.Request, door: Door) -> Call:
+    def _call(self, request: wire.Request, door: Door, uid: int | None) -> Call:
         """The request as a call: judged when its turn has come, not before."""
-        return METHODS.call(self._services, self._extensions, request, door)
+        return METHODS.call(self._services, self._extensions, request, door, uid)
 
     def _discretion(self, request: wire.Request) -> Discretion:
         system = self._extensions.core.system
@@ -117,7 +166,7 @@ def _found(system: System, untrusted_reference: str) -> Qube | None:
         return None
 
 
-async def _reply(run: Answer, call: Call) -> bytes:
+async def _answer(run: Answer, call: Call) -> bytes:
     try:
         content = await run(call)
     except CaissonError:
@@ -126,7 +175,7 @@ async def _reply(run: Answer, call: Call) -> bytes:
         raise _bug(call, error) from error
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
-    return wire.ok(content or b"")
+    return content or b""
 
 
 async def _stream(run: Stream, call: Call, caller: Caller, discretion: Discretion) -> None:

@@ -26,6 +26,7 @@ from caisson.admin.registry import Door
 from caisson.admin.responder import Responder
 from caisson.errors import DaemonError, InternalError
 from caisson.paths import Paths
+from caisson.qrexec.link import peer_of
 
 _log = structlog.get_logger()
 
@@ -133,7 +134,7 @@ class AdminServer:
             async with asyncio.timeout(self._request_seconds):
                 while chunk := await loop.sock_recv(connection, _CHUNK):
                     untrusted += chunk
-                    if len(untrusted) > wire.LONGEST_REQUEST:
+                    if len(untrusted) > wire.longest_request(untrusted):
                         break
         if not untrusted:
             return None
@@ -150,6 +151,11 @@ class _Client:
 
     connection: socket.socket
     hangups: Hangups
+
+    @property
+    def uid(self) -> int:
+        """The user at the other end."""
+        return peer_of(self.connection)[1]
 
     async def send(self, frame: bytes) -> None:
         """Hand over one frame; the client has a while to read it."""
@@ -170,7 +176,9 @@ class _Client:
 def _received_at_once(connection: socket.socket, untrusted: bytearray) -> bool:
     """Read what is there; whether that is all, as it nearly always is: no timer needed then."""
     try:
-        while len(untrusted) <= wire.LONGEST_REQUEST and (chunk := connection.recv(_CHUNK)):
+        while len(untrusted) <= wire.longest_request(untrusted):
+            if not (chunk := connection.recv(_CHUNK)):
+                break
             untrusted += chunk
     except BlockingIOError:
         return False

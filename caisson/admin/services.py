@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from caisson.admin.copy_tokens import CopyTokens
 from caisson.errors import NotImplementedHereError
 from caisson.findings import Finding
 from caisson.names import shown
+from caisson.qrexec.evaluating import Kind
+from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 
 def _unmeasured(_layer: str) -> int:
@@ -21,6 +25,10 @@ def _unknown_space(_pool: str) -> tuple[int, int] | None:
 
 def _no_profiles(_name: str) -> bool:
     return False
+
+
+def _no_evaluation(kind: Kind, _argument: str, _caller: str, _payload: bytes) -> bytes:
+    raise NotImplementedHereError(f"this daemon has no `{kind}`")
 
 
 async def _nothing_to_check() -> Sequence[Finding]:
@@ -45,6 +53,11 @@ class Services:
         build_template: builds a template from a recipe and yields a line of progress at a time.
         recipes: names of the recipes that can be built.
         copies: the copies of volumes that were begun.
+        grants: where permissions for a while are kept; None where there are none.
+        evaluate: answers `policy.EvalSimple` and `policy.EvalGUI`: called with the service, its
+            argument, the caller and the payload, of which the last three are not checked yet.
+        policies: the policy files; None where there are none to serve.
+        policy_writing: held by whoever changes one of them.
     """
 
     layer_usage: Callable[[str], int] = _unmeasured
@@ -54,3 +67,7 @@ class Services:
     build_template: Callable[[str], AsyncGenerator[str, None]] = _no_recipes
     recipes: tuple[str, ...] = ()
     copies: CopyTokens = field(default_factory=CopyTokens)
+    grants: GrantFile | None = None
+    evaluate: Callable[[Kind, str, str, bytes], bytes] = _no_evaluation
+    policies: PolicyStore | None = None
+    policy_writing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -9,7 +9,10 @@ from caisson.errors import CaissonError, ProtocolError
 from caisson.names import shown
 
 LONGEST_REQUEST = 65_536
+LONGEST_POLICY_REQUEST = 1_049_600
+"""A policy file of 1 MiB (`caisson.store.policy_store.LARGEST`), its token and the header."""
 
+_POLICY = b"policy."
 _OK = b"0\0"
 _EVENT = b"1\0"
 _EXCEPTION = b"2\0"
@@ -29,14 +32,19 @@ class Request(NamedTuple):
     untrusted_payload: bytes
 
 
+def longest_request(untrusted: bytes | bytearray) -> int:
+    """How many bytes a request may have that begins like this."""
+    return LONGEST_POLICY_REQUEST if untrusted.startswith(_POLICY) else LONGEST_REQUEST
+
+
 def parse_request(untrusted: bytes) -> Request:
     """Split the bytes of one complete request.
 
     Raises:
         FramingError: the header is not one, or the request is too long.
     """
-    if len(untrusted) > LONGEST_REQUEST:
-        raise FramingError(f"request is longer than {LONGEST_REQUEST} bytes")
+    if len(untrusted) > (longest := longest_request(untrusted)):
+        raise FramingError(f"request is longer than {longest} bytes")
     untrusted_header, nul, untrusted_payload = untrusted.partition(b"\0")
     if not nul:
         raise FramingError("request header does not end in a NUL byte")
@@ -132,6 +140,20 @@ def parse_exception(body: bytes) -> CaissonError:
     return _error_class(name)(message, hint or None)
 
 
+def complaint(error: CaissonError) -> bytes:
+    """Return what a service without a frame says about a refusal: `CLASS MESSAGE`."""
+    return f"{error.wire_name} {error}\n".encode("utf-8", "backslashreplace")
+
+
+def parse_complaint(stderr: bytes) -> CaissonError | None:
+    """Return the error that a service without a frame told; None where it is none that we know."""
+    said = stderr.decode("utf-8", "backslashreplace").removesuffix("\n")
+    name, _, text = said.partition(" ")
+    found = _known_error(name)
+    message, _, hint = text.partition("\nhint: ")
+    return None if found is None else found(message, hint or None)
+
+
 def _filled(text: str, fields: tuple[str, ...]) -> str:
     try:
         return text % tuple(int(f) if f.isdigit() else f for f in fields)
@@ -140,14 +162,16 @@ def _filled(text: str, fields: tuple[str, ...]) -> str:
 
 
 def _error_class(name: str) -> type[CaissonError]:
+    return _known_error(name) or _named(name)
+
+
+def _known_error(name: str) -> type[CaissonError] | None:
     def below(klass: type[CaissonError]) -> Iterator[type[CaissonError]]:
         yield klass
         for sub in klass.__subclasses__():
             yield from below(sub)
 
-    return next(
-        (k for k in below(CaissonError) if k.__dict__.get("wire_name") == name), _named(name)
-    )
+    return next((k for k in below(CaissonError) if k.__dict__.get("wire_name") == name), None)
 
 
 def _named(name: str) -> type[CaissonError]:

@@ -27,9 +27,19 @@ from caisson.model.volumes import LAYERS
 from caisson.names import DOM0, QubeName
 from caisson.network import Network, remember_machine_root
 from caisson.paths import AGENT_BINARY, QUBE_SOURCE, Paths
-from caisson.qrexec import AdminCalls, BrokerLink, Judge, Operation, Rules, broker_user
+from caisson.qrexec import (
+    AdminCalls,
+    BrokerLink,
+    Judge,
+    Operation,
+    Rules,
+    broker_user,
+    evaluating,
+)
 from caisson.storage import Pool, debian_template, qube_files
 from caisson.store import Store, only_one
+from caisson.store.grants import GrantFile
+from caisson.store.policy_store import PolicyStore
 
 _log = structlog.get_logger("qubesd")
 _MIB = 1024 * 1024
@@ -103,6 +113,7 @@ async def _serve(
         qube_files=files,
         tasks=tasks,
     )
+    judge = Judge(Rules(paths), link.known)
     services = Services(
         layer_usage=pool.usage,
         pool_space=lambda name: pool.space() if name == LAYERS else None,
@@ -110,8 +121,13 @@ async def _serve(
         doctor=lambda: doctor.examine(paths, engine, network),
         build_template=lambda recipe: templates.build(qubes, pool, recipe),
         recipes=tuple(debian_template.recipes()),
+        grants=GrantFile(paths),
+        evaluate=lambda kind, about, caller, payload: evaluating.answer(
+            kind, about, caller, payload, judge.now()
+        ),
+        policies=PolicyStore(paths),
     )
-    extensions = Extensions.load(Core(qubes, Judge(Rules(paths), link.known)))
+    extensions = Extensions.load(Core(qubes, judge))
     responder = Responder(extensions, services)
     server = AdminServer(responder, paths)
     piped = PipedCalls(responder)

@@ -11,7 +11,7 @@ as much as one over a single qube.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, compress
 
@@ -66,11 +66,11 @@ class Index:
     """
 
     def __init__(
-        self, rules: tuple[Rule, ...], lowest: int = 0, tables: _Tables | None = None
+        self, rules: Sequence[Rule], lowest: int = 0, tables: _Tables | None = None
     ) -> None:
-        self.rules = rules
+        self.rules = tuple(rules)
         self._lowest = lowest
-        self._tables = _tables(rules, lowest) if tables is None else tables
+        self._tables = _tables(self.rules, lowest) if tables is None else tables
         self._view = _View(SystemInfo({}))
 
     def preceded_by(self, rules: tuple[Rule, ...]) -> Index:

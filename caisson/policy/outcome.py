@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from caisson.errors import ValueRefusedError
 from caisson.names import ServiceArgument, shown
+from caisson.policy.rules import Action
 from caisson.policy.syntax import Location
 
 
@@ -77,6 +78,7 @@ class Deny(msgspec.Struct, frozen=True):
     `notify`: tell the person. `text`: the reason, for people. `location`: the rule, if one did it.
     """
 
+    action: ClassVar[Action] = Action.DENY
     reason: Reason
     text: str
     notify: bool = True
@@ -107,6 +109,7 @@ class Allow(msgspec.Struct, frozen=True):
     For a RemoteVM target, `relay` is the qube that runs `service` in its place.
     """
 
+    action: ClassVar[Action] = Action.ALLOW
     target: str
     requested_target: str
     source: str
@@ -148,6 +151,7 @@ class Ask(msgspec.Struct, frozen=True, eq=False):
     `default_target` may be preselected; the caller's own wish never is.
     """
 
+    action: ClassVar[Action] = Action.ASK
     requested_target: str
     source: str
     location: Location

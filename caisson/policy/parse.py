@@ -128,11 +128,12 @@ def _decode(file: str, text: str | bytes) -> str:
             text = text.decode("utf-8")
         except UnicodeDecodeError as e:
             before = e.object[: e.start].decode("utf-8")
-            raise _error_at(file, before, "the file is not UTF-8") from None
+            after = e.object[e.start :].decode("utf-8", "replace")
+            raise _error_at(file, before, after, "the file is not UTF-8") from None
     text = _universal(text)
     if text.startswith("\ufeff"):
         raise _error_at(
-            file, "", "the file starts with a byte order mark", "save it as UTF-8 without one"
+            file, "", text, "the file starts with a byte order mark", "save it as UTF-8 without one"
         )
     return text
 
@@ -142,12 +143,15 @@ def _universal(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _error_at(file: str, before: str, message: str, hint: str | None = None) -> PolicyError:
-    """An error behind the text `before`."""
+def _error_at(
+    file: str, before: str, after: str, message: str, hint: str | None = None
+) -> PolicyError:
+    """An error between two halves of a file."""
     before = _universal(before)
     line = before.count("\n") + 1
-    column = len(before) - (before.rfind("\n") + 1) + 1
-    return PolicyError(message, hint, file=file, line=line, column=column)
+    begin = before[before.rfind("\n") + 1 :]
+    text = begin + re.split("[\r\n]", after[:LONGEST_LINE], maxsplit=1)[0]
+    return PolicyError(message, hint, file=file, line=line, column=len(begin) + 1, text=text)
 
 
 def _modernise(raw: str) -> str:
@@ -174,6 +178,7 @@ def _split(location: Location, raw: str) -> Line | None:
             file=location.file,
             line=location.line,
             column=match.start() + 1,
+            text=raw,
         )
     return Line(location, raw, tuple(raw.split()))
 

@@ -39,10 +39,20 @@ def _apply(rule: Rule, call: Call, rules: Sequence[Rule], domains: SystemInfo) -
 def speaks_of(rule: Rule, call: Call, domains: SystemInfo) -> bool:
     """Whether service, argument and source of a rule match."""
     return (
-        rule.service in (EVERY, call.request.service)
-        and rule.argument in (EVERY, call.request.argument)
+        matches_service(rule, call)
+        and matches_argument(rule, call)
         and matches_qube(rule.source, call.source.name, domains)
     )
+
+
+def matches_service(rule: Rule, call: Call) -> bool:
+    """Whether the SERVICE of a rule matches."""
+    return rule.service in (EVERY, call.request.service)
+
+
+def matches_argument(rule: Rule, call: Call) -> bool:
+    """Whether the ARGUMENT of a rule matches."""
+    return rule.argument in (EVERY, call.request.argument)
 
 
 def matches_qube(token: Token, name: str, domains: SystemInfo) -> bool:
@@ -103,7 +113,7 @@ def same_qube(one: str, other: str, domains: SystemInfo) -> bool:
 
 
 def _ask(rule: Rule, call: Call, rules: Sequence[Rule], domains: SystemInfo) -> Ask | Deny:
-    targets = {_normal(rule.redirect)} if rule.redirect else _offered(call, rules, domains)
+    targets = {_normal(rule.redirect)} if rule.redirect else offered(call, rules, domains)
     if not rule.autostart:
         targets = {target for target in targets if may_run(target, domains)}
     if not targets:
@@ -141,25 +151,42 @@ def _default(rule: Rule, call: Call) -> str | None:
     return _normal(rule.default_target)
 
 
-def _offered(call: Call, rules: Sequence[Rule], domains: SystemInfo) -> set[str]:
-    """What all rules together let this source pick for this service: first rule wins, so last."""
-    targets: set[str] = set()
+def offered(call: Call, rules: Sequence[Rule], domains: SystemInfo) -> set[str]:
+    """What all rules together let this source pick for this service."""
+    spoken = spoken_of(call, rules, domains)
+    targets = {target for target, rule in spoken.items() if rule.action is not Action.DENY}
+    targets = by_name(targets, call, domains) - {call.source.name}
+    return {target for target in targets if not is_internal(target, domains)}
+
+
+def spoken_of(call: Call, rules: Sequence[Rule], domains: SystemInfo) -> dict[str, Rule]:
+    """The targets that rules for this source and service speak of, each with the rule that counts.
+
+    The walk goes backwards, so that the first rule about a target wins.
+    """
+    found: dict[str, Rule] = {}
     for rule in reversed(rules):
         if speaks_of(rule, call, domains):
-            if rule.action is Action.DENY:
-                targets -= withdrawn(rule.target, domains)
-            else:
-                targets |= expand(rule.redirect or rule.target, domains)
+            found |= dict.fromkeys(mentioned(rule, domains), rule)
+    return found
+
+
+def mentioned(rule: Rule, domains: SystemInfo) -> set[str]:
+    """The targets that a rule offers or, if it denies, withdraws."""
+    if rule.action is Action.DENY:
+        return withdrawn(rule.target, domains)
+    return expand(rule.redirect or rule.target, domains)
+
+
+def by_name(targets: set[str], call: Call, domains: SystemInfo) -> set[str]:
+    """The same targets, with the qubes that the keywords among them mean for this caller."""
+    named = targets - {"@adminvm", "@dispvm"}
     if "@adminvm" in targets:
-        targets.remove("@adminvm")
-        targets |= {"dom0"} & set(domains.domains)
-    if "@dispvm" in targets:
-        targets.remove("@dispvm")
-        base = call.source.default_dispvm
-        if base and can_be_base(base, domains):
-            targets.add(f"@dispvm:{base}")
-    targets.discard(call.source.name)
-    return {target for target in targets if not _internal(target, domains)}
+        named |= {"dom0"} & set(domains.domains)
+    base = call.source.default_dispvm
+    if "@dispvm" in targets and base and can_be_base(base, domains):
+        named.add(f"@dispvm:{base}")
+    return named
 
 
 def expand(token: Token, domains: SystemInfo) -> set[str]:
@@ -202,6 +229,7 @@ def _disposables(bases: Sequence[Domain]) -> set[str]:
     return {f"@dispvm:{base.name}" for base in bases if base.template_for_dispvms}
 
 
-def _internal(target: str, domains: SystemInfo) -> bool:
+def is_internal(target: str, domains: SystemInfo) -> bool:
+    """Whether a target is hidden from lists."""
     qube = domains.find(target.removeprefix("@dispvm:"))
     return qube is not None and bool(qube.internal)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from caisson.errors import PolicyError
-from caisson.names import shown
+from caisson.errors import PolicyError, ValueRefusedError
+from caisson.names import ServiceArgument, ServiceName, shown
 from caisson.policy.outcome import Allow, Deny, Reason, Request
 from caisson.policy.rules import Rule
 from caisson.policy.system import Domain, SystemInfo
@@ -100,10 +100,15 @@ def _settle(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> str |
 
 
 def may_run(target: str, domains: SystemInfo) -> bool:
-    """Whether a call to `target` starts nothing: dom0, or a qube that is running."""
+    """Whether a call to `target` starts nothing: dom0, or a qube that is running.
+
+    Of a qube on another machine nobody knows that; its relay must not have to be started.
+    """
     if target == "dom0":
         return True
     qube = domains.find(target)
+    if qube is not None and qube.type == "RemoteVM":
+        qube = domains.find(qube.relayvm or "")
     return qube is not None and qube.power_state == _RUNNING
 
 
@@ -120,21 +125,49 @@ def _no_base(reference: str) -> str:
 def _relayed(
     call: Call, rule: Rule, target: str, remote: Domain, domains: SystemInfo
 ) -> Allow | Deny:
-    """A call to a qube on another machine goes to the transport service of its relay."""
+    """A call to a qube on another machine goes to the transport service of its relay.
+
+    The service is told the name of the remote qube, whatever the caller called it.
+    """
     relay = domains.find(remote.relayvm) if remote.relayvm else None
     if relay is None or not remote.transport_rpc:
-        return Deny(
-            Reason.RELAY,
-            f"`{remote.name}` has no relayvm or no transport_rpc ({rule.location})",
-            location=rule.location,
-        )
+        text = f"`{remote.name}` has no relayvm or no transport_rpc"
+    elif relay.type in ("AdminVM", "RemoteVM"):
+        text = f"`{relay.name}` cannot be a relay"
+    else:
+        return _through(relay, call, rule, target, remote)
+    return Deny(Reason.RELAY, f"{text} ({rule.location})", location=rule.location)
+
+
+def _through(relay: Domain, call: Call, rule: Rule, target: str, remote: Domain) -> Allow | Deny:
+    service = f"{remote.transport_rpc}+{remote.name}+{call.request.descriptor}"
+    try:
+        _check_service(service)
+    except ValueRefusedError as e:
+        text = f"`{remote.name}` cannot be told of the call: {e.message} ({rule.location})"
+        return Deny(Reason.RELAY, text, location=rule.location)
     return Allow(
         target=target,
         requested_target=str(call.target),
         source=call.source.name,
-        service=f"{remote.transport_rpc}+{remote.name}+{call.request.descriptor}",
+        service=service,
         location=rule.location,
         autostart=rule.autostart,
         notify=rule.notify,
         relay=relay.name,
     )
+
+
+def _check_service(descriptor: str) -> None:
+    """Check what a relay's agent would be told: `transport_rpc` is free text.
+
+    Raises:
+        ValueRefusedError: it is no service with an argument, or too long for one.
+    """
+    name, _, argument = descriptor.partition("+")
+    ServiceName.parse(name)
+    ServiceArgument.parse(argument)
+    if len(descriptor) > ServiceArgument.longest:
+        raise ValueRefusedError(
+            f"service and argument are longer than {ServiceArgument.longest} characters"
+        )

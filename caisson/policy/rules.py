@@ -69,6 +69,21 @@ class Rule(msgspec.Struct, frozen=True, gc=False):
             included_from,
         )
 
+    def __str__(self) -> str:
+        """The rule as a line of the new format; what is the default is left out."""
+        words = [self.service, self.argument, str(self.source), str(self.target), self.action]
+        if self.redirect is not None:
+            words.append(f"target={self.redirect}")
+        if self.default_target is not None:
+            words.append(f"default_target={self.default_target}")
+        if self.user is not None:
+            words.append(f"user={self.user}")
+        if not self.autostart:
+            words.append("autostart=no")
+        if self.notify is not (self.action is Action.DENY):
+            words.append(f"notify={'yes' if self.notify else 'no'}")
+        return " ".join(words)
+
 
 _KNOWN: Mapping[str, frozenset[Action]] = {
     "target": frozenset({Action.ALLOW, Action.ASK}),

@@ -53,6 +53,7 @@ class Line(msgspec.Struct, frozen=True):
             file=self.location.file,
             line=self.location.line,
             column=self.column(field),
+            text=self.text,
         )
 
 

@@ -132,6 +132,25 @@ class _Layers:
         return {key: domain for key, domain in whole.items() if domain is not None}
 
 
+def domains_of_json(text: bytes, where: str) -> dict[str, dict[str, Any]]:
+    """The value of `domains` in the JSON of `internal.GetSystemInfo`, as it came.
+
+    Args:
+        text: the JSON.
+        where: where it comes from, for the error.
+
+    Raises:
+        ValueRefusedError: it is not shaped like that.
+    """
+    try:
+        return msgspec.json.decode(text, type=dict[str, dict[str, dict[str, Any]]])["domains"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+        raise ValueRefusedError(
+            f"{where} is not system information: {error}",
+            hint='it has the form `{"domains": {NAME: {…}}}`, as `internal.GetSystemInfo` gives it',
+        ) from None
+
+
 def _by_uuid(domains: Iterable[Domain]) -> dict[str, Domain]:
     return {f"uuid:{domain.uuid}": domain for domain in domains if domain.uuid}
 

@@ -24,6 +24,23 @@ MOST_OF_ONE = 64
 
 _PREFIX = "admin."
 _OTHERS = frozenset({"qubes.FeaturesRequest", "qubes.NotifyTools", "qubes.NotifyUpdates"})
+POLICY_SERVICES = frozenset(
+    {
+        "policy.EvalGUI",
+        "policy.EvalSimple",
+        "policy.Get",
+        "policy.GetFiles",
+        "policy.List",
+        "policy.RegisterArgument",
+        "policy.Remove",
+        "policy.Replace",
+        "policy.include.Get",
+        "policy.include.List",
+        "policy.include.Remove",
+        "policy.include.Replace",
+    }
+)
+"""Services that answer with bytes of their own, not with frames of the Admin API."""
 
 TargetType = Literal["name", "keyword"]
 Target = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.:@-]{1,63}\Z")]
@@ -85,7 +102,7 @@ def read_done(message: bytes) -> Done:
 
 def for_qubesd(service: str) -> bool:
     """Whether qubesd serves the service; the admin qube has no other."""
-    return service.startswith(_PREFIX) or service in _OTHERS
+    return service.startswith(_PREFIX) or service in _OTHERS or service in POLICY_SERVICES
 
 
 def checked(handover: Handover) -> tuple[QubeName, ServiceName, ServiceArgument]:

@@ -13,19 +13,22 @@ from typing import Any
 
 import structlog
 
-from caisson.errors import CaissonError
+from caisson.errors import CaissonError, DaemonError
 from caisson.names import DOM0, QubeName
 from caisson.paths import Paths
 from caisson.qrexec import sparing, wire
 from caisson.qrexec.admin_messages import MOST_CALLS as MOST_TO_DAEMON
+from caisson.qrexec.advising import DESCRIPTORS, Adviser, Situation, Sockets
+from caisson.qrexec.answering import MOST_CONNECTIONS as MOST_ADVISED
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
-from caisson.qrexec.calls import Call, Ended
+from caisson.qrexec.calls import Call, CallError, Ended
 from caisson.qrexec.channel import Channel
 from caisson.qrexec.connecting import Connector
 from caisson.qrexec.daemon_link import DaemonLink
 from caisson.qrexec.daemon_services import DaemonServices
-from caisson.qrexec.deciding import Decider
+from caisson.qrexec.deciding import LINK_PATIENCE, Decider
+from caisson.qrexec.directories import GUI_SOCKET, POLICY_SOCKET, SIMPLE_SOCKET
 from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
 from caisson.qrexec.judging import Judge
 from caisson.qrexec.known import Known
@@ -67,7 +70,8 @@ class Broker:
         self._dom0 = Endpoint(self, DOM0, paths.dom0_socket, 0o660)
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
         most_to_daemon = min(MOST_TO_DAEMON, descriptors // 8)
-        self._budget = descriptors - most_to_daemon
+        most_advised = min(MOST_ADVISED, descriptors // 64)
+        self._budget = descriptors - most_to_daemon - DESCRIPTORS * most_advised
         self._connections = 0
         self._targets = Targets(self._link, self._endpoints, self._background)
         self._connector = Connector(
@@ -80,14 +84,25 @@ class Broker:
             still=lambda call: self._decider.still(call),  # noqa: PLW0108 - it is made below
             sweep_later=self._sweep_later,
         )
+        self._judge = Judge(self._rules, self._known)
+        person = Person(paths.prompt_agent, self._background)
+        self._advising = Adviser(self._situation, person, self._audit.write).servers(
+            Sockets(
+                paths.policy_sockets / POLICY_SOCKET,
+                paths.policy_sockets / SIMPLE_SOCKET,
+                paths.policy_sockets / GUI_SOCKET,
+            ),
+            self._spawn,
+            most_advised,
+        )
         self._decider = Decider(
             self._known,
-            Judge(self._rules, self._known),
+            self._judge,
             self._link,
             self._audit,
             self._endpoints,
             self._targets,
-            Person(paths.prompt_agent, self._background),
+            person,
             self._connector,
             self._spawn,
         )
@@ -116,6 +131,8 @@ class Broker:
         finally:
             for endpoint in (self._dom0, *self._endpoints.values()):
                 endpoint.close()
+            for server in self._advising:
+                server.close()
             self._audit.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -155,6 +172,7 @@ class Broker:
             self._audit.ready()
             self._rules.current()
             self._listen(self._dom0)
+            self._advise()
             wanted = set(snapshot.open)
             # A qube that ended and came back while the link was down has a new directory.
             for name, endpoint in tuple(self._endpoints.items()):
@@ -183,6 +201,26 @@ class Broker:
             _log.error("cannot listen for a qube", qube=endpoint.name, error=str(e))
             return False
         return True
+
+    def _advise(self) -> None:
+        for server in self._advising:
+            try:
+                server.listen()
+            except DaemonError as e:
+                _log.error("cannot listen for those who ask for decisions", error=str(e))
+
+    async def _situation(self) -> Situation:
+        """What is decided on for others, as for calls: with a log and a live link only."""
+        if not self._audit.ready():
+            raise CallError("the audit log cannot be written")
+        self._link.pump()
+        if not self._link.synced:
+            try:
+                async with asyncio.timeout(LINK_PATIENCE):
+                    await self._link.wait_synced()
+            except TimeoutError:
+                raise CallError("qubesd is not running") from None
+        return Situation(self._judge.now(), self._known.infos)
 
     def _close(self, name: str) -> None:
         endpoint = self._endpoints.pop(name, None)

@@ -36,6 +36,8 @@ class Ended(StrEnum):
     CALLER_GONE = "caller-gone"
     TARGET_GONE = "target-gone"
     BROKER_GONE = "broker-gone"
+    DECIDED = "decided"
+    """For a client of the policy socket, which makes the connection itself."""
 
 
 class CallError(Exception):
@@ -60,6 +62,7 @@ class Call:
         "identity",
         "malformed",
         "plus",
+        "relayed",
         "requested",
         "rule",
         "service",
@@ -81,12 +84,13 @@ class Call:
         self.source = source
         self.told_source = source
         self.allow: Allow | None = None
-        self.identity: str | None = None
+        self.identity: tuple[str | None, ...] = ()
         self.client = client
         self.uid = client.uid if client else 0
         self.service = ""
         self.argument = ""
         self.plus = "+"
+        self.relayed = ""
         self.command = ""
         self.requested = ""
         self.flags = ""
@@ -106,8 +110,8 @@ class Call:
 
     @property
     def descriptor(self) -> str:
-        """Service and argument, as the service will see them."""
-        return f"{self.service}{self.plus}{self.argument}"
+        """Service and argument, as the target's agent is told them."""
+        return self.relayed or f"{self.service}{self.plus}{self.argument}"
 
     def record(self, how: Ended, code: int | None, reason: str) -> dict[str, Any]:
         """The audit record."""
@@ -128,6 +132,9 @@ class Call:
         }
         if self.command:
             record["command"] = self.command
+        if self.relayed and self.allow is not None:
+            record["remote"] = self.allow.target
+            record["relayed"] = self.relayed
         if self.source == "dom0":
             record["uid"] = self.uid
         if reason:

@@ -14,7 +14,7 @@ import structlog
 
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import DOM0
-from caisson.policy import Allow, Ask, Decision, Deny
+from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
 from caisson.qrexec import admin_messages, wire
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
@@ -121,22 +121,21 @@ class Decider:
         """Go on with an allowed call; its way is synchronous if the target runs."""
         call.rule = allow.rule
         call.allow = allow
-        call.identity = identity(self._known.system, allow.target)
+        call.identity = _identities(self._known.system, allow)
         call.user = allow.user or ""
-        if allow.relay is not None:
-            self._connector.fail(call, "targets on other machines are not supported yet")
-            return
         if allow.target.startswith("@dispvm:"):
             call.decision = "allow"
             call.target = allow.target
             self._spawn(call, self._in_disposable(call, allow))
             return
-        target = self._known.system.find(allow.target)
+        target = self._known.system.find(allow.relay or allow.target)
         if target is None:
             self._connector.refuse(call, "the target does not exist")
             return
         call.target = target.name
-        if target.name == call.source:
+        if allow.relay is not None:
+            call.relayed = allow.service
+        elif target.name == call.source:
             call.decision = "deny"
             self._connector.end(
                 call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, "a qube cannot call itself"
@@ -144,7 +143,7 @@ class Decider:
             return
         call.decision = "allow"
         if allow.notify:
-            self._person.tell(call, "allow", call.target)
+            self._person.tell(call, "allow", allow.target if call.relayed else call.target)
         if target.name == DOM0:
             self._in_admin_qube(call, allow)
             return
@@ -218,21 +217,19 @@ class Decider:
             self._deny(call, ask.refuse())
             return
         self._link.pump()
-        again = self._judge(call) if self._link.synced else None
-        chosen = again.choose(answer.target) if isinstance(again, Ask) else again
         call.task = None
-        if chosen is None:
+        if not self._link.synced:
             self._connector.refuse(call, "qubesd went away")
-        elif identity(asked_of, answer.target) != identity(self._known.system, answer.target):
-            self._connector.refuse(call, "the chosen qube is not the one that was shown")
-        elif isinstance(chosen, Deny):
+            return
+        try:
+            chosen = after_answer(answer.target, self._judge(call), asked_of, self._known.system)
+        except CallError as e:
+            self._connector.refuse(call, str(e))
+            return
+        if isinstance(chosen, Deny):
             self._deny(call, chosen)
-        elif isinstance(chosen, Allow) and (
-            isinstance(again, Ask) or chosen.target == answer.target
-        ):
-            self._allowed(call, chosen)
         else:
-            self._connector.refuse(call, "the policy changed while the person was asked")
+            self._allowed(call, chosen)
 
     async def _in_started(self, call: Call, autostart: bool) -> None:
         """Start the target first; if it runs already, wait for its agent."""
@@ -258,12 +255,12 @@ class Decider:
             return True
         self._link.pump()
         system = self._known.system
-        if not self._link.synced or identity(system, allow.target) != call.identity:
+        if not self._link.synced or _identities(system, allow) != call.identity:
             return False
         again = self._judge(call)
         if isinstance(again, Ask) and call.answered_by is not None:
             again = again.choose(allow.target)
-        return isinstance(again, Allow) and (again.target, again.user) == (allow.target, allow.user)
+        return isinstance(again, Allow) and _way(again) == _way(allow)
 
     async def _in_disposable(self, call: Call, allow: Allow) -> None:
         """Run the call in a disposable of its own, which ends with the call."""
@@ -280,3 +277,35 @@ class Decider:
             return
         call.disposable = call.target = name
         await self._in_endpoint(call)
+
+
+def after_answer(target: str, again: Decision, then: SystemInfo, now: SystemInfo) -> Allow | Deny:
+    """What a person's pick leads to, by what is true after it.
+
+    Args:
+        target: what the person picked.
+        again: what the policy says of the call now.
+        then: what existed when the person was asked.
+        now: what exists now.
+
+    Raises:
+        CallError: the person picked something else than what this would be.
+    """
+    if identity(then, target) != identity(now, target):
+        raise CallError("the chosen qube is not the one that was shown")
+    if isinstance(again, Ask):
+        return again.choose(target)
+    if isinstance(again, Allow) and again.target != target:
+        raise CallError("the policy changed while the person was asked")
+    return again
+
+
+def _way(allow: Allow) -> tuple[str | None, ...]:
+    """Where an allowed call goes, and as what."""
+    return allow.target, allow.user, allow.relay, allow.service
+
+
+def _identities(system: SystemInfo, allow: Allow) -> tuple[str | None, ...]:
+    """Which qubes the target and its relay are: a name may pass to another qube."""
+    relay = (identity(system, allow.relay),) if allow.relay is not None else ()
+    return identity(system, allow.target), *relay

@@ -6,27 +6,36 @@
 | `run/qubes/broker/q` | root:broker | 0710 | other users of the machine cannot speak as a qube |
 | `run/qubes/broker/q/NAME` | broker | 0755 | the qube sees it, and connects from its own ids |
 | `run/qubes/broker/dom0` | broker:qubes | 2750 | calls of the admin qube |
+| `run/qubes/broker/policy` | broker:qubes | 2750 | programs of the admin qube ask for decisions |
 | `run/qubes/prompt` | broker:qubes | 2770 | members of `qubes` answer questions |
 | `var/log/qubes/audit` | broker:qubes | 2750 | the audit log, rotated by the broker |
 
 The parents stay with root, so that the broker can never put a link to elsewhere in their place.
+
+Programs look for the policy sockets where only root can make anything: there are links.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
 import stat
 from pathlib import Path
 
+import structlog
+
 from caisson.errors import CaissonError
 from caisson.names import QubeName
 from caisson.paths import Paths
 
+_log = structlog.get_logger("qubesd")
+
 DEFAULT_USER = "qubes-broker"
 GROUP = "qubes"
+POLICY_SOCKET, SIMPLE_SOCKET, GUI_SOCKET = "policy.sock", "eval-simple.sock", "eval-gui.sock"
 
 
 def broker_user(name: str = DEFAULT_USER) -> pwd.struct_passwd:
@@ -79,8 +88,44 @@ def prepare(paths: Paths, uid: int, gid: int) -> None:
     _make(paths.broker, 0, 0, 0o711)
     _make(paths.socket_dir(QubeName("x")).parent, 0, gid, 0o710)
     _make(paths.dom0_socket.parent, uid, group, 0o2750)
+    _make(paths.policy_sockets, uid, group, 0o2750)
     _make(paths.prompt_agent.parent, uid, group, 0o2770)
     _make(paths.audit.parent, uid, group, 0o2750)
+    for link, name in policy_links(paths).items():
+        try:
+            link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            lay_link(link, paths.policy_sockets / name)
+        except OSError as e:
+            # As where `/etc` cannot be written; no qube needs it.
+            _log.warning("no link to a policy socket", path=str(link), error=str(e))
+
+
+def policy_links(paths: Paths) -> dict[Path, str]:
+    """Where programs look for the policy sockets, and the socket's name in `policy_sockets`."""
+    return {
+        paths.policy_socket: POLICY_SOCKET,
+        paths.services / "policy.EvalSimple": SIMPLE_SOCKET,
+        paths.services / "policy.EvalGUI": GUI_SOCKET,
+    }
+
+
+def lay_link(link: Path, target: Path) -> None:
+    """Point a link at a socket, relative to it.
+
+    Raises:
+        OSError: it cannot be made, or something else than a link is there, which stays.
+    """
+    text = os.path.relpath(target, link.parent)
+    if link.is_symlink():
+        if os.readlink(link) == text:  # noqa: PTH115 - the text itself
+            return
+    elif link.exists():
+        raise FileExistsError(errno.EEXIST, "it is somebody else's, so it stays", str(link))
+    # At no moment is there nothing, or half of it.
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(text)
+    fresh.rename(link)
 
 
 def prepare_qube(paths: Paths, name: QubeName, uid: int, gid: int) -> Path:

@@ -32,16 +32,19 @@ class View:
 
     def __init__(self, policy: PolicySet | BrokenPolicy, system: SystemInfo) -> None:
         self._policy = policy
-        self._system = system
+        self.system = system
         self._allowed: dict[tuple[str, str, str, str], bool] = {}
 
     def is_of(self, policy: PolicySet | BrokenPolicy, system: SystemInfo) -> bool:
         """Whether it is a view of just these."""
-        return self._policy is policy and self._system is system
+        return self._policy is policy and self.system is system
 
-    def judge(self, source: str, service: str, argument: str, target: str) -> Decision:
-        """Decide one call, see `Judge.judge`."""
-        return decide(Request(service, f"+{argument}", source, target), self._policy, self._system)
+    def judge(
+        self, source: str, service: str, argument: str, target: str, requested_source: str = ""
+    ) -> Decision:
+        """Decide one call, see `Judge.judge`; `requested_source` as in `Request`."""
+        request = Request(service, f"+{argument}", source, target, requested_source)
+        return decide(request, self._policy, self.system)
 
     def allows(self, source: str, service: str, argument: str, target: str) -> bool:
         """Whether the call may reach the admin qube without a question.

@@ -86,6 +86,20 @@ def parse_service(untrusted_descriptor: str) -> tuple[ServiceName, ServiceArgume
     return ServiceName.parse(name), ServiceArgument.parse(argument)
 
 
+def parse_target(untrusted: str) -> str:
+    """What a call is for, checked for its characters only: the policy judges the rest.
+
+    Raises:
+        ProtocolError: it has other characters, or too many.
+    """
+    if not _TARGET.fullmatch(untrusted):
+        raise ProtocolError(
+            f"target `{shown(untrusted)}` is not valid",
+            hint="give the name of a qube, or a keyword such as `@default`",
+        )
+    return untrusted
+
+
 def parse_client(untrusted: bytes) -> ClientCall | Hello:
     """The first message of a program in a qube.
 
@@ -95,11 +109,7 @@ def parse_client(untrusted: bytes) -> ClientCall | Hello:
     match untrusted[:1]:
         case b"C":
             target, descriptor, flags = _fields(untrusted, 3)
-            if not _TARGET.fullmatch(target):
-                raise ProtocolError(
-                    f"target `{shown(target)}` is not valid",
-                    hint="give the name of a qube, or a keyword such as `@default`",
-                )
+            parse_target(target)
             if flags not in _FLAGS:
                 raise ProtocolError(f"flags `{shown(flags)}` are not valid")
             service, argument = parse_service(descriptor)

@@ -10,12 +10,14 @@ import os
 import stat
 from pathlib import Path
 
-from caisson.errors import PolicyError
+from caisson.errors import PolicyError, StorageError
 from caisson.names import shown
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet, parse_policy
+from caisson.policy.grants import rules_of
 from caisson.policy.load import SUFFIX, Files, included_path
 from caisson.policy.parse import referenced_paths
+from caisson.store.grants import GrantFile, preceded
 
 # A policy is text that people write; more than this is a mistake, or a file that never ends.
 LARGEST_FILE = 64 * 1024 * 1024
@@ -24,16 +26,24 @@ MOST_PATHS = 20_000
 
 
 def load_policy(paths: Paths) -> PolicySet | BrokenPolicy:
-    """Read and parse the policy of an instance; what is broken denies every call."""
+    """Read and parse the policy of an instance, with its grants as they are at this moment.
+
+    What is broken denies every call.
+    """
     run, etc = paths.policy_dirs
     try:
-        return parse_policy(
+        policy = parse_policy(
             read_policy_directory(etc),
             over=read_policy_directory(run),
-            legacy=read_legacy_directory(paths.root / "etc/qubes-rpc/policy"),
+            legacy=read_legacy_directory(paths.legacy_policy),
         )
     except PolicyError as e:
         return BrokenPolicy(e)
+    try:
+        granted = rules_of(GrantFile(paths).read())
+    except StorageError:
+        granted = ()  # as the broker takes it, which also says so
+    return preceded(policy, granted)
 
 
 def read_policy_directory(directory: Path, looked_at: dict[str, bool] | None = None) -> Files:
@@ -66,13 +76,47 @@ def read_legacy_directory(directory: Path, looked_at: dict[str, bool] | None = N
     return reading.with_included()
 
 
+def files_with(files: Files, directory: Path, path: Path, content: bytes | None) -> Files:
+    """The files of a directory as they would be if one of them, or one they include, changed.
+
+    Args:
+        files: what was read from the directory.
+        directory: where that was.
+        path: the file that changes; it need not exist.
+        content: what it would hold; None where it would be gone.
+
+    Raises:
+        PolicyError: what the new content includes cannot be read, or is too much.
+    """
+    real = os.path.realpath(path)
+
+    def is_it(name: str) -> bool:
+        return not name.endswith("/") and os.path.realpath(directory / name) == real
+
+    changed = {name: text for name, text in files.items() if not is_it(name)}
+    if content is not None:
+        # By whatever way it is included, and by the way that a new file would be.
+        changed |= dict.fromkeys(filter(is_it, files), content)
+        if path.is_relative_to(directory):
+            changed[str(path.relative_to(directory))] = content
+    changed = dict(_Reading(directory, files=changed).with_included())
+    if content is None:
+        return {name: text for name, text in changed.items() if not is_it(name)}
+    return changed
+
+
 class _Reading:
     """The files of one directory while they are read."""
 
-    def __init__(self, directory: Path, looked_at: dict[str, bool] | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        looked_at: dict[str, bool] | None = None,
+        files: Files | None = None,
+    ) -> None:
         self._directory = directory
         self._looked_at = {} if looked_at is None else looked_at
-        self._files: dict[str, str | bytes] = {}
+        self._files = dict(files or {})
         self._size = 0
         self._looks = 0
         self._looked_at[str(directory)] = False

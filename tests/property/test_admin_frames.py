@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caisson.admin import wire
-from caisson.errors import CaissonError, ProtocolError, QubeNotFoundError
+from caisson.errors import CaissonError, PolicyTokenError, ProtocolError, QubeNotFoundError
 
 WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="+"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -80,3 +80,23 @@ def test_a_word_cannot_reach_into_another_field(word: str) -> None:
     for fields in ((word, "", "dom0"), ("m", word, "dom0"), ("m", "", word)):
         with pytest.raises(ProtocolError):
             wire.build_request(*fields)
+
+
+KINDS = st.sampled_from([PolicyTokenError, ProtocolError, CaissonError])
+
+
+@given(kind=KINDS, text=TEXT, hint=st.none() | KEYS)
+def test_complaint_of_a_service_survives_standard_error(
+    kind: type[CaissonError], text: str, hint: str | None
+) -> None:
+    """Class, message and hint come back as they were told (sheet `qrexec`, section 4.4)."""
+    error = wire.parse_complaint(wire.complaint(kind(text, hint)))
+    assert error is not None
+    assert (error.wire_name, str(error)) == (kind.wire_name, str(kind(text, hint)))
+
+
+@given(st.binary())
+def test_any_standard_error_is_a_complaint_or_none(data: bytes) -> None:
+    """What else a program says there is no refusal of the service."""
+    error = wire.parse_complaint(data)
+    assert error is None or data.startswith(error.wire_name.encode())

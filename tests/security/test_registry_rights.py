@@ -97,7 +97,7 @@ def _further(method: str, good: Good, daemon: Daemon) -> list[Right]:
     return []
 
 
-@_of_scopes(Scope.GLOBAL, Scope.LOCAL)
+@_of_scopes(Scope.GLOBAL, Scope.LOCAL, Scope.POLICY)
 async def test_nothing_works_without_its_rights_and_those_that_are_named_suffice(
     method: Method, quiet: Daemon, tmp_path: Path
 ) -> None:

@@ -11,10 +11,16 @@ from types import ModuleType
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import decide
+from caisson.tools.policy import decide, explain, grant, grants, graph, revoke, test
 
 _MODULES: dict[str, ModuleType] = {
     "decide": decide,
+    "explain": explain,
+    "grant": grant,
+    "grants": grants,
+    "graph": graph,
+    "revoke": revoke,
+    "test": test,
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from caisson.admin import wire
 from caisson.admin.client import Client
-from caisson.errors import CaissonError, DaemonError
+from caisson.errors import DaemonError
 from caisson.paths import Paths
 
 if TYPE_CHECKING:
@@ -69,19 +69,12 @@ def domains_of(arguments: argparse.Namespace, client: Client) -> dict[str, dict[
     Raises:
         CaissonError: as `system_of`.
     """
-    import msgspec
+    from caisson.policy.system import domains_of_json
 
     path: Path | None = arguments.system_info
-    text = _asked(client) if path is None else path.read_bytes()
-    where = "the daemon's answer" if path is None else f"`{path}`"
-    try:
-        found = msgspec.json.decode(text, type=dict[str, dict[str, dict[str, Any]]])["domains"]
-    except (msgspec.DecodeError, RecursionError, KeyError) as error:
-        raise CaissonError(
-            f"{where} is not system information: {error}",
-            hint='it has the form `{"domains": {NAME: {…}}}`, as `internal.GetSystemInfo` gives it',
-        ) from None
-    return found
+    if path is None:
+        return domains_of_json(_asked(client), "the daemon's answer")
+    return domains_of_json(path.read_bytes(), f"`{path}`")
 
 
 def _asked(client: Client) -> bytes:

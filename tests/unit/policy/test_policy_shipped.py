@@ -54,6 +54,11 @@ def _decide(policy: PolicySet, service: str, source: str, target: str) -> Decisi
         ("qubes.UpdatesProxy", "work", "sys-net", "deny"),
         ("qubes.ConnectTCP", "work", "vault", "deny"),
         ("qubes.Backup", "work", "vault", "deny"),
+        ("qubes.PdfConvert", "work", "@dispvm", "allow"),
+        ("qubes.PdfConvert", "work", "vault", "deny"),
+        ("qubes.GetImageRGBA", "work", "vault", "ask"),
+        ("qubes.WaitForSession", "work", "vault", "deny"),
+        ("policy.EvalSimple", "work", "dom0", "deny"),
         ("policy.RegisterArgument", "work", "dom0", "deny"),
         ("admin.vm.List", "work", "dom0", "deny"),
         ("my.GetBTCprice", "work", "vault", "deny"),
@@ -64,6 +69,23 @@ def test_default_of_a_standard_service(
 ):
     """Specification sheet `qrexec`, section 6, column dflt."""
     assert _decide(policy, service, source, target).as_dict()["decision"] == expected
+
+
+# Specification sheet `qrexec`, section 6, and the services that it names at its end.
+STANDARD = """
+Filecopy OpenInVM OpenURL VMShell VMRootShell VMExec VMExecGUI VMRootExec StartApp GetAppmenus
+SyncAppMenus GetDate SetDateTime GetRandomizedTime GetImageRGBA PdfConvert ConnectTCP UpdatesProxy
+NotifyUpdates FeaturesRequest NotifyTools PostInstall SuspendPre SuspendPost SuspendPreAll
+SuspendPostAll Backup Restore RegisterBackupLocation RestoreById SelectFile SelectDirectory
+ShowInTerminal InstallUpdatesGUI ResizeDisk DetachPciDevice WaitForSession WaitForRunningSystem
+WaitForNetworkUplink SyncNtpClock TemplateSearch TemplateDownload ReceiveUpdates Log Gpg
+GpgImportKey ClipboardPaste InputMouse InputKeyboard InputTablet SetMonitorLayout VMAuth
+"""
+
+
+def test_every_standard_service_has_a_default_of_its_own(policy: PolicySet):
+    """None is forgotten; what is denied is denied on purpose, and the file says so."""
+    assert {f"qubes.{name}" for name in STANDARD.split()} <= {rule.service for rule in policy.rules}
 
 
 def test_nothing_but_information_reaches_dom0(policy: PolicySet):
@@ -121,6 +143,8 @@ def _administered(*files: str) -> PolicySet:
         (("admin-local-rwx",), {("local", "ro"), ("local", "rwx")}),
         (("admin-global-ro",), {("global", "ro")}),
         (("admin-global-rwx",), {("global", "ro"), ("global", "rwx")}),
+        (("admin-policy-ro",), {("policy", "ro")}),
+        (("admin-policy-rwx",), {("policy", "ro"), ("policy", "rwx")}),
     ],
 )
 def test_each_method_of_the_admin_api_is_decided_by_its_include_file(
@@ -129,7 +153,11 @@ def test_each_method_of_the_admin_api_is_decided_by_its_include_file(
     """Generated from the registry: no method is left out, none is decided by another file."""
     rules = _administered(*files)
     for method in METHODS.methods.values():
-        if method.scope not in {Scope.GLOBAL, Scope.LOCAL}:
+        if method.scope not in {Scope.GLOBAL, Scope.LOCAL, Scope.POLICY}:
+            continue
+        if method.name in {"policy.RegisterArgument", "policy.EvalSimple", "policy.EvalGUI"}:
+            assert type(_decide(rules, method.name, "work", "vault")).__name__ == "Deny"
+            assert type(_decide(rules, method.name, "work", "dom0")).__name__ == "Deny"
             continue
         access = "ro" if method.access.value == "ro" else "rwx"
         expected = "Allow" if (method.scope.value, access) in allowed else "Deny"

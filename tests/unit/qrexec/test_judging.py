@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caisson.paths import Paths
 from caisson.policy import Decision, Deny, Request, SystemInfo, decide
-from caisson.qrexec import BrokerLink, Judge, Rules, judging, rules
+from caisson.qrexec import BrokerLink, Judge, Rules, judging, watching
 from caisson.qrexec.known import Known
 
 POLICY = """\
@@ -122,7 +122,7 @@ def test_what_was_judged_once_is_remembered_as_long_as_nothing_changes(
     monkeypatch.setattr(judging, "decide", noted)
     monkeypatch.setattr(judging, "_MOST_REMEMBERED", 4)
     world = known(work={"tags": ("t",)})
-    monkeypatch.setattr(rules, "_TICK_NS", 0)  # the files are old enough
+    monkeypatch.setattr(watching, "TICK_NS", 0)  # the files are old enough
     judge = Judge(Rules(paths), world)
     calls = [("mgmt", "admin.A", argument, "work") for argument in ("", "b", "c", "d")]
     for _ in range(3):

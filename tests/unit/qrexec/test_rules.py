@@ -9,7 +9,7 @@ import pytest
 
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet
-from caisson.qrexec import rules
+from caisson.qrexec import watching
 from caisson.qrexec.rules import Rules
 
 ALLOW = "s.X * * * allow\n"
@@ -47,7 +47,7 @@ def ground(tmp_path: Path) -> Ground:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy is not read again because its files are young: only what is watched counts."""
-    monkeypatch.setattr(rules, "_TICK_NS", 0)
+    monkeypatch.setattr(watching, "TICK_NS", 0)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -176,6 +176,8 @@ def test_units_start_python_without_the_current_directory() -> None:
 
 COMMANDS = [
     *sorted(path.stem for path in (TOP / "caisson/tools").glob("qvm_*.py")),
+    "qubes_policy",
+    "qubes_policy_editor",
     "qubes_prefs",
     "qubesd_query",
     "umbrella",
@@ -197,7 +199,7 @@ def test_command_without_a_daemon_says_how_to_start_it(module: str, tmp_path: Pa
     words = {"qvm_ls": [], "qubes_prefs": [], "qvm_run": ["work", "ls"]}
     words |= {"umbrella": ["template", "list"], "qvm_create": ["work", "-l", "red"]}
     words |= {"qvm_clone": ["work", "copy"], "qvm_notes": ["work", "-p"]}
-    words |= {"qvm_pool": ["list"], "qvm_volume": ["list"]}
+    words |= {"qvm_pool": ["list"], "qvm_volume": ["list"], "qubes_policy": ["-l"]}
     words |= {"qubesd_query": ["-e", "dom0", "admin.vm.List", "dom0"]}
     argv = words.get(module, ["work"])
     code = f"import sys, caisson.tools.{module} as m; sys.argv[1:] = {argv!r}; sys.exit(m.main())"
@@ -263,6 +265,9 @@ def test_every_option_and_word_is_explained() -> None:
         (["qvm-prefs", "work", "memory", ""], []),
         (["qubes-prefs", "default_netvm", "n"], ["none"]),
         (["qvm-create", "--class", "R"], ["RemoteVM"]),
+        (["caisson", "policy", "explain", "w"], ["work", "web"]),
+        (["caisson", "policy", "explain", "work", "we"], ["web"]),
+        (["caisson", "policy", "explain", "work", "web", "qubes.F"], ["qubes.Filecopy"]),
     ],
 )
 def test_shell_offers_what_fits(typed: list[str], offered: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Attacks on the policy files by a broker that a hostile qube has taken over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from admin_rig import Daemon, daemon_rig
+from broker_rig import until
+from security.test_broker_admin_attacks import Attacker
+
+pytestmark = pytest.mark.root
+
+CANARY = "canary-90d1"
+POLICY = f"""\
+policy.List              *         mgmt  @adminvm  allow
+policy.Get               +30-user  ro    @adminvm  allow
+policy.Replace           +40-web   mgmt  @adminvm  allow
+policy.Replace           +50-no    mgmt  @adminvm  deny
+policy.RegisterArgument  +my.Back  key   work      allow target=dom0
+secret.Service           *         {CANARY} work   deny
+"""
+
+
+async def forged(
+    daemon: Daemon, payload: bytes = b"", **changed: str
+) -> tuple[bytes, bytes, bytes]:
+    """A call that the broker's user hands over though the broker judged none; what comes of it."""
+    attacker = Attacker(daemon.rig.paths.admin_calls)
+    attacker.call(**{"service": "policy.List", **changed})
+    in_read, in_write, out_read, out_write, err_read, err_write = attacker.ends
+    os.write(in_write, payload)
+    for end in (in_read, in_write, out_write, err_write):
+        os.close(end)
+    attacker.ends = [out_read, err_read]
+    answer = await attacker.answer()
+    out, err = os.read(out_read, 65_536), os.read(err_read, 65_536)
+    attacker.close()
+    return answer, out, err
+
+
+def folder(daemon: Daemon) -> Path:
+    """Where the policy files are."""
+    return daemon.rig.paths.etc / "policy.d"
+
+
+async def test_a_broker_cannot_read_or_write_policy_that_the_policy_does_not_let_be_written():
+    """Qubesd judges each call itself: by source, service, argument and target."""
+    async with daemon_rig(POLICY, "mgmt", "ro", "key", "work") as daemon:
+        replace = {"service": "policy.Replace", "argument": "+40-web"}
+        register = {"service": "policy.RegisterArgument", "argument": "+my.Back"}
+        for changed in (
+            {"source": "work"},
+            {"source": "nowhere"},
+            {**replace, "source": "ro"},
+            {**replace, "argument": "+30-user"},
+            {**replace, "argument": "+50-no"},
+            {**replace, "argument": "+"},
+            {**replace, "service": "policy.include.Replace"},
+            {**replace, "service": "policy.Remove"},
+            {"service": "policy.Get", "argument": "+30-user"},
+            {"service": "policy.Get", "argument": "+40-web", "source": "ro"},
+            {"service": "policy.GetFiles", "argument": "+secret.Service"},
+            {**register, "source": "key", "requested": "mgmt"},
+            {**register, "source": "key", "argument": "+other", "requested": "work"},
+            {**register, "source": "mgmt", "requested": "work"},
+            {**replace, "requested": "work"},
+        ):
+            code, out, err = await forged(daemon, b"any\n* * * * allow\n", **changed)
+            assert (code, out) == (b'{"code":1}', b""), changed
+            name = err.split(b" ")[0]
+            assert name in {b"PermissionDenied", b"QubesVMNotFoundError"}, (changed, err)
+            assert CANARY.encode() not in err
+        assert await forged(daemon, source="dom0") == (b"", b"", b"")
+        assert {path.name for path in folder(daemon).iterdir()} == {"30-user.policy"}
+        assert (folder(daemon) / "30-user.policy").read_text() == POLICY
+        done = await forged(daemon, b"any\n# Hi.\n", **replace, source="mgmt")
+        assert done == (b'{"code":0}', b"", b"")
+        done = await forged(daemon, b"k", **register, source="key", requested="work")
+        assert done == (b'{"code":0}', b"", b"")
+
+
+async def test_policy_services_have_no_other_way_and_no_other_service_their_way():
+    """Neither a name that begins alike, nor a trusted method, comes through the broker's socket."""
+    async with daemon_rig("* * * * allow target=dom0\n", "mgmt") as daemon:
+        for service in (
+            "policy.Lists", "policy.EvalEverything", "policy.", "policy", "policy.include",
+            "internal.GetSystemInfo", "caisson.vm.List",
+        ):  # fmt: skip
+            assert await forged(daemon, service=service) == (b"", b"", b""), service
+        for changed in ({"requested": "default"}, {"requested": "dispvm:mgmt"}):
+            code, out, err = await forged(daemon, target_type="keyword", **changed)
+            assert (code, out) == (b'{"code":1}', b"")
+            assert err.startswith(b"PolicyAdminProtocolException ")
+
+
+async def test_payloads_of_those_who_may_not_write_are_not_even_read():
+    """A broker that names many qubes cannot make qubesd hold a large payload for each."""
+    async with daemon_rig(POLICY, "mgmt", "work") as daemon:
+        replace = {"service": "policy.Replace", "argument": "+40-web"}
+        # The payload never ends: who may not write is answered all the same.
+        attacker = Attacker(daemon.rig.paths.admin_calls)
+        attacker.call(**replace, source="work")
+        assert await attacker.answer() == b'{"code":1}'
+        attacker.close()
+        waiting = [Attacker(daemon.rig.paths.admin_calls) for _ in range(8)]
+        for each in waiting:
+            each.call(**replace, source="mgmt")
+        lines = daemon.piped._turns._lines
+        await until(lambda: "mgmt" in lines and lines["mgmt"].calls == len(waiting))
+        assert lines["mgmt"].turns.locked()
+        # The others still have their turns.
+        assert (await forged(daemon, source="work"))[0] == b'{"code":1}'
+        for each in waiting:
+            each.close()
+        await until(lambda: not lines)
