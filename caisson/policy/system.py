@@ -157,9 +157,24 @@ def _by_uuid(domains: Iterable[Domain]) -> dict[str, Domain]:
 
 def _domain(name: str, info: Mapping[str, Any]) -> Domain:
     try:
-        return msgspec.convert({**info, "name": name}, Domain)
+        domain = msgspec.convert({**info, "name": name}, Domain)
     except (msgspec.ValidationError, TypeError) as e:
         raise ValueRefusedError(
             f"system information about `{shown(str(name))}` is malformed: {e}",
             hint="it must be as `internal.GetSystemInfo` gives it",
         ) from None
+    if not name or name.startswith("uuid:"):
+        raise _no_name(name, name)
+    for reference in (name, domain.default_dispvm, domain.relayvm):
+        # A qube that is called like a token could not be told from what the token stands for.
+        if reference and reference[0] in "@*":
+            raise _no_name(name, reference)
+    return domain
+
+
+def _no_name(name: str, reference: str) -> ValueRefusedError:
+    return ValueRefusedError(
+        f"system information about `{shown(name)}` is malformed: `{shown(reference)}` is not the "
+        "name of a qube",
+        hint="it must be as `internal.GetSystemInfo` gives it",
+    )

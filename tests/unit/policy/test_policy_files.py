@@ -268,6 +268,25 @@ def test_malformed_system_information_is_refused():
         SystemInfo.from_dict({"work": {"type": 7}})
 
 
+@pytest.mark.parametrize(
+    ("name", "info"),
+    [
+        ("", {}),
+        ("*", {}),
+        ("@adminvm", {}),
+        ("@dispvm:work", {}),
+        ("uuid:1", {}),
+        ("work", {"default_dispvm": "@tag:t1"}),
+        ("work", {"relayvm": "*"}),
+    ],
+)
+def test_qube_that_is_called_like_a_token_is_refused(name: str, info: dict[str, str]):
+    """What a question offers could not be told from what its rules mean."""
+    for make in (SystemInfo.from_dict, SYSTEM.with_changes):
+        with pytest.raises(ValueRefusedError, match=r"is malformed: .* is not the name of a qube"):
+            make({name: info})
+
+
 class TestDirectories:
     """`caisson.store.policy_files` on a real directory tree."""
 
