@@ -244,6 +244,7 @@ class _Loader:
     def _enter(self, line: Line, path: str, files: _Directory, open_files: tuple[str, ...]) -> str:
         """The name of an included file, checked."""
         self._count(line, open_files)
+        _check_path(line, path)
         name = included_path(path)
         last = len(line.fields) - 1
         if name not in files.files or name.endswith("/"):
@@ -260,6 +261,7 @@ class _Loader:
         self, line: Line, path: str, files: _Directory, open_files: tuple[str, ...]
     ) -> list[str]:
         self._count(line, open_files)
+        _check_path(line, path)
         directory = included_path(path)
         if not files.exists(directory):
             raise line.error(
@@ -277,6 +279,14 @@ class _Loader:
             raise line.error(0, f"the policy includes more than {MOST_INCLUDES} files")
         if len(open_files) > DEEPEST_INCLUDE:
             raise line.error(0, f"includes are nested deeper than {DEEPEST_INCLUDE}")
+
+
+def _check_path(line: Line, path: str) -> None:
+    """Refuse what a place could not be told with: it goes to logs and terminals."""
+    if not path.isprintable():
+        raise line.error(
+            len(line.fields) - 1, f"`{shown(path)}` has a character that cannot be printed"
+        )
 
 
 def _service_files(legacy: Files) -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from caisson.errors import ValueRefusedError
-from caisson.names import QubeName, shown
+from caisson.names import shown
 from caisson.policy.tokens import is_admin_qube
 
 _MOST_OWN = 256
@@ -164,9 +164,9 @@ def _domain(name: str, info: Mapping[str, Any]) -> Domain:
             hint="it must be as `internal.GetSystemInfo` gives it",
         ) from None
     # A qube that is called like a token could not be told from what the token stands for.
-    if QubeName.pattern.fullmatch(name) is None:
+    if not name or name.startswith("uuid:"):
         raise _no_name(name, name)
-    for reference in (domain.default_dispvm, domain.relayvm):
+    for reference in (name, domain.default_dispvm, domain.relayvm):
         if reference and reference[0] in "@*":
             raise _no_name(name, reference)
     return domain

@@ -146,13 +146,20 @@ class TestIncludes:
         legacy = dict.fromkeys((f"s.S{n}" for n in range(100)), "#")
         assert "includes more than" in _error(files, legacy)
 
-    @pytest.mark.parametrize(
-        "path", ["/", "//", "..", ".", "d", "d/", "/etc", "\udcff", "x" * 60_000]
-    )
+    @pytest.mark.parametrize("path", ["/", "//", "..", ".", "d", "d/", "/etc", "x" * 60_000])
     @pytest.mark.parametrize("form", ["!include {}", "!include-service s.X * {}"])
     def test_path_that_is_no_file(self, form: str, path: str):
         """Directories, and names that no file has."""
         assert "does not exist" in _error({"a.policy": form.format(path), "d/": b"", "//": b""})
+
+    @pytest.mark.parametrize("path", ["\udcff", "a\x9b2J", "a\u202eb", "\ufeffx"])
+    @pytest.mark.parametrize("form", ["!include {}", "!include-dir {}", "!include-service s * {}"])
+    def test_path_that_cannot_be_printed(self, form: str, path: str):
+        """The file's name would stand in every message about it."""
+        files: dict[str, str | bytes] = {path: ALLOW, f"{path}/1.policy": ALLOW}
+        message = _error({"a.policy": form.format(path)} | files)
+        assert message.startswith(f"a.policy:1:{len(form) - 1}: ")
+        assert message.endswith("has a character that cannot be printed")
 
 
 class TestText:

@@ -276,8 +276,6 @@ def test_malformed_system_information_is_refused():
         ("@adminvm", {}),
         ("@dispvm:work", {}),
         ("uuid:1", {}),
-        ("wo rk", {}),
-        ("work\x1b[2J", {}),
         ("work", {"default_dispvm": "@tag:t1"}),
         ("work", {"relayvm": "*"}),
     ],
