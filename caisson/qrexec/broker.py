@@ -85,7 +85,7 @@ class Broker:
             sweep_later=self._sweep_later,
         )
         self._judge = Judge(self._rules, self._known)
-        person = Person(paths.prompt_agent, self._background)
+        person = Person(paths, self._known, self._background)
         self._advising = Adviser(self._situation, person, self._audit.write).servers(
             Sockets(
                 paths.policy_sockets / POLICY_SOCKET,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import DOM0
@@ -203,18 +204,16 @@ class Decider:
         if source is None or source.guivm is None:
             self._connector.refuse(call, "the calling qube has no GUI qube that could be asked")
             return
-        if source.guivm != DOM0:
-            self._connector.refuse(call, f"GUI qube `{source.guivm}`: only `dom0` is supported yet")
-            return
         try:
-            answer = await self._person.ask(call, ask, self._known.system, self._known.infos)
+            answer = await self._person.ask(call, ask, source.guivm)
         except CaissonError as e:
             call.decision = "deny"
             self._connector.end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, e.message)
             return
         call.answered_by = answer.by
         if answer.target is None:
-            self._deny(call, ask.refuse())
+            denied = ask.refuse()
+            self._deny(call, replace(denied, text=answer.reason) if answer.reason else denied)
             return
         self._link.pump()
         call.task = None

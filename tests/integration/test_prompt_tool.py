@@ -91,19 +91,19 @@ async def listening(agent: Terminal) -> None:
 
 async def test_question_shows_who_wants_what_and_a_number_allows():
     """Source with isolation class, service, argument, numbered targets; nothing preselected."""
-    async with terminal() as (agent, path):
+    async with terminal("--plain") as (agent, path):
         asking = asyncio.create_task(answered(path))
         await listening(agent)
         agent.type(b"2\r")
         assert await asking == "vault"
-        for text in (b"work", b"container", b"my.Service", b"+arg", b"1  ", b"other", b"vault"):
+        for text in (b"work", b"container", b"my.", b"Service", b"+arg", b"1  ", b"other", b"vault"):
             assert text in agent.seen
 
 
 @pytest.mark.parametrize("keys", [b"\x1b", b"\x04", b"\x1b[A1\r"])
 async def test_escape_and_end_of_input_deny(keys: bytes):
     """Also a key that begins with the escape character, and what follows it."""
-    async with terminal() as (agent, path):
+    async with terminal("--plain") as (agent, path):
         asking = asyncio.create_task(answered(path))
         await listening(agent)
         agent.type(keys)
@@ -112,7 +112,7 @@ async def test_escape_and_end_of_input_deny(keys: bytes):
 
 async def test_enter_alone_does_nothing():
     """An absent-minded Enter neither allows nor denies; a wrong number is asked again."""
-    async with terminal() as (agent, path):
+    async with terminal("--plain") as (agent, path):
         asking = asyncio.create_task(answered(path))
         await listening(agent)
         agent.type(b"\r\r7\r")
@@ -124,7 +124,7 @@ async def test_enter_alone_does_nothing():
 
 async def test_keys_from_before_the_question_do_not_answer_it():
     """QSB-104: what was typed for something else, or repeats, is dropped."""
-    async with terminal() as (agent, path):
+    async with terminal("--plain") as (agent, path):
         agent.type(b"1\r1\r")
         asking = asyncio.create_task(answered(path))
         await agent.shows(b"Escape to deny: ")
@@ -168,7 +168,7 @@ async def test_escape_sequences_in_a_question_are_not_shown_raw():
 
 async def test_question_that_is_taken_back_is_said_so():
     """The caller went: the next question can be shown."""
-    async with terminal() as (agent, path):
+    async with terminal("--plain") as (agent, path):
         asking = asyncio.create_task(answered(path))
         await agent.shows(b"Escape to deny: ")
         asking.cancel()
@@ -179,11 +179,35 @@ async def test_question_that_is_taken_back_is_said_so():
         assert await asking == "other"
 
 
-async def test_second_agent_is_refused():
-    """Two programs cannot both ask the person."""
-    async with terminal("--deny") as (_, path):
-        assert await answered(path) is None
-        second = Terminal(path.parents[3])
-        await second.shows(b"another prompt agent is running")
-        assert await asyncio.to_thread(second.process.wait, PATIENCE) == 1
-        os.close(second.master)
+async def test_exclamation_mark_denies_what_follows_too():
+    """Deny all from this qube for now; other implementations read the answer as `deny`."""
+    async with terminal("--plain") as (agent, path):
+        asking = asyncio.create_task(prompt.ask(path, QUESTION))
+        await listening(agent)
+        agent.type(b"!\r")
+        answer = await asking
+        assert (answer.target, answer.for_now) == (None, True)
+        await agent.shows(b"all of work for 10 min")
+
+
+async def test_second_agent_is_asked_too_and_the_first_answer_counts():
+    """The question on the other screen is taken back; whoever is left is asked alone."""
+    async with terminal("--plain") as (first, path):
+        await until(path.exists)
+        second = Terminal(path.parents[3], "--plain")
+        try:
+            await until(lambda: len(prompt.beside(path)) == 1)
+            asking = asyncio.create_task(prompt.ask(path, QUESTION))
+            await first.shows(b"Escape to deny: ")
+            await listening(second)
+            second.type(b"2\r")
+            assert (await asking).target == "vault"
+            await first.shows(b"answered elsewhere")
+        finally:
+            await asyncio.to_thread(second.close)
+        assert prompt.beside(path) == []
+        asking = asyncio.create_task(prompt.ask(path, QUESTION))
+        first.seen = b""
+        await listening(first)
+        first.type(b"1\r")
+        assert (await asking).target == "other"

@@ -1,0 +1,179 @@
+"""The server side of the prompt protocol (sheet `qrexec`, section 4.3): questions in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from caisson.qrexec.prompt import (
+    ANSWER_TIMEOUT,
+    ASK,
+    DENY_FOR_NOW,
+    NOTIFY,
+    Notice,
+    Question,
+)
+from caisson.tools.prompting.place import listening
+
+LONGEST_QUESTION = 16 * 1024 * 1024
+QUESTION_TIMEOUT = 10.0
+MOST_QUESTIONS = 64
+"""Questions that wait here; a broker asks fewer at a time."""
+
+
+class Asked(NamedTuple):
+    """A question, and when it is too late for an answer, by the monotonic clock."""
+
+    question: Question
+    deadline: float
+
+
+class Verdict(NamedTuple):
+    """What the person says: the target, None to deny; `for_now`: deny what follows, too."""
+
+    target: str | None
+    for_now: bool = False
+
+    def encode(self) -> bytes:
+        """As it is sent."""
+        if self.target is not None:
+            return f"allow:{self.target}".encode()
+        return DENY_FOR_NOW if self.for_now else b"deny"
+
+
+class Person(Protocol):
+    """Who is asked, one question after the other."""
+
+    async def ask(self, asked: Asked) -> Verdict:
+        """Show a question and wait for the answer; cancelling takes it away."""
+
+    def taken_back(self) -> None:
+        """The question that was shown is off: the caller left, or another agent answered."""
+
+    def wait_changed(self, waiting: int) -> None:
+        """So many questions of other qubes wait behind the one that is shown."""
+
+    def tell(self, notice: Notice) -> None:
+        """Show what happened to a call."""
+
+
+class Agent:
+    """Answers the broker.
+
+    Args:
+        person: who is asked.
+        once: end after one question.
+    """
+
+    def __init__(self, person: Person, *, once: bool) -> None:
+        self._person = person
+        self._once = once
+        self._one_at_a_time = asyncio.Lock()
+        self._waiting = 0
+        self._done = asyncio.Event()
+
+    async def run(self, path: Path) -> None:
+        """Serve until cancelled, or after one question.
+
+        Args:
+            path: the well-known socket.
+
+        Raises:
+            CaissonError: the socket cannot be made.
+        """
+        with listening(path) as (sock, _):
+            server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LONGEST_QUESTION)
+            try:
+                await self._done.wait()
+            finally:
+                server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(QUESTION_TIMEOUT):
+                received = await _read(reader)
+            if received.startswith(ASK):
+                question = msgspec.json.decode(received.removeprefix(ASK), type=Question)
+                await self._answer(question, writer)
+            elif received.startswith(NOTIFY):
+                self._person.tell(msgspec.json.decode(received.removeprefix(NOTIFY), type=Notice))
+        except (OSError, TimeoutError, msgspec.DecodeError):
+            # Not a question: no answer is a refusal.
+            return
+        finally:
+            writer.close()
+
+    async def _answer(self, question: Question, writer: asyncio.StreamWriter) -> None:
+        if self._waiting >= MOST_QUESTIONS:
+            return
+        asked = Asked(question, time.monotonic() + ANSWER_TIMEOUT)
+        with _hang_up_of(writer) as hung_up:
+            asking = asyncio.ensure_future(self._ask(asked))
+            waiting: set[asyncio.Future[Any]] = {asking, hung_up}
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not asking.done():
+                    asking.cancel()
+                    await asyncio.wait({asking})
+        if not asking.cancelled() and (verdict := asking.result()) is not None:
+            writer.write(verdict.encode())
+            await writer.drain()
+            if self._once:
+                self._done.set()
+
+    async def _ask(self, asked: Asked) -> Verdict | None:
+        self._count(1)
+        try:
+            await self._one_at_a_time.acquire()
+        finally:
+            self._count(-1)
+        try:
+            return None if self._done.is_set() else await self._person.ask(asked)
+        except asyncio.CancelledError:
+            self._person.taken_back()
+            raise
+        finally:
+            self._one_at_a_time.release()
+
+    def _count(self, by: int) -> None:
+        self._waiting += by
+        self._person.wait_changed(self._waiting)
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    received = bytearray()
+    while chunk := await reader.read(65_536):
+        received += chunk
+        if len(received) > LONGEST_QUESTION:
+            raise OSError(0, "endless question")
+    return bytes(received)
+
+
+@contextmanager
+def _hang_up_of(writer: asyncio.StreamWriter) -> Iterator[asyncio.Future[None]]:
+    """A future for the moment when the broker hangs up; that it half-closed does not count."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def gone() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    with contextlib.closing(select.epoll()) as epoll:
+        # No events asked for: epoll then tells of a full hang-up only.
+        epoll.register(writer.get_extra_info("socket").fileno(), 0)
+        loop.add_reader(epoll.fileno(), gone)
+        try:
+            yield future
+        finally:
+            loop.remove_reader(epoll.fileno())
+            future.cancel()
