@@ -96,7 +96,16 @@ async def test_question_shows_who_wants_what_and_a_number_allows():
         await listening(agent)
         agent.type(b"2\r")
         assert await asking == "vault"
-        for text in (b"work", b"container", b"my.", b"Service", b"+arg", b"1  ", b"other", b"vault"):
+        for text in (
+            b"work",
+            b"container",
+            b"my.",
+            b"Service",
+            b"+arg",
+            b"1  ",
+            b"other",
+            b"vault",
+        ):
             assert text in agent.seen
 
 
