@@ -6,7 +6,6 @@ preselected but what the policy says, and what was typed before a question is no
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -62,6 +61,8 @@ def _has_screen() -> bool:
 
 
 def _by_lines(paths: Paths, options: argparse.Namespace) -> int:
+    import asyncio
+
     from rich.console import Console
 
     from caisson.tools.prompting.agent import Agent

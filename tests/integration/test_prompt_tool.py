@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from broker_rig import until
+from broker_rig import broker_rig, until
 
 from caisson.paths import Paths
 from caisson.qrexec import prompt
@@ -38,14 +40,30 @@ RUN = "import sys; from caisson.tools import umbrella; sys.exit(umbrella.main())
 class Terminal:
     """A prompt agent in a terminal of its own."""
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path, *options: str, run: str = RUN) -> None:
         self.master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 80))
+        self.before = termios.tcgetattr(slave)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, "--root", str(root), "prompt", *options],
+            [sys.executable, "-c", run, "--root", str(root), "prompt", *options],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env=os.environ | {"TERM": "xterm-256color"},
         )  # fmt: skip
         os.close(slave)
         self.seen = b""
+
+    @property
+    def restored(self) -> bool:
+        """Whether the terminal is as before."""
+        return termios.tcgetattr(self.master) == self.before
+
+    async def ends(self) -> int:
+        """Wait for the end of the program, with all that it prints; its exit code."""
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(OSError):
+                while chunk := await asyncio.to_thread(os.read, self.master, 4096):
+                    self.seen += chunk
+        return await asyncio.to_thread(self.process.wait, PATIENCE)
 
     async def shows(self, text: bytes) -> None:
         """Wait until this was printed."""
@@ -57,10 +75,10 @@ class Terminal:
         """Press keys."""
         os.write(self.master, keys)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End it."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(PATIENCE)
+        await self.ends()
         os.close(self.master)
 
 
@@ -74,7 +92,7 @@ async def terminal(*options: str) -> AsyncIterator[tuple[Terminal, Path]]:
         try:
             yield agent, paths.prompt_agent
         finally:
-            agent.close()
+            await agent.close()
 
 
 async def answered(path: Path, question: Question = QUESTION) -> str | None:
@@ -213,10 +231,132 @@ async def test_second_agent_is_asked_too_and_the_first_answer_counts():
             assert (await asking).target == "vault"
             await first.shows(b"answered elsewhere")
         finally:
-            await asyncio.to_thread(second.close)
+            await second.close()
         assert prompt.beside(path) == []
         asking = asyncio.create_task(prompt.ask(path, QUESTION))
         first.seen = b""
         await listening(first)
         first.type(b"1\r")
         assert (await asking).target == "other"
+
+
+# On the whole screen.
+
+CRASH = """
+from caisson.tools.prompting import dialogue
+def compose(self):
+    raise ZeroDivisionError("a bug")
+dialogue.Dialogue.compose = compose
+"""
+LEFT = b"\x1b[?1049l"
+
+
+async def test_whole_screen_asks_for_a_real_broker():
+    """From the call of a qube to keys in a terminal, and on to the target."""
+    async with broker_rig("my.Service * work @anyvm ask\n") as rig:
+        await rig.run("work", isolation="container")
+        vault = await rig.run("vault")
+        agent = Terminal(rig.paths.root)
+        try:
+            await until(rig.paths.prompt_agent.exists)
+            client = await rig.call("work", "vault", "my.Service+a")
+            await agent.shows(b"keys count in a second")
+            for text in (b"work", b"container", b"Service", b"vault", b"nothing chosen"):
+                await agent.shows(text)
+            agent.type(b"\r\r")
+            await asyncio.sleep(1.2)
+            agent.type(b"\x1b[B\r")
+            service = await vault.next_call()
+            await service.end(0)
+            assert (await client.receive())[0] == b"A"
+            assert (await client.receive())[0] == b"X0"
+            record = await rig.audited(service="my.Service")
+            assert (record["target"], record["answered_by"]) == ("vault", "uid 0")
+        finally:
+            await agent.close()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+async def test_terminal_is_restored_when_a_signal_ends_the_prompt(sign: signal.Signals):
+    """In the middle of a question; the broker sees that nobody answers."""
+    async with terminal() as (agent, path):
+        await until(path.exists)
+        asking = asyncio.create_task(prompt.ask(path, QUESTION))
+        await agent.shows(b"keys count in a second")
+        assert not agent.restored
+        agent.process.send_signal(sign)
+        assert await agent.ends() == 128 + sign
+        assert agent.restored
+        assert LEFT in agent.seen
+        assert b"\x1b[?25h" in agent.seen.rpartition(LEFT)[2]
+        with pytest.raises(prompt.PromptError, match="went away"):
+            await asking
+        assert not path.exists()
+
+
+async def test_terminal_is_restored_when_the_prompt_crashes():
+    """A bug of ours denies, says so, and leaves a terminal that can be used."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        path = Paths(Path(directory)).prompt_agent
+        path.parent.mkdir(parents=True)
+        agent = Terminal(Path(directory), run=CRASH + RUN)
+        ending = asyncio.create_task(agent.ends())
+        await until(path.exists)
+        with pytest.raises(prompt.PromptError, match="went away"):
+            await prompt.ask(path, QUESTION)
+        assert await ending == 1
+        assert not path.exists()
+        os.close(agent.master)
+        assert b"ZeroDivisionError" in agent.seen.rpartition(LEFT)[2]
+
+
+async def test_prompt_ends_when_its_terminal_is_gone():
+    """No signal comes where it is no controlling terminal; nothing goes on in the background."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        path = Paths(Path(directory)).prompt_agent
+        path.parent.mkdir(parents=True)
+        agent = Terminal(Path(directory))
+        await until(path.exists)
+        os.close(agent.master)
+        await asyncio.to_thread(agent.process.wait, PATIENCE)
+        assert not path.exists()
+
+
+async def test_once_ends_the_whole_screen_after_one_question():
+    """The answer is sent first."""
+    async with terminal("--once") as (agent, path):
+        await until(path.exists)
+        asking = asyncio.create_task(prompt.ask(path, QUESTION))
+        await agent.shows(b"keys count in a second")
+        await asyncio.sleep(1.2)
+        agent.type(b"\x18")
+        answer = await asking
+        assert (answer.target, answer.for_now) == (None, True)
+        assert await agent.ends() == 0
+        assert agent.restored
+
+
+async def test_without_a_terminal_it_asks_line_by_line(tmp_path: Path):
+    """A pipe has no screen; nobody types there, which denies."""
+    path = Paths(tmp_path).prompt_agent
+    path.parent.mkdir(parents=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", RUN, "--root", str(tmp_path), "prompt", "--once",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    await until(path.exists)
+    assert (await prompt.ask(path, QUESTION)).target is None
+    shown, _ = await process.communicate()
+    assert b"work [container] wants to call my.Service+arg" in shown
+    assert b"\x1b" not in shown
+
+
+def test_help_needs_no_screen_library():
+    """`caisson prompt --help` stays quick."""
+    code = (
+        "import sys\nfrom caisson.tools.prompt import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('textual', 'rich', 'asyncio')) and 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0

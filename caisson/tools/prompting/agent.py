@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from caisson.qrexec.patience import Clock
 from caisson.qrexec.prompt import (
     ANSWER_TIMEOUT,
     ASK,
@@ -71,14 +72,17 @@ class Agent:
     Args:
         person: who is asked.
         once: end after one question.
+        clock: seconds that never run backwards.
     """
 
-    def __init__(self, person: Person, *, once: bool) -> None:
+    def __init__(self, person: Person, *, once: bool, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._person = person
         self._once = once
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
         self._done = asyncio.Event()
+        self._asking: set[asyncio.Task[Verdict | None]] = set()
 
     async def run(self, path: Path) -> None:
         """Serve until cancelled, or after one question.
@@ -95,6 +99,9 @@ class Agent:
                 await self._done.wait()
             finally:
                 server.close()
+                # Questions that nobody will answer here: the broker sees a hang-up.
+                for asking in self._asking:
+                    asking.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -114,9 +121,11 @@ class Agent:
     async def _answer(self, question: Question, writer: asyncio.StreamWriter) -> None:
         if self._waiting >= MOST_QUESTIONS:
             return
-        asked = Asked(question, time.monotonic() + ANSWER_TIMEOUT)
+        asked = Asked(question, self._clock() + ANSWER_TIMEOUT)
         with _hang_up_of(writer) as hung_up:
-            asking = asyncio.ensure_future(self._ask(asked))
+            asking = asyncio.create_task(self._ask(asked))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
             waiting: set[asyncio.Future[Any]] = {asking, hung_up}
             try:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -76,7 +76,7 @@ class Dialogue(Widget, can_focus=True):
         if question.origin not in {"", question.source}:
             source.append(f" (made by {self._origin})", style="dim")
         yield _line("source", Text("From     ") + source)
-        yield Static(id="service", markup=False)
+        yield Static(self._service(80), id="service", markup=False)
         yield _line("filter")
         targets = OptionList(id="targets", markup=False)
         targets.can_focus = False
@@ -101,9 +101,12 @@ class Dialogue(Widget, can_focus=True):
 
     def on_resize(self, event: events.Resize) -> None:
         """Show as much of a long argument as leaves room for the targets."""
-        longest = max(20, event.size.width * _LINES_OF_ARGUMENT)
+        self.query_one("#service", Static).update(self._service(event.size.width))
+
+    def _service(self, width: int) -> Text:
+        longest = max(20, width * _LINES_OF_ARGUMENT)
         named = words.service(self._question.service, self._question.argument, longest)
-        self.query_one("#service", Static).update(Text("Calls    ") + named)
+        return Text("Calls    ") + named
 
     def attract(self) -> None:
         """The person turns to it: keys count in a second."""

@@ -37,13 +37,8 @@ SHOWN_NOTICES = 4
 LOW = 16
 """Lines of a screen too low for a log of notices beside a question."""
 
-_RESTORE = (
-    "\x1b[?1000;1002;1003;1004;1006;1015;1016;2004;2048l\x1b[<u\x1b[?7h\x1b[?1049l\x1b[?25h\x1b[0m"
-)
-"""Off: mouse, focus, paste, resize reports; keyboard as before; wrap lines, own screen, cursor."""
-
-_LEAVE = "\x1b[?1049l"
-"""Back from a screen of our own."""
+_RESTORE = "\x1b[?1004;2004;2048l\x1b[<u\x1b[?7h\x1b[?1049l\x1b[?25h\x1b[0m"
+"""No reports of focus, paste and size; the keyboard, wrapping, screen and cursor as before."""
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -97,7 +92,19 @@ class FullScreen(App[None]):
         try:
             await self._serve(self)
         finally:
+            # A crash of the screen that ended this has its code already.
+            self.exit(return_code=self.return_code or 0)
+
+    def end(self) -> None:
+        """Take no more questions, and leave the screen."""
+        if self.serving is not None:
+            self.serving.cancel()
+        else:
             self.exit()
+
+    async def action_quit(self) -> None:
+        """What the key does."""
+        self.end()
 
     # What the agent says.
 
@@ -113,9 +120,9 @@ class FullScreen(App[None]):
             return await dialogue.verdict
         finally:
             self._dialogue = None
-            if self.is_running:
-                await dialogue.remove()
-                idle.display = True
+            idle.display = True
+            # Not waited for: at the end of the program it would wait for us.
+            dialogue.remove()
 
     def taken_back(self) -> None:
         """Say that the question that was shown is off."""
@@ -160,7 +167,7 @@ class FullScreen(App[None]):
             poll = select.poll()
             poll.register(sys.stdin.fileno(), 0)
             if poll.poll(0):
-                self.exit(return_code=128 + signal.SIGHUP)
+                self.end()
 
 
 def _counted(text: Text, times: int) -> Text:
@@ -188,7 +195,9 @@ async def _run(path: Path, *, once: bool) -> int:
 
     def end(sign: signal.Signals) -> None:
         ended_by.append(sign)
-        app.exit()
+        app.end()
+        # A terminal that takes no more output would hold us up: the second signal does not wait.
+        loop.remove_signal_handler(sign)
 
     loop = asyncio.get_running_loop()
     for sign in _ENDINGS:
@@ -206,12 +215,14 @@ def _restored_terminal() -> Iterator[None]:
     """Whatever happens in between, the terminal is as before."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    leave = _LEAVE
+    # The terminal may be gone: nothing to restore then.
     try:
         yield
-        leave = ""
+    except BaseException:
+        # Else textual has done so, and once more would undo what others did before it.
+        with suppress(OSError):
+            os.write(descriptor, _RESTORE.encode())
+        raise
     finally:
-        # The terminal may be gone.
         with suppress(OSError, termios.error):
-            os.write(descriptor, (_RESTORE + leave).encode())
             termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
