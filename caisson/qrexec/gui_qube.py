@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,6 +22,7 @@ from caisson.qrexec import wire
 from caisson.qrexec.link import address
 from caisson.qrexec.prompt import (
     ANSWER_TIMEOUT,
+    LONGEST_ANSWER,
     NOTICE_TIMEOUT,
     Answer,
     NobodyError,
@@ -30,7 +31,6 @@ from caisson.qrexec.prompt import (
     Question,
     body,
     parse_answer,
-    read_answer,
 )
 
 _LONGEST_MESSAGE = 4096
@@ -82,26 +82,55 @@ async def notify(path: Path, qube: str, notice: Notice) -> None:
 
 async def _exchange(pipes: _Pipes, message: bytes) -> bytes:
     """Write the message and the end of the input; read the answer to its end, bounded."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    reading, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipes.stdout
-    )
-    try:
-        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
-        writing, _ = await loop.connect_write_pipe(lambda: protocol, pipes.stdin)
+    for pipe in pipes:
+        os.set_blocking(pipe.fileno(), False)
+    # A service that does not read it all may answer all the same.
+    with contextlib.suppress(BrokenPipeError):
+        await _write(pipes.stdin.fileno(), message)
+    pipes.stdin.close()
+    untrusted = b""
+    while len(untrusted) <= LONGEST_ANSWER:
         try:
-            writer = asyncio.StreamWriter(writing, protocol, None, loop)
-            writer.write(message)
-            # A service that reads nothing may answer all the same.
-            with contextlib.suppress(ConnectionError):
-                await writer.drain()
-                writer.write_eof()
-            return await read_answer(reader)
-        finally:
-            writing.abort()
+            chunk = os.read(pipes.stdout.fileno(), LONGEST_ANSWER)
+        except BlockingIOError:
+            await _readable(pipes.stdout.fileno())
+            continue
+        if not chunk:
+            break
+        untrusted += chunk
+    return untrusted
+
+
+async def _write(descriptor: int, message: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    rest = memoryview(message)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            await _told(loop.add_writer, loop.remove_writer, descriptor)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    await _told(loop.add_reader, loop.remove_reader, descriptor)
+
+
+async def _told(
+    begin: Callable[[int, Callable[[], None]], None], end: Callable[[int], bool], descriptor: int
+) -> None:
+    """Wait until the loop says that the descriptor is ready."""
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    begin(descriptor, tell)
+    try:
+        await ready
     finally:
-        reading.close()
+        end(descriptor)
 
 
 @asynccontextmanager
@@ -121,18 +150,7 @@ async def _service(path: Path, qube: str, service: str) -> AsyncIterator[_Pipes]
 
 async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One message of the broker's, and the descriptors that came with it."""
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-
-    def arrived() -> None:
-        if not readable.done():
-            readable.set_result(None)
-
-    loop.add_reader(sock, arrived)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(sock)
+    await _readable(sock.fileno())
     descriptors = array.array("i")
     room = socket.CMSG_SPACE(_PIPES * descriptors.itemsize)
     message, ancillary, _, _ = sock.recvmsg(_LONGEST_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)

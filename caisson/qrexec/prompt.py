@@ -172,7 +172,7 @@ async def _ask_one(sock: socket.socket, message: bytes) -> Answer:
         writer.write(message)
         await writer.drain()
         writer.write_eof()
-        untrusted = await read_answer(reader)
+        untrusted = await _read_answer(reader)
     finally:
         writer.transport.abort()
     if not untrusted:
@@ -180,7 +180,7 @@ async def _ask_one(sock: socket.socket, message: bytes) -> Answer:
     return parse_answer(untrusted, f"uid {uid}")
 
 
-async def read_answer(reader: asyncio.StreamReader) -> bytes:
+async def _read_answer(reader: asyncio.StreamReader) -> bytes:
     """Everything up to the end; of an endless answer, too much."""
     untrusted = await reader.read(LONGEST_ANSWER)
     while len(untrusted) <= LONGEST_ANSWER and (chunk := await reader.read(LONGEST_ANSWER)):
