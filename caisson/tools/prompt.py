@@ -9,32 +9,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caisson.paths import Paths
-from caisson.tools import command
 
 if TYPE_CHECKING:
     import argparse
 
     from caisson.tools.prompting.agent import Person
 
+_NOTES = """\
+In a terminal it fills the screen: arrows choose a target, typing filters, Enter allows, Escape
+denies, Ctrl-X denies all of the qube for ten minutes, Ctrl-Q ends. Keys count after a second
+without any. With `--plain`, type the number of a target and Enter to allow; Escape or Ctrl-D
+denies, `!` and Enter denies all of the qube for ten minutes. Several may run at once: all of them
+are asked, and the first answer counts."""
+
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Answer questions until interrupted."""
-    parser = command.parser(
-        "caisson prompt",
-        "Answer the questions that calls between qubes raise.",
-        "In a terminal it fills the screen: arrows choose a target, typing filters, Enter allows,\n"
-        "Escape denies, Ctrl-X denies all of the qube for ten minutes, Ctrl-Q ends.\n"
-        "With `--plain`, type the number of a target and Enter to allow; Escape or Ctrl-D denies,\n"
-        "`!` and Enter denies all of the qube for ten minutes.\n"
-        "Several may run at once: all of them are asked, and the first answer counts.",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's options."""
+    parser.epilog = _NOTES
     parser.add_argument("--once", action="store_true", help="end after one question")
     parser.add_argument("--plain", action="store_true", help="ask line by line")
     scripted = parser.add_mutually_exclusive_group()
@@ -42,8 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--answer", metavar="TARGET", help="allow each call that may go to TARGET, deny the others"
     )
     scripted.add_argument("--deny", action="store_true", help="deny every call")
-    options = parser.parse_args(argv)
-    paths = Paths(Path(options.root).absolute()) if options.root else Paths.of_environment()
+
+
+def run(options: argparse.Namespace, root: str) -> int:
+    """Answer questions until interrupted.
+
+    Raises:
+        CaissonError: this user may not answer, or no daemon made the directory.
+    """
+    paths = Paths(Path(root))
     if options.answer or options.deny or options.plain or not _has_screen():
         return _by_lines(paths, options)
     for name in [n for n in os.environ if n.startswith("TEXTUAL")]:

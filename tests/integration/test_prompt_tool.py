@@ -354,8 +354,9 @@ async def test_without_a_terminal_it_asks_line_by_line(tmp_path: Path):
 def test_help_needs_no_screen_library():
     """`caisson prompt --help` stays quick."""
     code = (
-        "import sys\nfrom caisson.tools.prompt import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom caisson.tools import umbrella\n"
+        "sys.argv = ['caisson', 'prompt', '--help']\n"
+        "try: umbrella.main()\nexcept SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('textual', 'rich', 'asyncio')) and 3)"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
