@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from broker_rig import PATIENCE, Agent, Peer, Rig, Service, broker_rig
+from grounds.whole import Whole
 
 pytestmark = pytest.mark.root
 
@@ -148,3 +149,24 @@ async def test_denial_is_told_in_the_gui_qube():
         notice = json.loads(await read_all(service.stdin))
         assert (notice["resolution"], notice["service"]) == ("deny", "other.Service")
         await service.end(0)
+
+
+def test_script_in_a_real_gui_qube_answers(whole: Whole):
+    """An executable that the admin laid there, as `policy.Ask`; its user is the qube's own."""
+    script = "cat >/tmp/question; printf allow:gui-target\n"
+    names = ("gui-sys", "gui-caller", "gui-target")
+    try:
+        for name in names:
+            whole.app(name, start=True)
+        whole.call("admin.vm.property.Set+guivm", "gui-caller", b"gui-sys")
+        whole.service("gui-sys", "policy.Ask", script)
+        whole.service("gui-target", "my.Gui", "echo served\n")
+        whole.policy("my.Gui * gui-caller @anyvm ask\n")
+        assert whole.said("gui-caller", "qrexec-client-vm @default my.Gui") == "served"
+        question = json.loads(whole.said("gui-sys", "cat /tmp/question"))
+        assert question["source"] == "gui-caller"
+        record = whole.audited(service="my.Gui")
+        assert (record["target"], record["answered_by"]) == ("gui-target", "qube gui-sys")
+    finally:
+        for name in names:
+            whole.discard(name)
