@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -105,9 +108,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    """Nobody sits there yet."""
-    return Desk(tmp_path)
+def desk() -> Iterator[Desk]:
+    """Nobody sits there yet; in a directory that other users can pass through."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Desk(Path(directory))
 
 
 def deny(_: dict[str, Any]) -> bytes:
@@ -149,6 +154,44 @@ async def test_whatever_else_an_agent_says_is_a_refusal_for_all(desk: Desk):
     """An answer that is not understood counts as `deny`, as in the protocol."""
     async with desk.agent(lambda _: b"what?"), desk.agent(never, "-1"):
         assert (await desk.ask()).target is None
+
+
+STRANGER = """
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+os.setresuid(4242, 4242, 4242)
+s.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o666)
+s.listen()
+print("up", flush=True)
+c, _ = s.accept()
+received = b""
+try:
+    c.sendall(b"allow:vault")
+    c.shutdown(socket.SHUT_WR)
+    while chunk := c.recv(65536):
+        received += chunk
+except OSError:
+    pass
+print(len(received), flush=True)
+"""
+
+
+async def test_stranger_beside_the_agents_is_neither_heard_nor_told(desk: Desk):
+    """Who may answer: root, and members of the group `qubes`."""
+    directory = desk.paths.prompt_agent.parent
+    directory.chmod(0o777)
+    stranger = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STRANGER, str(directory / "policy-agent-0.sock"),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert stranger.stdout is not None
+    assert await stranger.stdout.readline() == b"up\n"
+    async with desk.agent(deny, "-1") as heard:
+        assert (await desk.ask()).target is None
+        assert heard[0]["source"] == "work"
+    assert await stranger.stdout.readline() == b"0\n"
+    await stranger.wait()
 
 
 async def test_agents_beside_the_well_known_socket_suffice(desk: Desk):

@@ -62,6 +62,7 @@ class Dialogue(Widget, can_focus=True):
         self._filter = ""
         self._shown: list[str] = []
         self._waiting = 0
+        self._last: tuple[object, ...] = ()
         self.chosen: str | None = None
         self.verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
@@ -196,6 +197,11 @@ class Dialogue(Widget, can_focus=True):
     def _refresh(self) -> None:
         """Show what has changed, also by time alone."""
         ready = self._caution.ready and self.chosen is not None
+        state = self._state()
+        now = (ready, state, self.chosen, self._filter)
+        if now == self._last:
+            return
+        self._last = now
         self.query_one("#ok").disabled = not ready
         listed = Text(f" ({len(self._shown)} of {len(self._question.targets)})", style="dim")
         typed = Text(f"Filter   {self._filter}_") + listed
@@ -204,7 +210,7 @@ class Dialogue(Widget, can_focus=True):
         if self.chosen is not None:
             chosen = words.qube(self.chosen, self._question)
         self.query_one("#choice", Static).update(Text("Allow to ") + chosen)
-        self.query_one("#state", Static).update(Text(self._state(), style="dim"))
+        self.query_one("#state", Static).update(Text(state, style="dim"))
 
     def _state(self) -> str:
         parts = []

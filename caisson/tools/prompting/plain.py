@@ -23,7 +23,7 @@ DEAF = 1.0
 """Seconds for which input is dropped after a question appears (key repeat, a blind Enter)."""
 
 _LONGEST_TYPED = 64
-_INVITATION = "Number of the target, `!` to deny all of it for now, or Escape to deny: "
+_INVITATION = "Number of the target, ! to deny this qube for now, or Escape to deny: "
 _FOR_NOW = "!"
 _ESCAPE, _END, _GONE = "\x1b", "\x04", ""
 _ERASE = frozenset({"\x7f", "\b"})
