@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -40,14 +41,14 @@ RUN = "import sys; from caisson.tools import umbrella; sys.exit(umbrella.main())
 class Terminal:
     """A prompt agent in a terminal of its own."""
 
-    def __init__(self, root: Path, *options: str, run: str = RUN) -> None:
+    def __init__(self, root: Path, *options: str, run: str = RUN, **env: str) -> None:
         self.master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, 80))
         self.before = termios.tcgetattr(slave)
         self.process = subprocess.Popen(
             [sys.executable, "-c", run, "--root", str(root), "prompt", *options],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env=os.environ | {"TERM": "xterm-256color"},
+            env=os.environ | {"TERM": "xterm-256color"} | env,
         )  # fmt: skip
         os.close(slave)
         self.seen = b""
@@ -334,6 +335,24 @@ async def test_once_ends_the_whole_screen_after_one_question():
         assert (answer.target, answer.for_now) == (None, True)
         assert await agent.ends() == 0
         assert agent.restored
+
+
+async def test_no_color_is_respected(tmp_path: Path):
+    """The block, the names and what is chosen can be told apart without."""
+    path = Paths(tmp_path).prompt_agent
+    path.parent.mkdir(parents=True)
+    agent = Terminal(tmp_path, NO_COLOR="1")
+    await until(path.exists)
+    asking = asyncio.create_task(prompt.ask(path, QUESTION))
+    for text in ("■ ".encode(), b"work", b"container", b"keys count in a second"):
+        await agent.shows(text)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await agent.close()
+    codes = {int(code) for sequence in re.findall(rb"\x1b\[([0-9;]*)m", agent.seen)
+             for code in sequence.split(b";") if code}  # fmt: skip
+    assert codes
+    assert not {c for c in codes if c // 10 in {3, 4, 9, 10} and c not in {39, 49}}
 
 
 async def test_without_a_terminal_it_asks_line_by_line(tmp_path: Path):

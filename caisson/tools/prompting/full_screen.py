@@ -68,7 +68,8 @@ class FullScreen(App[None]):
         serve: Callable[[Person], Coroutine[Any, Any, None]],
         clock: Clock = time.monotonic,
     ) -> None:
-        super().__init__()
+        # The terminal's own colours, or textual would turn colours into greys.
+        super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
         self._serve = serve
         self._clock = clock
         self._notices: deque[tuple[Text, int]] = deque(maxlen=MOST_NOTICES)
