@@ -194,6 +194,15 @@ async def test_stranger_beside_the_agents_is_neither_heard_nor_told(desk: Desk):
     await stranger.wait()
 
 
+async def test_question_that_nobody_answers_is_over_in_time(desk: Desk):
+    """And is taken back from every agent."""
+    question = prompt.Question("work", "a.B", "+", ["vault"])
+    async with desk.agent(never) as first, desk.agent(never, "-1") as second:
+        with pytest.raises(prompt.PromptError, match="nobody answered"):
+            await prompt.ask(desk.paths.prompt_agent, question, patience=0.2)
+        await until(lambda: len(first) == len(second) == 2)
+
+
 async def test_agents_beside_the_well_known_socket_suffice(desk: Desk):
     """Nobody has to have the well-known name."""
     async with desk.agent(deny, "-abc"):

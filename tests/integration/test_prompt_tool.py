@@ -337,6 +337,15 @@ async def test_once_ends_the_whole_screen_after_one_question():
         assert agent.restored
 
 
+async def test_what_is_wrong_is_said_on_the_screen_that_stays(tmp_path: Path):
+    """No daemon made the directory: exit code 1, and the remedy is there to read."""
+    agent = Terminal(tmp_path)
+    assert await agent.ends() == 1
+    assert agent.restored
+    os.close(agent.master)
+    assert b"hint:" in agent.seen.rpartition(LEFT)[2]
+
+
 async def test_no_color_is_respected(tmp_path: Path):
     """The block, the names and what is chosen can be told apart without."""
     path = Paths(tmp_path).prompt_agent

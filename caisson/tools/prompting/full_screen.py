@@ -26,14 +26,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from caisson.errors import CaissonError
 from caisson.qrexec.patience import Clock
 from caisson.qrexec.prompt import Notice
 from caisson.tools.prompting import words
 from caisson.tools.prompting.agent import Agent, Asked, Person, Verdict
 from caisson.tools.prompting.dialogue import Dialogue
 
-MOST_NOTICES = 50
-SHOWN_NOTICES = 4
+MOST_NOTICES = 4
 LOW = 16
 """Lines of a screen too low for a log of notices beside a question."""
 
@@ -148,7 +148,7 @@ class FullScreen(App[None]):
         else:
             self._notices.append((text, 1))
         log = self.query_one("#notices", Static)
-        log.update(Text("\n").join(_counted(*n) for n in list(self._notices)[-SHOWN_NOTICES:]))
+        log.update(Text("\n").join(_counted(*n) for n in self._notices))
         log.remove_class("empty")
 
     # What the terminal says.
@@ -219,6 +219,8 @@ def _restored_terminal() -> Iterator[None]:
     # The terminal may be gone: nothing to restore then.
     try:
         yield
+    except CaissonError:
+        raise
     except BaseException:
         # Else textual has done so, and once more would undo what others did before it.
         with suppress(OSError):
