@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from broker_rig import broker_rig, until
@@ -34,6 +35,7 @@ QUESTION = Question(
     labels={"work": "0xcc0000"},
     isolation={"work": "container"},
 )
+T = TypeVar("T")
 PATIENCE = 15.0
 RUN = "import sys; from caisson.tools import umbrella; sys.exit(umbrella.main())"
 
@@ -75,6 +77,13 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         """Press keys."""
         os.write(self.master, keys)
+
+    async def type_until(self, done: asyncio.Task[T], keys: bytes) -> T:
+        """Press keys now and then until they count, after a second without any."""
+        while not done.done():
+            self.type(keys)
+            await asyncio.wait({done}, timeout=1.2)
+        return done.result()
 
     async def close(self) -> None:
         """End it."""
@@ -264,10 +273,7 @@ async def test_whole_screen_asks_for_a_real_broker():
             await agent.shows(b"keys count in a second")
             for text in (b"work", b"container", b"Service", b"vault", b"nothing chosen"):
                 await agent.shows(text)
-            agent.type(b"\r\r")
-            await asyncio.sleep(1.2)
-            agent.type(b"\x1b[B\r")
-            service = await vault.next_call()
+            service = await agent.type_until(asyncio.create_task(vault.next_call()), b"\x1b[B\r")
             await service.end(0)
             assert (await client.receive())[0] == b"A"
             assert (await client.receive())[0] == b"X0"
@@ -329,9 +335,7 @@ async def test_once_ends_the_whole_screen_after_one_question():
         await until(path.exists)
         asking = asyncio.create_task(prompt.ask(path, QUESTION))
         await agent.shows(b"keys count in a second")
-        await asyncio.sleep(1.2)
-        agent.type(b"\x18")
-        answer = await asking
+        answer = await agent.type_until(asking, b"\x18")
         assert (answer.target, answer.for_now) == (None, True)
         assert await agent.ends() == 0
         assert agent.restored
