@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
-from msgspec.structs import replace
 
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import DOM0
@@ -212,8 +211,7 @@ class Decider:
             return
         call.answered_by = answer.by
         if answer.target is None:
-            denied = ask.refuse()
-            self._deny(call, replace(denied, text=answer.reason) if answer.reason else denied)
+            self._deny(call, ask.refuse(answer.reason))
             return
         self._link.pump()
         call.task = None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import select
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from caisson.qrexec.answering import hang_up_of
 from caisson.qrexec.patience import Clock
 from caisson.qrexec.prompt import (
     ANSWER_TIMEOUT,
@@ -122,7 +119,7 @@ class Agent:
         if self._waiting >= MOST_QUESTIONS:
             return
         asked = Asked(question, self._clock() + ANSWER_TIMEOUT)
-        with _hang_up_of(writer) as hung_up:
+        with hang_up_of(writer.get_extra_info("socket")) as hung_up:
             asking = asyncio.create_task(self._ask(asked))
             self._asking.add(asking)
             asking.add_done_callback(self._asking.discard)
@@ -165,24 +162,3 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
         if len(received) > LONGEST_QUESTION:
             raise OSError(0, "endless question")
     return bytes(received)
-
-
-@contextmanager
-def _hang_up_of(writer: asyncio.StreamWriter) -> Iterator[asyncio.Future[None]]:
-    """A future for the moment when the broker hangs up; that it half-closed does not count."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def gone() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    with contextlib.closing(select.epoll()) as epoll:
-        # No events asked for: epoll then tells of a full hang-up only.
-        epoll.register(writer.get_extra_info("socket").fileno(), 0)
-        loop.add_reader(epoll.fileno(), gone)
-        try:
-            yield future
-        finally:
-            loop.remove_reader(epoll.fileno())
-            future.cancel()
