@@ -192,9 +192,10 @@ class Ask(msgspec.Struct, frozen=True, eq=False):
             )
         return self.permit(untrusted_target)
 
-    def refuse(self) -> Deny:
-        """What a person's refusal leads to."""
-        return Deny(Reason.RULE, f"denied by the person ({self.text})", self.notify, self.location)
+    def refuse(self, why: str = "") -> Deny:
+        """What a refusal leads to; `why` says more where no person refused just now."""
+        text = why or f"denied by the person ({self.text})"
+        return Deny(Reason.RULE, text, self.notify, self.location)
 
     def as_dict(self) -> dict[str, Any]:
         """The decision as `caisson policy decide` prints it."""

@@ -19,6 +19,7 @@ from caisson.policy.reference import matches_qube, matches_target
 from caisson.policy.resolution import Call, can_be_base, may_run, permit
 from caisson.policy.rules import Action, Rule
 from caisson.policy.system import Domain, SystemInfo
+from caisson.policy.tokens import Kind as TokenKind
 from caisson.policy.tokens import Role, Token, parse_token
 
 Outcomes = Mapping[Action, frozenset[str]]
@@ -26,6 +27,9 @@ Outcomes = Mapping[Action, frozenset[str]]
 
 For `deny` it is what was asked for where a rule, not the lack of one, denies.
 """
+
+
+_NOBODY = Domain("")
 
 
 class _Sources(msgspec.Struct, frozen=True):
@@ -55,7 +59,8 @@ class Table:
         self._by_source: dict[Token, int] = {}
         self._by_target: dict[tuple[Token, str | None], int] = {}
         self._running = self._bits(may_run(name, system) for name in self._targets)
-        self._reachable = self._bits(self._has_way(name) for name in self._targets)
+        remote = (self._is_remote(name) for name in self._targets)
+        self._remote = self._bits(remote)
 
     def of_kind(self, kind: Kind) -> Iterator[tuple[str, Outcomes]]:
         """Each source and its outcomes; sources without any are left out."""
@@ -96,7 +101,7 @@ class Table:
         if rule.action is Action.DENY:
             return set(self._named(taken))
         if rule.action is Action.ALLOW and rule.redirect is None:
-            return self._allowed(rule, taken, self._qube(sources[0]))
+            return self._allowed(kind, rule, taken, self._qube(sources[0]))
         # One rule, one answer: whatever of them was asked for. Two sources say what each of
         # them hides from itself.
         target = self._targets[taken.bit_length() - 1]
@@ -112,10 +117,17 @@ class Table:
                 found.update({allowed.target} if isinstance(allowed, Allow) else ())
         return found
 
-    def _allowed(self, rule: Rule, taken: int, source: Domain) -> set[str]:
+    def _allowed(self, kind: Kind, rule: Rule, taken: int, source: Domain) -> set[str]:
         if not rule.autostart:
             taken &= self._running
-        found = set(self._named(taken & self._reachable))
+        found = set(self._named(taken & ~self._remote))
+        for name in self._named(taken & self._remote):
+            # Whether a relay takes the call depends on all of it but the source.
+            call = Call(
+                Request(kind.service, kind.argument, "", name), _NOBODY, Token(TokenKind.NAME, name)
+            )
+            if isinstance(permit(call, rule, call.target, self._system), Allow):
+                found.add(name)
         found.discard("@default")
         if "@adminvm" in found:
             found.remove("@adminvm")
@@ -127,13 +139,9 @@ class Table:
                 found.add(f"@dispvm:{base}")
         return found
 
-    def _has_way(self, target: str) -> bool:
-        """Whether a call that may go to this target has a way there: a remote needs a relay."""
+    def _is_remote(self, target: str) -> bool:
         qube = self._system.find(target)
-        if qube is None or qube.type != "RemoteVM":
-            return True
-        relay = self._system.find(qube.relayvm) if qube.relayvm else None
-        return relay is not None and bool(qube.transport_rpc)
+        return qube is not None and qube.type == "RemoteVM"
 
     def _qube(self, name: str) -> Domain:
         return self._system.domains[name]
@@ -148,7 +156,7 @@ class Table:
     def _target_bits(self, token: Token, base: str | None) -> int:
         bits = self._by_target.get((token, base))
         if bits is None:
-            source = Domain("", default_dispvm=base)
+            source = msgspec.structs.replace(_NOBODY, default_dispvm=base)
             request = Request("any", "+", "", "")
             calls = (Call(request, source, target) for target in self._tokens)
             found = (matches_target(token, call, self._system) for call in calls)

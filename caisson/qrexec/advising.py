@@ -7,7 +7,7 @@ the policy and the system come from.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from caisson.errors import CaissonError, ProtocolError
-from caisson.names import DOM0, QubeName
+from caisson.names import QubeName
 from caisson.policy import Allow, Ask, Decision, Deny, Reason, SystemInfo
 from caisson.qrexec import evaluating, sparing
 from caisson.qrexec.answering import MOST_CONNECTIONS, Answering, AnswerTo, EndOf
@@ -38,16 +38,6 @@ DESCRIPTORS = 6
 """How many descriptors one connection at each of the three sockets takes."""
 
 
-class Situation(msgspec.Struct, frozen=True):
-    """What a decision rests on: the policy and the system of this moment.
-
-    `infos` has what prompts show beside it, as in `internal.GetSystemInfo`.
-    """
-
-    view: View
-    infos: Mapping[str, Mapping[str, Any]]
-
-
 class Sockets(msgspec.Struct, frozen=True):
     """Where the three sockets are; None: not served."""
 
@@ -67,7 +57,7 @@ class Adviser:
 
     def __init__(
         self,
-        situation: Callable[[], Awaitable[Situation]],
+        situation: Callable[[], Awaitable[View]],
         person: Person,
         write: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -138,36 +128,35 @@ class Adviser:
         now = await self._situation()
         decision = _judge(query, now)
         if not isinstance(decision, Ask):
-            return decision, now.view.system
+            return decision, now.system
         call.rule = decision.rule
         if query.assume_yes:
-            yes = evaluating.assume_yes(decision, now.view.system)
-            return _chosen(decision, yes), now.view.system
+            yes = evaluating.assume_yes(decision, now.system)
+            return _chosen(decision, yes), now.system
         if query.just_evaluate:
             text = f"a person would be asked ({decision.text})"
             denied = Deny(Reason.RULE, text, notify=False, location=decision.location)
-            return denied, now.view.system
+            return denied, now.system
         return await self._ask(query, call, decision, now)
 
     async def _ask(
-        self, query: Query, call: Call, ask: Ask, then: Situation
+        self, query: Query, call: Call, ask: Ask, then: View
     ) -> tuple[Allow | Deny, SystemInfo]:
         """Ask a person, then judge again: the world may have changed meanwhile."""
-        source = then.view.system.find(ask.source)
-        if source is None or source.guivm != DOM0:
+        source = then.system.find(ask.source)
+        if source is None or source.guivm is None:
             raise CallError("the calling qube has no GUI qube that could be asked")
-        question = _call(query, source.name)
         try:
-            answer = await self._person.ask(question, ask, then.view.system, then.infos)
+            answer = await self._person.ask(_call(query, source.name), ask, source.guivm)
         except CaissonError as e:
             text = f"{e.message} ({ask.text})"
-            return Deny(Reason.RULE, text, ask.notify, ask.location), then.view.system
+            return Deny(Reason.RULE, text, ask.notify, ask.location), then.system
         call.answered_by = answer.by
         if answer.target is None:
-            return ask.refuse(), then.view.system
+            return ask.refuse(answer.reason), then.system
         now = await self._situation()
-        system = now.view.system
-        return after_answer(answer.target, _judge(query, now), then.view.system, system), system
+        system = now.system
+        return after_answer(answer.target, _judge(query, now), then.system, system), system
 
     async def _evaluate(self, kind: Kind, untrusted: bytes, _uid: int) -> bytes:
         """Answer a call of an evaluation service, as a socket service gets it.
@@ -187,7 +176,7 @@ class Adviser:
             now = await self._situation()
         except CallError as e:
             raise ProtocolError(str(e)) from None
-        reply = evaluating.answer(kind, descriptor, caller, payload, now.view)
+        reply = evaluating.answer(kind, descriptor, caller, payload, now)
         sparing.info(
             "evaluated for a client",
             qube=caller,
@@ -249,8 +238,8 @@ def _call(query: Query, source: str) -> Call:
     return call
 
 
-def _judge(query: Query, now: Situation) -> Decision:
-    return now.view.judge(
+def _judge(query: Query, now: View) -> Decision:
+    return now.judge(
         query.source, query.service, query.argument, query.target, query.requested_source
     )
 

@@ -202,7 +202,7 @@ async def _unless_gone(
     sock: socket.socket, work: Callable[[], Awaitable[bytes | None]]
 ) -> bytes | None:
     """What `work` gives; nothing, and its end, if the peer hangs up before."""
-    with _hang_up_of(sock) as gone:
+    with hang_up_of(sock) as gone:
         task = asyncio.ensure_future(work())
         waiting: set[asyncio.Future[Any]] = {task, gone}
         try:
@@ -215,7 +215,7 @@ async def _unless_gone(
 
 
 @contextlib.contextmanager
-def _hang_up_of(sock: socket.socket) -> Iterator[asyncio.Future[None]]:
+def hang_up_of(sock: socket.socket) -> Iterator[asyncio.Future[None]]:
     """A future for the moment when the peer hangs up; that it half-closed does not count."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()

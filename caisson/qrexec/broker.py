@@ -18,7 +18,7 @@ from caisson.names import DOM0, QubeName
 from caisson.paths import Paths
 from caisson.qrexec import sparing, wire
 from caisson.qrexec.admin_messages import MOST_CALLS as MOST_TO_DAEMON
-from caisson.qrexec.advising import DESCRIPTORS, Adviser, Situation, Sockets
+from caisson.qrexec.advising import DESCRIPTORS, Adviser, Sockets
 from caisson.qrexec.answering import MOST_CONNECTIONS as MOST_ADVISED
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
@@ -30,7 +30,7 @@ from caisson.qrexec.daemon_services import DaemonServices
 from caisson.qrexec.deciding import LINK_PATIENCE, Decider
 from caisson.qrexec.directories import GUI_SOCKET, POLICY_SOCKET, SIMPLE_SOCKET
 from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
-from caisson.qrexec.judging import Judge
+from caisson.qrexec.judging import Judge, View
 from caisson.qrexec.known import Known
 from caisson.qrexec.link import (
     Admit,
@@ -85,7 +85,7 @@ class Broker:
             sweep_later=self._sweep_later,
         )
         self._judge = Judge(self._rules, self._known)
-        person = Person(paths.prompt_agent, self._background)
+        person = Person(paths, self._known, self._background)
         self._advising = Adviser(self._situation, person, self._audit.write).servers(
             Sockets(
                 paths.policy_sockets / POLICY_SOCKET,
@@ -209,7 +209,7 @@ class Broker:
             except DaemonError as e:
                 _log.error("cannot listen for those who ask for decisions", error=str(e))
 
-    async def _situation(self) -> Situation:
+    async def _situation(self) -> View:
         """What is decided on for others, as for calls: with a log and a live link only."""
         if not self._audit.ready():
             raise CallError("the audit log cannot be written")
@@ -220,7 +220,7 @@ class Broker:
                     await self._link.wait_synced()
             except TimeoutError:
                 raise CallError("qubesd is not running") from None
-        return Situation(self._judge.now(), self._known.infos)
+        return self._judge.now()
 
     def _close(self, name: str) -> None:
         endpoint = self._endpoints.pop(name, None)

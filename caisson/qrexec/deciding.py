@@ -203,18 +203,15 @@ class Decider:
         if source is None or source.guivm is None:
             self._connector.refuse(call, "the calling qube has no GUI qube that could be asked")
             return
-        if source.guivm != DOM0:
-            self._connector.refuse(call, f"GUI qube `{source.guivm}`: only `dom0` is supported yet")
-            return
         try:
-            answer = await self._person.ask(call, ask, self._known.system, self._known.infos)
+            answer = await self._person.ask(call, ask, source.guivm)
         except CaissonError as e:
             call.decision = "deny"
             self._connector.end(call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, e.message)
             return
         call.answered_by = answer.by
         if answer.target is None:
-            self._deny(call, ask.refuse())
+            self._deny(call, ask.refuse(answer.reason))
             return
         self._link.pump()
         call.task = None

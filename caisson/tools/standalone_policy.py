@@ -15,7 +15,8 @@ from caisson.paths import Paths
 from caisson.tools.command import UsageError
 
 if TYPE_CHECKING:
-    from caisson.qrexec.advising import Adviser, Situation
+    from caisson.qrexec.advising import Adviser
+    from caisson.qrexec.judging import View
 
 _MOST_DIRECTORIES = 2
 _NO_GRANTS = Path("/proc/0/grants.json")
@@ -79,7 +80,7 @@ class Standalone:
         from caisson.qrexec.advising import Adviser
         from caisson.qrexec.asking import Person
 
-        person = Person(self._paths.prompt_agent, self._background)
+        person = Person(self._paths, self._known, self._background)
         return Adviser(self._situation, person, lambda _record: None)
 
     async def told(self) -> None:
@@ -92,8 +93,7 @@ class Standalone:
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _situation(self) -> Situation:
-        from caisson.qrexec.advising import Situation
+    async def _situation(self) -> View:
         from caisson.qrexec.calls import CallError
         from caisson.qrexec.judging import View
         from caisson.tools.policy.inputs import domains_of
@@ -104,4 +104,4 @@ class Standalone:
             raise CallError(f"the system is not known: {e}") from None
         self._known.clear()
         self._known.take(domains)
-        return Situation(View(self._rules.current(), self._known.system), self._known.infos)
+        return View(self._rules.current(), self._known.system)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from caisson import __version__
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, DaemonError
-from caisson.tools import command, policy, qubes_xml, terminal
+from caisson.tools import command, policy, prompt, qubes_xml, terminal
 from caisson.tools.command import FAILURE, USAGE
 
 
@@ -30,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("recipe", metavar="RECIPE", help="such as `debian-12-minimal`")
     on_templates.add_parser("list", help="list the recipes")
     policy.add(actions.add_parser("policy", help="ask, test and change what qubes may do"))
-    # Its options are its own: it is given the rest of the command line as it is.
-    actions.add_parser("prompt", help="answer the questions that calls between qubes raise")
+    prompt.add(
+        actions.add_parser("prompt", help="answer the questions that calls between qubes raise")
+    )
     qubes_xml.add_import(
         actions.add_parser("import-qubes-xml", help="take over a system of Qubes OS 4")
     )
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:  # noqa: PLR0911 
             return _template(arguments, client)
         case "policy":
             return policy.run(arguments, client)
+        case "prompt":
+            return prompt.run(arguments, client.root)
         case "import-qubes-xml":
             return qubes_xml.import_system(arguments, client.root)
         case "export-qubes-xml":
@@ -130,22 +132,6 @@ def _template(arguments: argparse.Namespace, client: Client) -> int:
     )
 
 
-def _prompt_words(argv: Sequence[str]) -> list[str] | None:
-    """The words after `prompt` and the common options before it; None for another command."""
-    before = argparse.ArgumentParser(add_help=False)
-    before.add_argument("--root")
-    before.add_argument("words", nargs=argparse.REMAINDER)
-    known = before.parse_known_args(argv)[0]
-    if known.words[:1] != ["prompt"]:
-        return None
-    return [*(("--root", known.root) if known.root else ()), *known.words[1:]]
-
-
 def main() -> int:
     """Entry point."""
-    words = _prompt_words(sys.argv[1:])
-    if words is not None:
-        from caisson.tools.prompt import main as prompt
-
-        return command.guarded(lambda: prompt(words))
     return command.main(parser(), run)

@@ -291,8 +291,11 @@ def _is_true(
 
 
 def domains_that_run(system: SystemInfo) -> set[str]:
-    """The qubes that a call need not start."""
-    return {q.name for q in system.domains.values() if q.power_state == "Running"} | {"dom0"}
+    """The qubes that a call need not start; for one on another machine its relay counts."""
+    running = {q.name for q in system.domains.values() if q.power_state == "Running"}
+    near = {q.name for q in system.domains.values() if q.type != "RemoteVM"}
+    far = {q.name for q in system.domains.values() if q.relayvm in running} - near
+    return (running & near) | far | {"dom0"}
 
 
 def _can_be_picked(

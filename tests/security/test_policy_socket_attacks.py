@@ -15,9 +15,9 @@ import pytest
 from broker_rig import PATIENCE, Rig, broker_rig, exchange, policy_query, prompt_agent, until
 
 from caisson.qrexec.answering import MOST_CONNECTIONS
-from caisson.qrexec.asking import MOST_WAITING
 from caisson.qrexec.directories import policy_links
 from caisson.qrexec.link import address
+from caisson.qrexec.turns import MOST_WAITING
 
 pytestmark = pytest.mark.root
 

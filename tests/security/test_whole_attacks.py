@@ -300,12 +300,23 @@ def test_a_qube_cannot_move_the_cursor_of_a_persons_terminal(attacked: Whole) ->
     assert b"\x1b" not in seen
 
 
-def test_a_flood_of_questions_does_not_bury_the_person(attacked: Whole) -> None:
+@pytest.fixture
+def flooder(attacked: Whole) -> Iterator[str]:
+    """A hostile qube that has not asked anything yet."""
+    try:
+        attacked.policy(f"my.Ask * flooder @anyvm ask\n{POLICY}")
+        yield attacked.app("flooder", start=True)
+    finally:
+        attacked.policy(POLICY)
+        attacked.discard("flooder")
+
+
+def test_a_flood_of_questions_does_not_bury_the_person(attacked: Whole, flooder: str) -> None:
     """One qube's questions come one at a time, and only a few of them wait."""
     path = attacked.paths.prompt_agent
 
     def too_many() -> int:
-        records = attacked.audit(service="my.Ask", code=126)
+        records = attacked.audit(source=flooder, code=126)
         return sum("too many questions" in r.get("reason", "") for r in records)
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
@@ -313,7 +324,7 @@ def test_a_flood_of_questions_does_not_bury_the_person(attacked: Whole) -> None:
         path.chmod(0o666)
         agent.listen(100)
         line = "for i in $(seq 60); do qrexec-client-vm victim my.Ask </dev/null & done"
-        flood = attacked.begin("mallory", f"({line}; wait) >/dev/null 2>&1")
+        flood = attacked.begin(flooder, f"({line}; wait) >/dev/null 2>&1")
         until(lambda: too_many() >= 50, "most questions are refused")
         waiting = 60 - too_many()
         assert 0 < waiting <= 10

@@ -124,6 +124,7 @@ ODD = SystemInfo.from_dict(
         "hid": {"type": "AppVM", "internal": "1", "default_dispvm": "nosuch", "tags": ["t2"]},
         "dvm": {"type": "AppVM", "template_for_dispvms": True, "tags": ["t2"]},
         "rem": {"type": "RemoteVM", "relayvm": "net", "transport_rpc": "x.SSH"},
+        "far": {"type": "RemoteVM", "relayvm": "vault", "transport_rpc": "x y"},
         "lost": {"type": "RemoteVM", "relayvm": "nosuch", "transport_rpc": "x.SSH"},
     }
 )
