@@ -163,6 +163,8 @@ def _modernise(raw: str) -> str:
 
 def _split(location: Location, raw: str) -> Line | None:
     """The fields of a line; None if it says nothing."""
+    if raw.lstrip()[:1] in ("", "#"):
+        return None
     if len(raw) > LONGEST_LINE:
         raise PolicyError(
             f"the line is longer than {LONGEST_LINE} characters",
@@ -170,8 +172,6 @@ def _split(location: Location, raw: str) -> Line | None:
             line=location.line,
             column=LONGEST_LINE + 1,
         )
-    if raw.lstrip()[:1] in ("", "#"):
-        return None
     if match := _CONTROL.search(raw):
         raise PolicyError(
             f"control character 0x{ord(match[0]):02x} in a policy",
