@@ -73,12 +73,17 @@ class TestSize:
         files = {"a.policy": "!include-service s.X * x\n" * 5000, "x": "#\n" * 100_000}
         assert "more than" in _error(files)
 
-    @pytest.mark.parametrize("unit", ["x ", "# ", "\0"])
+    @pytest.mark.parametrize("unit", ["x ", "\0", "é"])
     def test_line_of_64_mib(self, unit: str):
-        """A line is not split into millions of fields; a comment is a line like others."""
-        line = "# " * (unit == "# ") + unit * (64 * MIB // len(unit.encode()))
+        """A line is not split into millions of fields."""
+        line = unit * (64 * MIB // len(unit.encode()))
         place = f"a.policy:2:{LONGEST_LINE + 1}: "
         assert _error({"a.policy": f"\n{line}"}).startswith(place)
+
+    def test_comment_of_64_mib_is_fine(self):
+        """What says nothing may be as long as a file."""
+        policy = parse_policy({"a.policy": f"  #{'# ' * 32 * MIB}\n{ALLOW}"})
+        assert [rule.location.line for rule in policy.rules] == [2]
 
     def test_more_parameters_than_there_are(self):
         """The second of a name ends it, however many follow."""
