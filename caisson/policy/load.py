@@ -208,7 +208,10 @@ class _Loader:
         """Add the rules of a file, one after the other; yield the directives between them."""
         key = (files.name, path, service)
         former = self.visits.get(key) or self.former.get(key)
-        self.visits[key] = visit(path, self._lines(path, files), trail, service, former)
+        text = files.files[path]
+        lines = former.lines if former and former.text == text else files.lines(path)
+        self._count_lines(path, len(lines) - 1)
+        self.visits[key] = visit(path, text, lines, trail, service, former)
         for said in self.visits[key].said:
             if isinstance(said, Rule):
                 if len(self.rules) >= MOST_RULES:
@@ -232,14 +235,12 @@ class _Loader:
             rule = Rule(service, argument, ANYVM, target, Action.DENY, location, notify=True)
             self.rules.append(rule.at(location, trail))
 
-    def _lines(self, path: str, files: _Directory) -> list[str]:
-        """The lines of a file, unless they are too many together with those before."""
-        lines = files.lines(path)
+    def _count_lines(self, path: str, count: int) -> None:
+        """Count the lines of a file, unless they are too many together with those before."""
         left = MOST_LINES - self.lines
-        self.lines += len(lines) - 1
-        if self.lines > MOST_LINES:
+        self.lines += count
+        if count > left:
             raise too_many_lines(path, left + 1)
-        return lines
 
     def _enter(self, line: Line, path: str, files: _Directory, open_files: tuple[str, ...]) -> str:
         """The name of an included file, checked."""

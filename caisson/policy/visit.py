@@ -30,8 +30,9 @@ Said = Rule | Directive | None
 
 
 class Visit(msgspec.Struct, frozen=True):
-    """The lines of a file, what each of them says, and how the file was reached."""
+    """The text of a file, its lines, what each of them says, and how the file was reached."""
 
+    text: str | bytes
     lines: list[str]
     said: list[Said]
     trail: Trail
@@ -42,13 +43,19 @@ Visits = Mapping[tuple[str, str, Service | None], Visit]
 
 
 def visit(
-    path: str, lines: list[str], trail: Trail, service: Service | None, former: Visit | None
+    path: str,
+    text: str | bytes,
+    lines: list[str],
+    trail: Trail,
+    service: Service | None,
+    former: Visit | None,
 ) -> Visit:
     """Find out what the lines of a file say.
 
     Args:
         path: the file.
-        lines: its text.
+        text: what it holds.
+        lines: the same, in lines.
         trail: how it was reached.
         service: what it speaks about, if its lines are legacy lines.
         former: a visit of the same file for the same service, with any text.
@@ -57,7 +64,9 @@ def visit(
         PolicyError: with file, line and column.
     """
     if former is None:
-        return Visit(lines, list(_parsed(path, lines, 0, trail, service)), trail)
+        return Visit(text, lines, list(_parsed(path, lines, 0, trail, service)), trail)
+    if lines is former.lines and trail == former.trail:
+        return former
     head = _common(lines, former.lines)
     tail = _common(reversed(lines[head:]), reversed(former.lines[head:]))
     end, former_end = len(lines) - tail, len(former.lines) - tail
@@ -67,7 +76,7 @@ def visit(
     between = list(_parsed(path, lines[head:end], head, trail, service))
     if trail != former.trail or end != former_end:
         last = _placed(last, path, end, trail)
-    return Visit(lines, first + between + last, trail)
+    return Visit(text, lines, first + between + last, trail)
 
 
 def _common(lines: Iterable[str], others: Iterable[str]) -> int:
