@@ -123,6 +123,7 @@ class _Directory:
         self.files = files
         self._lines: dict[str, list[str]] = {}
         self._considered: dict[str, list[str]] = {}
+        self._exists: dict[str, bool] = {}
 
     def lines(self, path: str) -> list[str]:
         """The lines of a file, split once however often it is included."""
@@ -138,9 +139,10 @@ class _Directory:
 
     def exists(self, directory: str) -> bool:
         """Whether there is a directory of this name below this one."""
-        return bool(self.considered(directory)) or any(
-            name.startswith(f"{directory}/") for name in self.files
-        )
+        if directory not in self._exists:
+            prefix = f"{directory}/"
+            self._exists[directory] = any(name.startswith(prefix) for name in self.files)
+        return self._exists[directory]
 
 
 @dataclass
