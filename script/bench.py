@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench_measure import Row, clock, machine, p50, p99, pss_mib, run
+from bench_policy import POLICY_ROWS
 from bench_scale import SCALE_ROWS, Scale
 
 from caisson.admin.client import Client
@@ -296,6 +297,7 @@ ROWS: dict[str, Callable[[Instance, int, Path], Row]] = {
     "idle-memory": idle_memory,
     "ls-1000": ls_1000,
 }
+ALL = (*ROWS, *SCALE_ROWS, *POLICY_ROWS)
 
 
 def show(row: Row) -> None:
@@ -309,13 +311,13 @@ def show(row: Row) -> None:
 def main() -> int:
     """Measure the rows asked for; exit 0 when all were measured, met or not."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join((*ROWS, *SCALE_ROWS)))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ALL))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--samples", type=int, default=100, help="samples a row (default 100)")
     chosen = parser.parse_args()
     for row in chosen.rows:
-        if row not in (*ROWS, *SCALE_ROWS):
-            parser.error(f"no row `{row}`; the rows are: {', '.join((*ROWS, *SCALE_ROWS))}")
+        if row not in ALL:
+            parser.error(f"no row `{row}`; the rows are: {', '.join(ALL)}")
     results: list[Row] = []
     with (
         tempfile.TemporaryDirectory(prefix="caisson-bench.", dir="/var/tmp") as work,
@@ -325,8 +327,10 @@ def main() -> int:
         instance: Instance | None = None
         scale: Scale | None = None
         print(f"{'row':13} {'n':>5} {'p50':>9} {'p99':>9} {'value':>9}  unit  target")
-        for row in chosen.rows or (*ROWS, *SCALE_ROWS):
-            if row in SCALE_ROWS:
+        for row in chosen.rows or ALL:
+            if row in POLICY_ROWS:
+                results.append(POLICY_ROWS[row](chosen.samples, Path(work)))
+            elif row in SCALE_ROWS:
                 scale = scale or Scale(Path(work))
                 results.append(SCALE_ROWS[row](scale, chosen.samples))
             else:

@@ -7,6 +7,8 @@ Pure: no I/O, no clock. Anyone may call it; the broker is the one that acts on i
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from caisson.errors import PolicyError
 from caisson.policy import load as _load
 from caisson.policy import reference as _reference
@@ -16,6 +18,7 @@ from caisson.policy.outcome import Allow, Ask, Decision, Deny, Reason, Request
 from caisson.policy.rules import Action, Rule
 from caisson.policy.syntax import Location
 from caisson.policy.system import Domain, SystemInfo
+from caisson.policy.visit import Visits
 
 __all__ = [
     "Action",
@@ -41,15 +44,32 @@ __all__ = [
 
 
 class PolicySet:
-    """All rules of a policy, in order, and their index. Immutable."""
+    """All rules of a policy, in order, and their index. Immutable.
 
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
+    Args:
+        rules: in the order in which they are tried.
+        visits: what its files say, for the load that comes after this.
+        index: of these rules, if it is made already.
+    """
+
+    def __init__(
+        self,
+        rules: tuple[Rule, ...],
+        visits: Visits = MappingProxyType({}),
+        index: Index | None = None,
+    ) -> None:
         self.rules = rules
-        self._index = Index(rules)
+        self.visits = visits
+        self._index = index or Index(rules)
 
     def decide(self, request: Request, domains: SystemInfo) -> Decision:
         """Decide one call on one snapshot of the system."""
         return self._index.decide(request, domains)
+
+    def preceded_by(self, rules: tuple[Rule, ...]) -> PolicySet:
+        """This policy with a few rules tried first; costs what those rules cost."""
+        index = self._index.preceded_by(rules)
+        return PolicySet(index.rules, self.visits, index)
 
 
 class BrokenPolicy:
@@ -65,7 +85,12 @@ class BrokenPolicy:
         return self._deny
 
 
-def parse_policy(files: Files, over: Files | None = None, legacy: Files | None = None) -> PolicySet:
+def parse_policy(
+    files: Files,
+    over: Files | None = None,
+    legacy: Files | None = None,
+    former: PolicySet | None = None,
+) -> PolicySet:
     """Make a policy of its files.
 
     Args:
@@ -73,11 +98,13 @@ def parse_policy(files: Files, over: Files | None = None, legacy: Files | None =
             (`include/web`), or under their absolute path.
         over: the same of `/run/qubes/policy.d`, whose files hide those of `files` by name.
         legacy: the same of `/etc/qubes-rpc/policy`, for `!compat-4.0`.
+        former: the policy before a few lines of it changed. The result is the same, sooner.
 
     Raises:
         PolicyError: something is wrong anywhere; names file, line and column.
     """
-    return PolicySet(_load.load(Source(files, over or {}, legacy or {})))
+    source = Source(files, over or {}, legacy or {})
+    return PolicySet(*_load.load(source, former.visits if former else {}))
 
 
 def decide(request: Request, policy: PolicySet | BrokenPolicy, domains: SystemInfo) -> Decision:

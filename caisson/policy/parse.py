@@ -21,6 +21,10 @@ from caisson.policy.syntax import (
     Statement,
 )
 
+# Bounds of what one policy may cost to read. A line is split into as many fields as it has.
+MOST_LINES = 1_000_000
+LONGEST_LINE = 65_536
+
 # Terminal and log injection: a policy has no use for them. What Python counts as white space
 # (tabs, form feeds, 0x1c to 0x1f) separates fields and is fine.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
@@ -37,32 +41,85 @@ _DIRECTIVES = {
 }
 
 
+def lines_of(file: str, text: str | bytes) -> list[str]:
+    """The lines of a file, without their ends.
+
+    Raises:
+        PolicyError: it is no text, or too much; with file, line and column.
+    """
+    text = _decode(file, text)
+    if text.count("\n") > MOST_LINES:
+        raise too_many_lines(file, MOST_LINES + 1)
+    return text.split("\n")
+
+
+def too_many_lines(file: str, line: int) -> PolicyError:
+    """The error about the first line of a policy that is one too many."""
+    return PolicyError(
+        f"the policy has more than {MOST_LINES} lines",
+        "use tags instead of names, and fewer includes",
+        file=file,
+        line=line,
+        column=1,
+    )
+
+
 def parse_text(file: str, text: str | bytes) -> tuple[Statement, ...]:
     """Parse a file in the new format.
 
     Raises:
         PolicyError: with file, line and column.
     """
-    return tuple(
-        _directive(line) if line.fields[0].startswith("!") else _rule(line)
-        for line in _lines(file, _decode(file, text))
-    )
+    statements = (parse_line(location, raw) for location, raw in _located(file, text))
+    return tuple(statement for statement in statements if statement is not None)
 
 
 def parse_service_text(
     file: str, text: str | bytes, service: str, argument: str
 ) -> tuple[Statement, ...]:
-    """Parse a file of legacy lines that speak about one service and argument.
+    """Parse a file of legacy lines, which speak about one service and argument.
 
     Raises:
         PolicyError: with file, line and column.
     """
-    return tuple(
-        _legacy_directive(line)
-        if line.fields[0].startswith("!")
-        else _legacy_rule(line, service, argument)
-        for line in _lines(file, _modernise(_decode(file, text)))
+    statements = (
+        parse_service_line(location, raw, service, argument)
+        for location, raw in _located(file, text)
     )
+    return tuple(statement for statement in statements if statement is not None)
+
+
+def _located(file: str, text: str | bytes) -> Iterator[tuple[Location, str]]:
+    for number, raw in enumerate(lines_of(file, text), 1):
+        yield Location(file, number), raw
+
+
+def parse_line(location: Location, raw: str) -> Statement | None:
+    """Parse a line in the new format; None if it says nothing.
+
+    Raises:
+        PolicyError: with file, line and column.
+    """
+    line = _split(location, raw)
+    if line is None:
+        return None
+    return _directive(line) if line.fields[0].startswith("!") else _rule(line)
+
+
+def parse_service_line(
+    location: Location, raw: str, service: str, argument: str
+) -> Statement | None:
+    """Parse a legacy line, which speaks about one service and argument; None if it says nothing.
+
+    Raises:
+        PolicyError: with file, line and column.
+    """
+    line = _split(location, _modernise(raw))
+    if line is None:
+        return None
+    if line.fields[0].startswith("!"):
+        return _legacy_directive(line)
+    return _legacy_rule(line, service, argument)
 
 
 def _decode(file: str, text: str | bytes) -> str:
@@ -73,8 +130,7 @@ def _decode(file: str, text: str | bytes) -> str:
             before = e.object[: e.start].decode("utf-8")
             after = e.object[e.start :].decode("utf-8", "replace")
             raise _error_at(file, before, after, "the file is not UTF-8") from None
-    # Universal line ends, as Python reads text files.
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _universal(text)
     if text.startswith("\ufeff"):
         raise _error_at(
             file, "", text, "the file starts with a byte order mark", "save it as UTF-8 without one"
@@ -82,45 +138,49 @@ def _decode(file: str, text: str | bytes) -> str:
     return text
 
 
+def _universal(text: str) -> str:
+    """Universal line ends, as Python reads text files."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _error_at(
     file: str, before: str, after: str, message: str, hint: str | None = None
 ) -> PolicyError:
     """An error between two halves of a file."""
-    before = before.replace("\r\n", "\n").replace("\r", "\n")
+    before = _universal(before)
     line = before.count("\n") + 1
     begin = before[before.rfind("\n") + 1 :]
-    text = begin + re.split("[\r\n]", after, maxsplit=1)[0]
+    text = begin + re.split("[\r\n]", after[:LONGEST_LINE], maxsplit=1)[0]
     return PolicyError(message, hint, file=file, line=line, column=len(begin) + 1, text=text)
 
 
-def _modernise(text: str) -> str:
-    """Legacy lines in today's spelling; every replacement keeps its length, so columns hold."""
-    lines = [
-        line.replace(_LEGACY_INCLUDE, "!include ", 1)
-        if line.lstrip().startswith(_LEGACY_INCLUDE)
-        else line
-        for line in text.split("\n")
-    ]
-    return "\n".join(lines).replace("$", "@").replace(",", " ")
+def _modernise(raw: str) -> str:
+    """A legacy line in today's spelling; every replacement keeps its length, so columns hold."""
+    if raw.lstrip().startswith(_LEGACY_INCLUDE):
+        raw = raw.replace(_LEGACY_INCLUDE, "!include ", 1)
+    return raw.replace("$", "@").replace(",", " ")
 
 
-def _lines(file: str, text: str) -> Iterator[Line]:
-    """The lines that say something."""
-    clean = _CONTROL.search(text) is None
-    for number, raw in enumerate(text.split("\n"), 1):
-        fields = raw.split()
-        if not fields or fields[0].startswith("#"):
-            continue
-        line = Line(Location(file, number), raw, tuple(fields))
-        if not clean and (match := _CONTROL.search(raw)):
-            raise PolicyError(
-                f"control character 0x{ord(match[0]):02x} in a policy",
-                file=file,
-                line=number,
-                column=match.start() + 1,
-                text=raw,
-            )
-        yield line
+def _split(location: Location, raw: str) -> Line | None:
+    """The fields of a line; None if it says nothing."""
+    if raw.lstrip()[:1] in ("", "#"):
+        return None
+    if len(raw) > LONGEST_LINE:
+        raise PolicyError(
+            f"the line is longer than {LONGEST_LINE} characters",
+            file=location.file,
+            line=location.line,
+            column=LONGEST_LINE + 1,
+        )
+    if match := _CONTROL.search(raw):
+        raise PolicyError(
+            f"control character 0x{ord(match[0]):02x} in a policy",
+            file=location.file,
+            line=location.line,
+            column=match.start() + 1,
+            text=raw,
+        )
+    return Line(location, raw, tuple(raw.split()))
 
 
 def _rule(line: Line) -> RuleLine:
@@ -183,9 +243,19 @@ def referenced_paths(text: str | bytes) -> Iterator[str]:
     Reads both formats and raises nothing: errors are the parser's business.
     """
     decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    if "!" not in decoded and _LEGACY_INCLUDE not in decoded:
-        return
-    for line in re.split(r"\r\n|\r|\n", decoded):
+    for line in _lines_with("include", _universal(decoded)):
         fields = line.replace(_LEGACY_INCLUDE, "!include ").split()
         if len(fields) > 1 and fields[0].startswith("!include") and "\0" not in fields[-1]:
             yield fields[-1]
+
+
+def _lines_with(word: str, text: str) -> Iterator[str]:
+    """The lines that hold a word, not too long ones; quick where they are few."""
+    end = 0
+    while (found := text.find(word, end)) >= 0:
+        start = text.rfind("\n", end, found) + 1 or end
+        end = text.find("\n", found)
+        if end < 0:
+            end = len(text)
+        if end - start <= LONGEST_LINE:
+            yield text[start:end]

@@ -47,7 +47,7 @@ def admit(request: Request, domains: SystemInfo) -> Call | Deny:
         if remote is None or remote.type != "RemoteVM" or remote.relayvm != source.name:
             return Deny(
                 Reason.BAD_SOURCE,
-                f"`{source.name}` is not the relay of `{shown(request.requested_source)}`",
+                f"`{shown(source.name)}` is not the relay of `{shown(request.requested_source)}`",
             )
         source = remote
     return Call(request, source, target)
@@ -59,10 +59,10 @@ def permit(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> Allow 
     if isinstance(target, Deny):
         return target
     if not rule.autostart and not may_run(target, domains):
-        text = f"`{target}` does not run, and autostart=no ({rule.location})"
+        text = f"`{shown(target)}` does not run, and autostart=no ({rule.location})"
         return Deny(Reason.NOT_RUNNING, text, rule.notify, rule.location)
     if target == call.source.name:
-        text = f"`{target}` cannot call itself ({rule.location})"
+        text = f"`{shown(target)}` cannot call itself ({rule.location})"
         return Deny(Reason.LOOPBACK, text, location=rule.location)
     qube = domains.find(target)
     if qube is not None and qube.type == "RemoteVM":
@@ -93,7 +93,7 @@ def _settle(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> str |
             if base and can_be_base(base, domains):
                 return f"@dispvm:{base}"
             reason = Reason.BAD_TARGET if base else Reason.NO_TARGET
-            text = _no_base(base) if base else f"`{call.source.name}` has no default_dispvm"
+            text = _no_base(base) if base else f"`{shown(call.source.name)}` has no default_dispvm"
         case _:
             reason, text = Reason.NO_TARGET, "neither the caller nor the rule says which qube"
     return Deny(reason, f"{text} ({rule.location})", location=rule.location)
@@ -131,9 +131,9 @@ def _relayed(
     """
     relay = domains.find(remote.relayvm) if remote.relayvm else None
     if relay is None or not remote.transport_rpc:
-        text = f"`{remote.name}` has no relayvm or no transport_rpc"
+        text = f"`{shown(remote.name)}` has no relayvm or no transport_rpc"
     elif relay.type in ("AdminVM", "RemoteVM"):
-        text = f"`{relay.name}` cannot be a relay"
+        text = f"`{shown(relay.name)}` cannot be a relay"
     else:
         return _through(relay, call, rule, target, remote)
     return Deny(Reason.RELAY, f"{text} ({rule.location})", location=rule.location)
@@ -144,7 +144,7 @@ def _through(relay: Domain, call: Call, rule: Rule, target: str, remote: Domain)
     try:
         _check_service(service)
     except ValueRefusedError as e:
-        text = f"`{remote.name}` cannot be told of the call: {e.message} ({rule.location})"
+        text = f"`{shown(remote.name)}` cannot be told of the call: {e.message} ({rule.location})"
         return Deny(Reason.RELAY, text, location=rule.location)
     return Allow(
         target=target,

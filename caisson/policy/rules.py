@@ -30,11 +30,13 @@ class Action(StrEnum):
     ASK = "ask"
 
 
-class Rule(msgspec.Struct, frozen=True):
+class Rule(msgspec.Struct, frozen=True, gc=False):
     """One checked rule.
 
     `service` is a name or `*`; `argument` is `*` or starts with `+`.
     `included_from` are the directives that led to the file, the outermost first.
+    Hidden from the garbage collector: nothing in it can refer back to it, and thousands of them
+    would have every load pause for collections.
     """
 
     service: str
@@ -49,6 +51,23 @@ class Rule(msgspec.Struct, frozen=True):
     notify: bool = False
     autostart: bool = True
     included_from: tuple[Location, ...] = ()
+
+    def at(self, location: Location, included_from: tuple[Location, ...]) -> Rule:
+        """The same rule, written in another place."""
+        return Rule(
+            self.service,
+            self.argument,
+            self.source,
+            self.target,
+            self.action,
+            location,
+            self.redirect,
+            self.default_target,
+            self.user,
+            self.notify,
+            self.autostart,
+            included_from,
+        )
 
     def __str__(self) -> str:
         """The rule as a line of the new format; what is the default is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
 import msgspec
 
@@ -11,7 +12,7 @@ from caisson.errors import PolicyError
 _FIELD = re.compile(r"\S+")
 
 
-class Location(msgspec.Struct, frozen=True):
+class Location(msgspec.Struct, frozen=True, gc=False):
     """A place in a policy: file, and the line counted from 1.
 
     `line` is None where no line says it: the implicit rules of `!compat-4.0`.
@@ -89,33 +90,38 @@ class RuleLine(msgspec.Struct, frozen=True):
         return self.line.fields[self.first + 3 :]
 
 
-class Include(msgspec.Struct, frozen=True):
+class _Directive(msgspec.Struct, frozen=True):
+    line: Line
+
+    def at(self, location: Location) -> Self:
+        """The same directive, written in another place."""
+        line = Line(location, self.line.text, self.line.fields)
+        return msgspec.structs.replace(self, line=line)
+
+
+class Include(_Directive, frozen=True):
     """`!include PATH`."""
 
-    line: Line
     path: str
 
 
-class IncludeDirectory(msgspec.Struct, frozen=True):
+class IncludeDirectory(_Directive, frozen=True):
     """`!include-dir PATH`."""
 
-    line: Line
     path: str
 
 
-class IncludeService(msgspec.Struct, frozen=True):
+class IncludeService(_Directive, frozen=True):
     """`!include-service SERVICE ARGUMENT PATH`."""
 
-    line: Line
     service: str
     argument: str
     path: str
 
 
-class Compatibility(msgspec.Struct, frozen=True):
+class Compatibility(_Directive, frozen=True):
     """`!compat-4.0`."""
 
-    line: Line
 
-
-Statement = RuleLine | Include | IncludeDirectory | IncludeService | Compatibility
+Directive = Include | IncludeDirectory | IncludeService | Compatibility
+Statement = RuleLine | Directive

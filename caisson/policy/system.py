@@ -79,6 +79,10 @@ class SystemInfo:
         made._uuids = self._uuids.over(dict.fromkeys(_by_uuid(former)) | _by_uuid(fresh.values()))
         return made
 
+    def changes_since(self, former: SystemInfo) -> list[tuple[Domain | None, Domain | None]] | None:
+        """The qubes that differ, each as it was and as it is; None if that is not quickly said."""
+        return self._names.changes_since(former._names)
+
     def find(self, reference: str) -> Domain | None:
         """The qube of a name or `uuid:` form; None if there is none."""
         found = self._names.get(reference)
@@ -115,6 +119,13 @@ class _Layers:
         layers = _Layers(self._shared, self._own | changes)
         return layers if len(layers._own) <= _MOST_OWN else _Layers(layers.whole(), {})
 
+    def changes_since(self, former: _Layers) -> list[tuple[Domain | None, Domain | None]] | None:
+        """What differs; None if the two share nothing."""
+        if self._shared is not former._shared:
+            return None
+        pairs = ((former.get(key), self.get(key)) for key in self._own.keys() | former._own.keys())
+        return [(old, new) for old, new in pairs if old is not new]
+
     def whole(self) -> dict[str, Domain]:
         """All domains."""
         whole = self._shared | self._own
@@ -146,9 +157,24 @@ def _by_uuid(domains: Iterable[Domain]) -> dict[str, Domain]:
 
 def _domain(name: str, info: Mapping[str, Any]) -> Domain:
     try:
-        return msgspec.convert({**info, "name": name}, Domain)
+        domain = msgspec.convert({**info, "name": name}, Domain)
     except (msgspec.ValidationError, TypeError) as e:
         raise ValueRefusedError(
             f"system information about `{shown(str(name))}` is malformed: {e}",
             hint="it must be as `internal.GetSystemInfo` gives it",
         ) from None
+    # A qube that is called like a token could not be told from what the token stands for.
+    if not name or name.startswith("uuid:"):
+        raise _no_name(name, name)
+    for reference in (name, domain.default_dispvm, domain.relayvm):
+        if reference and reference[0] in "@*":
+            raise _no_name(name, reference)
+    return domain
+
+
+def _no_name(name: str, reference: str) -> ValueRefusedError:
+    return ValueRefusedError(
+        f"system information about `{shown(name)}` is malformed: `{shown(reference)}` is not the "
+        "name of a qube",
+        hint="it must be as `internal.GetSystemInfo` gives it",
+    )

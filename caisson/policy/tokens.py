@@ -64,6 +64,7 @@ ADMINVM = Token(Kind.ADMINVM)
 DEFAULT = Token(Kind.DEFAULT)
 DISPVM = Token(Kind.DISPVM)
 
+_NO_NAME = frozenset(("", "*", "@"))
 _FIXED = {t.kind.value: t for t in (ANY, ANYVM, ADMINVM, DEFAULT, DISPVM)}
 _PLACES = {
     Role.SOURCE: "a source",
@@ -91,6 +92,8 @@ def parse_token(untrusted: str, role: Role) -> Token:
     Raises:
         PolicyError: it is no token, or none that may stand in this place.
     """
+    if untrusted[:1] not in _NO_NAME:
+        return Token(Kind.NAME, untrusted)  # as most are, and it may stand everywhere
     token = _classify(untrusted)
     if token is None:
         raise PolicyError(f"`{shown(untrusted)}` is not {_PLACES[role]}", hint=_EXPECTED[role])

@@ -41,7 +41,7 @@ class Granted:
         return self._rules
 
     def _read(self) -> None:
-        self._watch.note((str(self._file.path),), time.time_ns())
+        self._watch.note({str(self._file.path): False}, time.time_ns())
         try:
             grants = self._file.read()
         except StorageError as error:

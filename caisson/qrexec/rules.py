@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import structlog
 
@@ -24,9 +22,8 @@ from caisson.store.policy_files import read_legacy_directory, read_policy_direct
 
 _log = structlog.get_logger("policy")
 
-# What breaks a policy may lie where nothing is watched: an include that is missing elsewhere.
+# What breaks a policy may be nothing that a file's state shows: no descriptor left to read it.
 _MEND_NS = 1_000_000_000
-_MOST_WATCHED = 10_000
 
 
 class Rules:
@@ -46,6 +43,8 @@ class Rules:
         self._watch = Watch()
         self._mend_at = 0
         self._policy: PolicySet | BrokenPolicy = BrokenPolicy(PolicyError("it is not read yet"))
+        self._files: tuple[Files, ...] | None = None
+        self._sound: PolicySet | None = None
         self._told = ""
         self._granted = Granted(GrantFile(paths, clock))
         self._put_first: tuple[Rule, ...] = ()
@@ -54,8 +53,10 @@ class Rules:
     def current(self) -> PolicySet | BrokenPolicy:
         """The policy as the files say it now; a broken one denies everything."""
         if self._watch.changed() or (self._mend_at and time.time_ns() >= self._mend_at):
+            before = self._policy
             self._load()
-            self._whole = preceded(self._policy, self._put_first)
+            if self._policy is not before:
+                self._whole = preceded(self._policy, self._put_first)
         if (granted := self._granted.rules()) is not self._put_first:
             self._put_first = granted
             self._whole = preceded(self._policy, granted)
@@ -63,41 +64,29 @@ class Rules:
 
     def _load(self) -> None:
         started = time.time_ns()
-        watched: list[str] = []
+        watched: dict[str, bool] = {}
         try:
-            base = self._read(self._base, watched)
-            over = self._read(self._over, watched)
-            _watch_tree(watched, self._legacy)
-            legacy = read_legacy_directory(self._legacy)
-            _watch_files(watched, self._legacy, legacy)
-            self._policy = parse_policy(base, over, legacy)
+            files = (
+                read_policy_directory(self._base, watched),
+                read_policy_directory(self._over, watched),
+                read_legacy_directory(self._legacy, watched),
+            )
+            # A file that was only touched, or looked at again because it is young.
+            if files != self._files:
+                self._policy = self._sound = parse_policy(*files, former=self._sound)
+                self._files = files
         except (PolicyError, OSError) as e:
             error = e if isinstance(e, PolicyError) else PolicyError(f"it cannot be read: {e}")
             self._policy = BrokenPolicy(error)
+            self._files = None
             self._mend_at = started + _MEND_NS
             self._tell(f"the policy is broken, every call is denied: {error}")
         else:
             self._mend_at = 0
             self._tell(f"policy loaded: {len(self._policy.rules)} rules")
-        self._watch.note(tuple(watched), started)
-
-    def _read(self, directory: Path, watched: list[str]) -> Files:
-        _watch_tree(watched, directory)
-        files = read_policy_directory(directory)
-        _watch_files(watched, directory, files)
-        return files
+        self._watch.note(watched, started)
 
     def _tell(self, what: str) -> None:
         if what != self._told:
             self._told = what
             _log.info(what)
-
-
-def _watch_tree(watched: list[str], root: Path) -> None:
-    """Watch a directory and all below it, for new and renamed files."""
-    below = [directory for directory, _, _ in os.walk(root)]
-    watched += below[:_MOST_WATCHED] or [str(root)]
-
-
-def _watch_files(watched: list[str], root: Path, files: Files) -> None:
-    watched += [str(root / name) for name in files]

@@ -142,4 +142,4 @@ def preceded(policy: PolicySet | BrokenPolicy, rules: tuple[Rule, ...]) -> Polic
     """The policy with the rules of grants put first; a broken policy denies them too."""
     if isinstance(policy, BrokenPolicy) or not rules:
         return policy
-    return PolicySet((*rules, *policy.rules))
+    return policy.preceded_by(rules)

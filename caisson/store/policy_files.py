@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from caisson.errors import PolicyError, StorageError
+from caisson.names import shown
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet, parse_policy
 from caisson.policy.grants import rules_of
@@ -19,8 +19,10 @@ from caisson.policy.load import SUFFIX, Files, included_path
 from caisson.policy.parse import referenced_paths
 from caisson.store.grants import GrantFile, preceded
 
-# A policy is text that people write; more than this is a mistake, or a device that never ends.
+# A policy is text that people write; more than this is a mistake, or a file that never ends.
 LARGEST_FILE = 64 * 1024 * 1024
+LARGEST_POLICY = 2 * LARGEST_FILE
+MOST_PATHS = 20_000
 
 
 def load_policy(paths: Paths) -> PolicySet | BrokenPolicy:
@@ -44,33 +46,34 @@ def load_policy(paths: Paths) -> PolicySet | BrokenPolicy:
     return preceded(policy, granted)
 
 
-def read_policy_directory(directory: Path) -> Files:
+def read_policy_directory(directory: Path, looked_at: dict[str, bool] | None = None) -> Files:
     """The policy files of a directory and all that they include, name → bytes.
 
+    Args:
+        directory: where they are.
+        looked_at: gets every path that the result depends on, and whether something was there.
+
     Raises:
-        PolicyError: the directory or a file in it cannot be read.
+        PolicyError: the directory or a file in it cannot be read, or there is too much of it.
     """
-    files: dict[str, str | bytes] = {}
-    for name in _names(directory):
+    reading = _Reading(directory, looked_at)
+    for name in reading.names():
         if name.endswith(SUFFIX) and not name.startswith("."):
-            _read_into(files, directory, name)
-    _read_included(files, directory)
-    return files
+            reading.add(name)
+    return reading.with_included()
 
 
-def read_legacy_directory(directory: Path) -> Files:
+def read_legacy_directory(directory: Path, looked_at: dict[str, bool] | None = None) -> Files:
     """The files of `/etc/qubes-rpc/policy` and all that they include; none if it is absent.
 
-    Raises:
-        PolicyError: a file cannot be read.
+    Args and Raises: as `read_policy_directory`.
     """
-    files: dict[str, str | bytes] = {}
-    if not directory.is_dir():
-        return files
-    for name in _names(directory):
-        _read_into(files, directory, name)
-    _read_included(files, directory)
-    return files
+    reading = _Reading(directory, looked_at)
+    if not reading.exists():
+        return {}
+    for name in reading.names():
+        reading.add(name)
+    return reading.with_included()
 
 
 def files_with(files: Files, directory: Path, path: Path, content: bytes | None) -> Files:
@@ -83,7 +86,7 @@ def files_with(files: Files, directory: Path, path: Path, content: bytes | None)
         content: what it would hold; None where it would be gone.
 
     Raises:
-        PolicyError: a file that the new content includes cannot be read.
+        PolicyError: what the new content includes cannot be read, or is too much.
     """
     real = os.path.realpath(path)
 
@@ -96,64 +99,128 @@ def files_with(files: Files, directory: Path, path: Path, content: bytes | None)
         changed |= dict.fromkeys(filter(is_it, files), content)
         if path.is_relative_to(directory):
             changed[str(path.relative_to(directory))] = content
-    _read_included(changed, directory)
+    changed = dict(_Reading(directory, files=changed).with_included())
     if content is None:
         return {name: text for name, text in changed.items() if not is_it(name)}
     return changed
 
 
-def _names(directory: Path) -> list[str]:
-    try:
-        return [path.name for path in directory.iterdir()]
-    except OSError as e:
-        raise PolicyError(
-            f"policy directory cannot be read: {e.strerror}",
-            hint="without it every call is denied; create it, or mend its permissions",
-            file=str(directory),
-        ) from None
+class _Reading:
+    """The files of one directory while they are read."""
 
+    def __init__(
+        self,
+        directory: Path,
+        looked_at: dict[str, bool] | None = None,
+        files: Files | None = None,
+    ) -> None:
+        self._directory = directory
+        self._looked_at = {} if looked_at is None else looked_at
+        self._files = dict(files or {})
+        self._size = 0
+        self._looks = 0
+        self._looked_at[str(directory)] = False
 
-def _read_included(files: dict[str, str | bytes], directory: Path) -> None:
-    waiting = list(files.values())
-    while waiting:
-        for path in referenced_paths(waiting.pop()):
-            waiting += [files[name] for name in _fetch(files, directory, path)]
+    def exists(self) -> bool:
+        """Whether the directory is there; one that cannot be seen is."""
+        try:
+            self._directory.stat()
+        except OSError as e:
+            return not isinstance(e, FileNotFoundError | NotADirectoryError)
+        return True
 
+    def names(self) -> list[str]:
+        """What stands in the directory."""
+        try:
+            return self._list(self._directory)
+        except OSError as e:
+            raise PolicyError(
+                f"policy directory cannot be read: {e.strerror}",
+                hint="without it every call is denied; create it, or mend its permissions",
+                file=str(self._directory),
+            ) from None
 
-def _fetch(files: dict[str, str | bytes], directory: Path, path: str) -> Iterator[str]:
-    """Read what an include names, if it is there and new; yield the names of new files."""
-    key = included_path(path)
-    found = directory / key
-    if not found.is_dir():
-        if key not in files and _read_into(files, directory, key):
-            yield key
-        return
-    if f"{key}/" in files:
-        return
-    files[f"{key}/"] = b""
-    for name in _names(found):
-        inner = f"{key}/{name}"
-        wanted = inner.endswith(SUFFIX) and inner not in files
-        if wanted and _read_into(files, directory, inner):
-            yield inner
+    def add(self, name: str) -> bool:
+        """Read a file that a directory lists; whether there is something to read.
 
+        Raises:
+            PolicyError: it cannot be read, or is too much.
+        """
+        try:
+            return self._read(name)
+        except OSError as e:
+            raise self._error(name, f"policy file cannot be read: {e.strerror}") from None
 
-def _read_into(files: dict[str, str | bytes], directory: Path, name: str) -> bool:
-    """Add a file if it is a regular one; symbolic links are followed."""
-    path = directory / name
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
+    def with_included(self) -> Files:
+        """All files, and what they include.
+
+        An included file that cannot be read is left out: the parser knows the line that asks
+        for it, and says so.
+        """
+        waiting = list(self._files)
+        asked: set[str] = set()
+        while waiting:
+            for path in referenced_paths(self._files[waiting.pop()]):
+                key = included_path(path)
+                if key not in asked:
+                    asked.add(key)
+                    waiting += self._include(key)
+        return self._files
+
+    def _include(self, key: str) -> list[str]:
+        """Read what an include names, if it is new; the names of new files."""
+        try:
+            names = self._list(self._look_at(key))
+        except NotADirectoryError:
+            pass
+        except (OSError, ValueError):
+            return []
+        else:
+            self._files[f"{key}/"] = b""
+            inner = [f"{key}/{name}" for name in names if name.endswith(SUFFIX)]
+            # One that cannot be read may not be passed over: it could be the one that denies.
+            return [name for name in inner if self.add(name)]
+        try:
+            return [key] if self._read(key) else []
+        except (OSError, ValueError):
+            return []
+
+    def _read(self, name: str) -> bool:
+        """Read a file if it is new and a regular one; symbolic links are followed."""
+        if name in self._files:
             return False
-        with open(descriptor, "rb") as file:  # noqa: PTH123  # O_NONBLOCK: a FIFO must not stop us
+        path = self._look_at(name)
+        try:
+            # Some devices do something when they are opened.
+            if not stat.S_ISREG(path.stat().st_mode):
+                return False
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        with open(descriptor, "rb") as file:  # noqa: PTH123
             # A file of /proc may have nothing to say at the moment, which is None.
             text = file.read(LARGEST_FILE + 1) or b""
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as e:
-        raise PolicyError(f"policy file cannot be read: {e}", file=str(path)) from None
-    if len(text) > LARGEST_FILE:
-        raise PolicyError(f"policy file is larger than {LARGEST_FILE} bytes", file=str(path))
-    files[name] = text
-    return True
+        self._looked_at[str(path)] = True
+        self._size += len(text)
+        if len(text) > LARGEST_FILE or self._size > LARGEST_POLICY:
+            most = LARGEST_FILE if len(text) > LARGEST_FILE else LARGEST_POLICY
+            whole = "file is" if len(text) > LARGEST_FILE else "files together are"
+            raise self._error(name, f"policy {whole} larger than {most} bytes")
+        self._files[name] = text
+        return True
+
+    def _look_at(self, name: str) -> Path:
+        self._looks += 1
+        if self._looks > MOST_PATHS:
+            raise self._error(name, f"the policy consists of more than {MOST_PATHS} files")
+        path = self._directory / name
+        self._looked_at.setdefault(str(path), False)
+        return path
+
+    def _list(self, directory: Path) -> list[str]:
+        names = [path.name for path in directory.iterdir()]
+        self._looked_at[str(directory)] = True
+        return names
+
+    def _error(self, name: str, message: str) -> PolicyError:
+        return PolicyError(message, file=f"{self._directory}/{shown(name)}")

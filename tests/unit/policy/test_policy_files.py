@@ -19,9 +19,10 @@ from caisson.policy import (
     Request,
     SystemInfo,
     decide,
+    load,
     parse_policy,
+    visit,
 )
-from caisson.policy import load as load_module
 from caisson.store.policy_files import load_policy
 
 SYSTEM = SystemInfo.from_dict(
@@ -136,7 +137,8 @@ def test_include_bomb_is_refused_quickly(monkeypatch: pytest.MonkeyPatch):
     files["i40"] = ALLOW
     with pytest.raises(PolicyError, match="includes more than 10000 files"):
         parse_policy(files)
-    monkeypatch.setattr(load_module, "MOST_RULES", 10)
+    for module in (load, visit):
+        monkeypatch.setattr(module, "MOST_RULES", 10)
     with pytest.raises(PolicyError, match=r"^a\.policy:11:1: the policy has more than 10 rules"):
         parse_policy({"a.policy": ALLOW * 11})
 
@@ -220,6 +222,25 @@ def test_snapshot_changes_are_seen_by_the_next_decision():
     assert isinstance(decide(request, policy, SYSTEM), Allow)
 
 
+@pytest.mark.parametrize(
+    ("target", "offered"),
+    [("@tag:t1", "base"), ("@type:AppVM", "base"), ("@dispvm:@tag:t1", "@dispvm:base")],
+)
+def test_qube_that_lost_a_tag_or_type_is_offered_no_more(target: str, offered: str):
+    """And one that got it is, though nothing but that changed since the last question."""
+    policy = parse_policy({"a.policy": f"s.X * work @default ask\ns.X * work {target} ask"})
+    request = Request("s.X", "+", "work", "")
+    with_it = {"type": "AppVM", "tags": ["t1"], "template_for_dispvms": True}
+    without = {"type": "DispVM", "tags": ["t2"], "template_for_dispvms": True}
+    snapshot = SYSTEM.with_changes({"base": with_it, "other": with_it})
+    for info, expected in ((with_it, True), (without, False), (with_it, True)) * 2:
+        snapshot = snapshot.with_changes({"base": info})
+        decision = decide(request, policy, snapshot)
+        assert isinstance(decision, Ask)
+        assert (offered in decision.targets) is expected
+        assert offered.replace("base", "other") in decision.targets
+
+
 def test_snapshot_after_thousands_of_changes_is_as_a_fresh_one():
     """Names and identities come and go in any order; older snapshots stay what they were."""
     chance = random.Random(7)
@@ -245,6 +266,25 @@ def test_malformed_system_information_is_refused():
     """The error names the qube."""
     with pytest.raises(ValueRefusedError, match="`work` is malformed"):
         SystemInfo.from_dict({"work": {"type": 7}})
+
+
+@pytest.mark.parametrize(
+    ("name", "info"),
+    [
+        ("", {}),
+        ("*", {}),
+        ("@adminvm", {}),
+        ("@dispvm:work", {}),
+        ("uuid:1", {}),
+        ("work", {"default_dispvm": "@tag:t1"}),
+        ("work", {"relayvm": "*"}),
+    ],
+)
+def test_qube_that_is_called_like_a_token_is_refused(name: str, info: dict[str, str]):
+    """What a question offers could not be told from what its rules mean."""
+    for make in (SystemInfo.from_dict, SYSTEM.with_changes):
+        with pytest.raises(ValueRefusedError, match=r"is malformed: .* is not the name of a qube"):
+            make({name: info})
 
 
 class TestDirectories:
