@@ -46,7 +46,7 @@ class Index:
         self.rules = tuple(rules)
         self._tables: dict[tuple[str, str], dict[str, _Row]] = {}
         self._denies = [rule.action is Action.DENY for rule in self.rules]
-        self._view = _View(SystemInfo({}))
+        self._view = View(SystemInfo({}))
         for number, rule in enumerate(self.rules):
             table = self._tables.setdefault((rule.service, rule.argument), {})
             row = table.setdefault(rule.source.key, _Row())
@@ -60,7 +60,7 @@ class Index:
             return call
         view = self._view
         if view.domains is not domains:
-            view = self._view = _View(domains)
+            view = self._view = View(domains)
         rows = self._rows(call, view)
         number = _first_match(rows, view.target_keys(call))
         if number is None:
@@ -74,7 +74,14 @@ class Index:
             case Action.ASK:
                 return self._ask(call, rule, rows, view)
 
-    def _rows(self, call: Call, view: _View) -> list[_Row]:
+    def offered(self, call: Call, domains: SystemInfo) -> int:
+        """What a question to this caller lets it pick, itself included: bits of `View.bit`."""
+        view = self._view
+        if view.domains is not domains:
+            view = self._view = View(domains)
+        return self._offered(call, self._rows(call, view), view)
+
+    def _rows(self, call: Call, view: View) -> list[_Row]:
         """The rows whose service, argument and source match."""
         service = call.request.service
         keys = view.qube_keys(call.source)
@@ -85,7 +92,7 @@ class Index:
                 rows += [table[key] for key in keys if key in table]
         return rows
 
-    def _ask(self, call: Call, rule: Rule, rows: list[_Row], view: _View) -> Ask | Deny:
+    def _ask(self, call: Call, rule: Rule, rows: list[_Row], view: View) -> Ask | Deny:
         domains = view.domains
         if rule.redirect is not None:
             only = rule.redirect.key
@@ -93,7 +100,8 @@ class Index:
             found, default = bool(listed), _default_of_redirect(rule, listed)
         else:
             listed = None
-            bits = self._offered(call, rows, view)
+            # Nobody is offered itself.
+            bits = self._offered(call, rows, view) & ~view.bit[call.source.name]
             if not rule.autostart:
                 bits &= view.running
             found, default = bool(bits), _default_of_bits(rule, call, bits, view)
@@ -116,7 +124,7 @@ class Index:
             permit=lambda target: permit(call, rule, parse_token(target, Role.REDIRECT), domains),
         )
 
-    def _offered(self, call: Call, rows: list[_Row], view: _View) -> int:
+    def _offered(self, call: Call, rows: list[_Row], view: View) -> int:
         """The targets that all rules together let this source pick for this service."""
         identity = tuple(map(id, rows))  # the rows live as long as this index
         bits = view.offered.get(identity)
@@ -132,9 +140,9 @@ class Index:
             base = view.domains.find(call.source.default_dispvm or "")
             if base is not None and base.template_for_dispvms:
                 bits |= view.bit[f"@dispvm:{base.name}"]
-        return bits & ~(view.bit[call.source.name] | view.internal)
+        return bits & ~view.internal
 
-    def _combine(self, rows: list[_Row], view: _View) -> int:
+    def _combine(self, rows: list[_Row], view: View) -> int:
         """The targets whose first rule, of those that speak of them, does not deny them."""
         allowed, undecided, admin = 0, view.everything, view.bit["@adminvm"]
         mentioned, denies = view.mentioned, self._denies
@@ -167,7 +175,7 @@ def _default_of_redirect(rule: Rule, listed: tuple[str, ...]) -> str | None:
     return rule.default_target.key
 
 
-def _default_of_bits(rule: Rule, call: Call, bits: int, view: _View) -> str | None:
+def _default_of_bits(rule: Rule, call: Call, bits: int, view: View) -> str | None:
     token = rule.default_target
     if token is None:
         return None
@@ -175,7 +183,7 @@ def _default_of_bits(rule: Rule, call: Call, bits: int, view: _View) -> str | No
     return name if view.bit.get(name, 0) & bits else None
 
 
-class _View:
+class View:
     """What follows from one snapshot: the tokens that match a qube, and target sets as bits."""
 
     def __init__(self, domains: SystemInfo) -> None:
@@ -211,11 +219,11 @@ class _View:
                 return ("*", "@anyvm", "@default")
             case Kind.DISPVM:
                 base = call.source.default_dispvm
-                return ("*", "@anyvm", "@dispvm", *(self._base_keys(base) if base else ()))
+                return ("*", "@anyvm", "@dispvm", *(self.base_keys(base) if base else ()))
             case _:
-                return ("*", "@anyvm", *self._base_keys(call.target.value))
+                return ("*", "@anyvm", *self.base_keys(call.target.value))
 
-    def _base_keys(self, reference: str) -> tuple[str, ...]:
+    def base_keys(self, reference: str) -> tuple[str, ...]:
         """The tokens that match a new disposable of a qube."""
         qube = self.domains.find(reference)
         if qube is None:

@@ -1,0 +1,309 @@
+"""What a change of policy changes for qubes that do not exist yet.
+
+For each rule of the old policy and each of the new one: is there a call that the one decides in
+the one and the other in the other, and is it decided differently? `profiles` says why a handful
+of calls between made-up qubes is enough to know. Each is put to the real evaluators.
+
+A question differs too if its list does. A target is on one list and not on the other because of
+a rule that offers it and, at most, one that denies it; so the source gets the tags that these two
+rules demand in addition, and the target on the list is one more made-up qube.
+
+Of two rules that the change left as they were, and in the same order, only those of the same
+text can decide one call, because the earlier one would decide it in both policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import msgspec
+
+from caisson.policy.analysis.census import Case, Census
+from caisson.policy.analysis.outcome import Direction, Outcome, content, direction, outcome_of
+from caisson.policy.analysis.profiles import Plan, picks
+from caisson.policy.analysis.slices import NOBODY, Entry, Label, Slice, kept
+from caisson.policy.index import Index, View
+from caisson.policy.outcome import Request
+from caisson.policy.resolution import Call
+from caisson.policy.rules import Action, Rule
+from caisson.policy.system import Domain, SystemInfo
+from caisson.policy.tokens import DEFAULT, Kind, Role, Token, parse_token
+
+_Pair = tuple[Entry | None, Entry | None]
+_Extra = tuple[tuple[Token, ...], Plan | None]
+
+
+class Possible(msgspec.Struct, frozen=True):
+    """Calls that two rules decide differently in some system with more qubes than there are.
+
+    `source`, `target` and the qubes `made` for it are an example with no more names and tags
+    than these rules demand, so it stands for all qubes that have them. `pick` is a qube that one
+    of the lists offers, where that is the difference.
+    """
+
+    services: tuple[Label, ...]
+    old: Outcome
+    new: Outcome
+    source: Domain
+    target: str
+    made: tuple[Domain, ...]
+    pick: str | None
+    qubes: tuple[Domain, ...]
+
+    @property
+    def direction(self) -> Direction:
+        """Whether qubes may do more by it."""
+        return direction(self.old, self.new)
+
+
+class Forecast:
+    """Two policies on all systems that contain the given one.
+
+    Args:
+        old: the rules of the one.
+        new: the rules of the other.
+        system: the qubes that there are.
+    """
+
+    def __init__(self, old: Sequence[Rule], new: Sequence[Rule], system: SystemInfo) -> None:
+        self._census = Census(system, (*old, *new))
+        self._index = (Index(old), Index(new))
+        self._found: dict[object, tuple[tuple[Label, ...], Possible]] = {}
+
+    def compare(self, slice_: Slice) -> None:
+        """Find all that differs for the services of a slice."""
+        if [e.meaning for e in slice_.old] == [e.meaning for e in slice_.new]:
+            return
+        search = _Search(self._census, self._index, slice_)
+        for pair in search.pairs():
+            found = search.difference(pair)
+            if found is None:
+                continue
+            key = (*(e and e.rule.location for e in pair), found.old, found.new)
+            labels, first = self._found.get(key, ((), found))
+            self._found[key] = (labels + slice_.labels, first)
+
+    def changes(self) -> list[Possible]:
+        """All that was found, each pair of rules once."""
+        return [
+            msgspec.structs.replace(found, services=labels)
+            for labels, found in self._found.values()
+        ]
+
+
+class Table:
+    """Rules by their tokens: which is the first that speaks of a source and a target."""
+
+    def __init__(self, keyed: Sequence[tuple[int, str, str]]) -> None:
+        self._first: dict[str, dict[str, int]] = {}
+        for number, source, target in keyed:
+            self._first.setdefault(source, {}).setdefault(target, number)
+
+    def first(self, sources: Sequence[str], targets: Sequence[str]) -> int | None:
+        """The number of the first rule that has one of these and one of those keys."""
+        rows = [self._first[key] for key in sources if key in self._first]
+        numbers = [row[key] for row in rows for key in targets if key in row]
+        return min(numbers, default=None)
+
+
+def table_of(entries: Sequence[Entry]) -> Table:
+    """The table of the rules of a slice."""
+    return Table([(n, entry.source, entry.target) for n, entry in enumerate(entries)])
+
+
+def keys_of(case: Case, service: str, argument: str) -> tuple[Sequence[str], Sequence[str]]:
+    """The tokens of rules that match the source, and those that match the target of a case."""
+    view = View(case.system)
+    target = parse_token(case.target, Role.REQUEST)
+    call = Call(Request(service, argument, case.source.name, case.target), case.source, target)
+    return view.qube_keys(case.source), view.target_keys(call)
+
+
+def implied(tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Keys of tokens that match whatever all of these match."""
+    anyvm = any(_excludes_admin(token) for token in tokens)
+    return ("*", *(("@anyvm",) if anyvm else ()), *(token.key for token in tokens))
+
+
+def _excludes_admin(token: Token) -> bool:
+    match token.kind:
+        case Kind.NAME:
+            return token.key != "dom0"
+        case Kind.ANY | Kind.ADMINVM | Kind.TAG | Kind.TYPE:
+            return False
+        case _:
+            return True
+
+
+class _Search:
+    """The search for differences in one slice."""
+
+    def __init__(self, census: Census, index: tuple[Index, Index], slice_: Slice) -> None:
+        self._census = census
+        self._index = index
+        self._slice = slice_
+        self._entries = (slice_.old, slice_.new)
+        self._kept = kept(slice_)
+        self._tables = tuple(table_of(entries) for entries in self._entries)
+        self._numbers: tuple[dict[int, int], ...] = tuple(
+            {id(entry): n for n, entry in enumerate(entries)} for entries in self._entries
+        )
+
+    def pairs(self) -> Iterator[_Pair]:
+        """The pairs of rules that could decide one call, and differently."""
+        old, new = self._entries
+        for one, other in self._crossing():
+            pair = (None if one is None else old[one], None if other is None else new[other])
+            if not _same_effect(pair) or (pair[0] and pair[0].lists):
+                yield pair
+        for one, other in self._kept.items():
+            if old[one].lists and self._list_changes:
+                yield old[one], new[other]
+
+    def _crossing(self) -> Iterator[tuple[int | None, int | None]]:
+        """All pairs of numbers, without those where the change left both as they were."""
+        old, new = self._entries
+        behind = set(self._kept.values())
+        fresh = [number for number in range(len(new)) if number not in behind]
+        for one in (*range(len(old)), None):
+            if one is None or one in self._kept:
+                yield from ((one, other) for other in fresh)
+            else:
+                yield from ((one, other) for other in (*range(len(new)), None))
+
+    def difference(self, pair: _Pair) -> Possible | None:
+        """A call that both rules decide, and differently."""
+        if self._is_covered(pair):
+            return None
+        decided = False
+        for case in self._decided(pair, ((), None)):
+            decided = True
+            if found := self._decide(pair, case):
+                return found
+        if not decided:
+            return None
+        for extra in self._extras(pair):
+            for case in self._decided(pair, extra):
+                if found := self._decide(pair, case):
+                    return found
+        return None
+
+    def _is_covered(self, pair: _Pair) -> bool:
+        """Whether an earlier rule matches all that both rules match."""
+        tokens = [entry.rule for entry in pair if entry]
+        sources = implied([rule.source for rule in tokens])
+        targets = implied([rule.target for rule in tokens])
+        for entry, table, numbers in zip(pair, self._tables, self._numbers, strict=True):
+            first = table.first(sources, targets)
+            if first is not None and (entry is None or first < numbers[id(entry)]):
+                return True
+        return False
+
+    def _decided(self, pair: _Pair, extra: _Extra) -> Iterator[Case]:
+        """The calls that both rules really decide."""
+        rules = [entry.rule for entry in pair if entry]
+        mentioned = [t for rule in rules for t in (rule.redirect, rule.default_target) if t]
+        sources = [*(rule.source for rule in rules), *extra[0]]
+        expected = [
+            None if entry is None else numbers[id(entry)]
+            for entry, numbers in zip(pair, self._numbers, strict=True)
+        ]
+        targets = [rule.target for rule in rules]
+        for case in self._census.cases(sources, targets, extra[1], mentioned):
+            keys = keys_of(case, self._slice.service, self._slice.argument)
+            if [table.first(*keys) for table in self._tables] == expected:
+                yield case
+
+    def _decide(self, pair: _Pair, case: Case) -> Possible | None:
+        """Put a call to the real evaluators, if it is not one of qubes that exist."""
+        if not case.made:
+            return None
+        for variant in _variants(pair, case):
+            system, source = variant.system, variant.source
+            request = Request(
+                self._slice.service, self._slice.argument, source.name, variant.target
+            )
+            old, new = (index.decide(request, system) for index in self._index)
+            if content(old, system) != content(new, system):
+                return Possible(
+                    self._slice.labels,
+                    outcome_of(old, pair[0]),
+                    outcome_of(new, pair[1]),
+                    source,
+                    variant.target,
+                    variant.made,
+                    variant.pick,
+                    variant.qubes,
+                )
+        return None
+
+    def _extras(self, pair: _Pair) -> Iterator[_Extra]:
+        """What else a source could have, and who could be on its list, so that lists differ."""
+        if not any(entry and entry.lists for entry in pair):
+            return
+        yield from self._list_changes
+        if _same_effect(pair):
+            return
+        for entry, entries in zip(pair, self._entries, strict=True):
+            if entry and entry.lists:
+                for rule in (e.rule for e in entries if e.rule.action is not Action.DENY):
+                    for plan in picks((_offer(rule),)):
+                        yield (rule.source,), plan
+
+    @cached_property
+    def _list_changes(self) -> list[_Extra]:
+        """The ways to be on the list of one policy and not on that of the other."""
+        old, new = self._entries
+        found: dict[object, _Extra | None] = {}
+        for one, other in self._crossing():
+            pair = (None if one is None else old[one], None if other is None else new[other])
+            offering = [bool(e) and e.rule.action is not Action.DENY for e in pair if e]
+            if offering.count(True) != 1:
+                continue
+            rules = [entry.rule for entry in pair if entry]
+            sources = tuple(rule.source for rule in rules)
+            tokens = tuple(_offer(rule) for rule in rules)
+            for plan in picks(tokens):
+                key = (frozenset(sources), plan)
+                if key not in found:
+                    found[key] = (sources, plan) if self._lists_differ(sources, plan) else None
+        return [extra for extra in found.values() if extra]
+
+    def _lists_differ(self, sources: tuple[Token, ...], plan: Plan) -> bool:
+        """Whether a source with these tags, and a qube for its list, make the lists differ."""
+        for case in self._census.cases(sources, [DEFAULT], plan):
+            system = case.system
+            request = Request(
+                self._slice.service, self._slice.argument, case.source.name, "@default"
+            )
+            call = Call(request, case.source, DEFAULT)
+            old, new = (index.offered(call, system) for index in self._index)
+            if old != new:
+                return True
+        return False
+
+
+def _offer(rule: Rule) -> Token:
+    """What a rule adds to lists, or takes from them."""
+    return rule.redirect or rule.target
+
+
+def _same_effect(pair: _Pair) -> bool:
+    old, new = (NOBODY if entry is None else entry.effect for entry in pair)
+    return old == new
+
+
+def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
+    """The case itself; and, where only a redirect shows hidden qubes, one with hidden ones."""
+    yield case
+    asking = [e for e in pair if e and e.rule.action is Action.ASK]
+    if len(asking) == len(pair) and asking[0].lists != asking[1].lists:
+        hidden = tuple(
+            msgspec.structs.replace(qube, internal="1")
+            if qube in case.made and qube.name != case.source.name
+            else qube
+            for qube in case.qubes
+        )
+        made = tuple(qube for qube in hidden if qube.internal)
+        yield msgspec.structs.replace(case, qubes=hidden, made=(*made, case.source))
