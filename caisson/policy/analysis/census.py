@@ -31,13 +31,15 @@ _RUNNING = "Running"
 class Case(msgspec.Struct, frozen=True):
     """A call that tells rules apart, and the qubes in whose presence it is made.
 
-    `made` are those of them that do not exist; `pick` is one that a list may offer.
+    `made` are those of them that do not exist, `optional` the names of those that are there only
+    because rules mention them; `pick` is one that a list may offer.
     """
 
     source: Domain
     target: str
     qubes: tuple[Domain, ...]
     made: tuple[Domain, ...]
+    optional: frozenset[str] = frozenset()
     pick: str | None = None
 
     @property
@@ -154,13 +156,15 @@ class Census:
             cast = {role: qube for role, qube in cast.items() if role != "base"}
         qubes = {qube.name: qube for qube in (self._admin, *cast.values())}
         qubes[source.name] = source
+        cast_names = set(qubes)
         self._complete(qubes, mentioned)
         made = tuple(q for q in qubes.values() if self._find(q.name, Demand()) is None)
+        optional = frozenset(qube.name for qube in made) - cast_names
         picked = None
         if pick is not None:
             picked = cast["pick"].name if "pick" in cast else source.default_dispvm
         for target in _texts(plan, source, cast):
-            yield Case(source, target, tuple(qubes.values()), made, picked)
+            yield Case(source, target, tuple(qubes.values()), made, optional, picked)
 
     def _complete(self, qubes: dict[str, Domain], mentioned: Sequence[Token]) -> None:
         """Add the qubes that the others or the rules need."""

@@ -12,7 +12,7 @@ real evaluator decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import msgspec
@@ -21,25 +21,26 @@ from caisson.policy.analysis.outcome import Change, Outcome, Relation, content, 
 from caisson.policy.analysis.slices import NOBODY, Entry, Label, Slice
 from caisson.policy.analysis.targets import Targets
 from caisson.policy.index import Index, View
-from caisson.policy.outcome import Ask, Decision, Request
+from caisson.policy.outcome import Request
 from caisson.policy.resolution import Call, may_run
 from caisson.policy.rules import Action, Rule
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import DEFAULT, Kind, Token
+from caisson.policy.tokens import DEFAULT, Kind
 
 _ELSEWHERE = -1
 """A list of one target that no qube of the system is."""
 
 _Pair = tuple[Entry | None, Entry | None]
+_Lists = tuple[int | None, int | None]
+_Key = tuple[object, str | None, object, int, Relation]
 
 
 class _Kind(msgspec.Struct, frozen=True):
-    """All of a change but its sources and targets; `offered` are the lists, as bits."""
+    """All of a change but its sources, targets and lists."""
 
     services: tuple[Label, ...]
     old: Outcome
     new: Outcome
-    offered: tuple[int, int]
     relation: Relation
 
 
@@ -59,62 +60,84 @@ class Comparison:
         self.index = (Index(old), Index(new))
         self._qubes = list(system.domains.values())
         self._place = {qube.name: 1 << number for number, qube in enumerate(self._qubes)}
-        self._found: dict[_Kind, dict[int, int]] = {}
+        self._kinds: dict[_Kind, int] = {}
+        # Kind and lists → sources → targets, all sets as bits.
+        self._found: dict[tuple[int, int, int], dict[int, int]] = {}
 
     def compare(self, slice_: Slice) -> None:
         """Find all that differs for the services of a slice."""
+        if [entry.meaning for entry in slice_.old] == [entry.meaning for entry in slice_.new]:
+            return
         named = {entry.source for entry in (*slice_.old, *slice_.new)}
         groups: dict[tuple[frozenset[str], str | None], list[Domain]] = {}
         for qube in self._qubes:
-            keys = named.intersection(self.view.qube_keys(qube))
-            groups.setdefault((frozenset(keys), qube.default_dispvm), []).append(qube)
+            keys = frozenset(named.intersection(self.view.qube_keys(qube)))
+            groups.setdefault((keys, qube.default_dispvm), []).append(qube)
+        classes = _Classes(self, slice_)
         for (keys, base), members in groups.items():
             old = [entry for entry in slice_.old if entry.source in keys]
             new = [entry for entry in slice_.new if entry.source in keys]
             if [entry.meaning for entry in old] != [entry.meaning for entry in new]:
-                _Group(self, slice_, base, members).compare(old, new)
+                _Group(self, classes, base, members).compare(old, new)
 
-    def add(self, kind: _Kind, qube: Domain, targets: int) -> None:
-        """Note that calls of a qube change, to these targets."""
-        found, place = self._found.setdefault(kind, {}), self._place[qube.name]
-        found[place] = found.get(place, 0) | targets
+    def add(self, kind: _Kind, lists: tuple[int, int], sources: int, targets: int) -> None:
+        """Note that calls of these sources to these targets change."""
+        number = self._kinds.setdefault(kind, len(self._kinds))
+        found = self._found.setdefault((number, *lists), {})
+        found[sources] = found.get(sources, 0) | targets
+
+    def own(self, qube: Domain) -> int:
+        """The targets that are the qube itself."""
+        bit = self.targets.bit
+        return bit[qube.name] | (bit["@adminvm"] if qube.name == "dom0" else 0)
+
+    def has_other_name(self, qube: Domain) -> bool:
+        """Whether the qube can be called by a uuid that is not its name."""
+        return qube.name != "dom0" and self.system.find(f"uuid:{qube.uuid}") is qube
+
+    def sources(self, qubes: Sequence[Domain]) -> int:
+        """Some qubes as a set."""
+        return sum(self._place[qube.name] for qube in qubes)
 
     def changes(self) -> list[Change]:
-        """All that was found, in as few changes as sources and targets can be put together."""
-        merged: dict[tuple[_Kind, int], int] = {}
-        for kind, found in self._found.items():
+        """All that was found, in few changes: sources and targets are put together."""
+        kinds = list(self._kinds)
+        merged: dict[tuple[int, int, int, int], int] = {}
+        for key, found in self._found.items():
             by_targets: dict[int, int] = {}
-            for source, targets in found.items():
-                by_targets[targets] = by_targets.get(targets, 0) | source
+            for sources, targets in found.items():
+                by_targets[targets] = by_targets.get(targets, 0) | sources
             for targets, sources in by_targets.items():
-                merged[kind, sources] = merged.get((kind, sources), 0) | targets
+                merged[*key, sources] = merged.get((*key, sources), 0) | targets
         return [
-            Change(
-                kind.services,
-                self._outcome(kind.old, kind.offered[0]),
-                self._outcome(kind.new, kind.offered[1]),
-                tuple(q.name for q in self._qubes if self._place[q.name] & sources),
-                self.targets.names_of(targets) if kind.relation is Relation.OTHERS else (),
-                kind.relation,
-            )
-            for (kind, sources), targets in merged.items()
+            self._change(kinds[number], lists, sources, targets)
+            for (number, *lists, sources), targets in merged.items()
         ]
 
-    def _outcome(self, outcome: Outcome, offered: int) -> Outcome:
-        if not offered:
-            return outcome
-        return msgspec.structs.replace(outcome, offers=self.view.names(offered))
+    def _change(self, kind: _Kind, lists: list[int], sources: int, targets: int) -> Change:
+        outcomes = [
+            msgspec.structs.replace(outcome, offers=self.view.names(bits)) if bits else outcome
+            for outcome, bits in zip((kind.old, kind.new), lists, strict=True)
+        ]
+        return Change(
+            kind.services,
+            outcomes[0],
+            outcomes[1],
+            tuple(qube.name for qube in self._qubes if self._place[qube.name] & sources),
+            self.targets.names_of(targets) if kind.relation is Relation.OTHERS else (),
+            kind.relation,
+        )
 
 
 class _Group:
     """Sources of a system between which the rules of a slice make no difference."""
 
     def __init__(
-        self, comparison: Comparison, slice_: Slice, base: str | None, members: list[Domain]
+        self, comparison: Comparison, classes: _Classes, base: str | None, members: list[Domain]
     ) -> None:
         self._all = comparison
         self._targets = comparison.targets
-        self._slice = slice_
+        self._classes = classes
         self._base = base
         self._members = members
 
@@ -129,9 +152,7 @@ class _Group:
     @cached_property
     def _offered(self) -> tuple[int, int]:
         """What both policies let these sources pick from, themselves included."""
-        one = self._members[0]
-        request = Request(self._slice.service, self._slice.argument, one.name, "@default")
-        call = Call(request, one, DEFAULT)
+        call = Call(self._classes.request(self._members[0], "@default"), self._members[0], DEFAULT)
         old, new = self._all.index
         return old.offered(call, self._all.system), new.offered(call, self._all.system)
 
@@ -143,70 +164,46 @@ class _Group:
 
     def _cell(self, pair: _Pair, bits: int) -> None:
         """Add what differs for the targets that two rules decide."""
-        alike: dict[object, list[Domain]] = {}
-        for qube in self._members:
-            alike.setdefault(self._fate(pair, qube), []).append(qube)
-        passes = any(e and e.rule.action is Action.ALLOW and not e.rule.redirect for e in pair)
-        parts = [bits]
-        if passes:
+        lists = (self._list(pair[0], 0), self._list(pair[1], 1))
+        shown = tuple(
+            bits if entry and entry.lists and bits else 0
+            for entry, bits in zip(pair, lists, strict=True)
+        )
+        parts = [(0, bits)]
+        if any(e and e.rule.action is Action.ALLOW and not e.rule.redirect for e in pair):
             # What is asked for is what is called, so it matters which target it is.
             parts = list(self._targets.classes(bits, self._redirections(pair)))
-        for members in alike.values():
-            for part in parts:
-                self._class(pair, members, part)
+        numbers = tuple(map(id, pair))
+        for fate, members in self._fates(pair, lists):
+            for number, part in parts:
+                for relation, sources in self._relations(members, part):
+                    key = (numbers, self._base, fate, number, relation)
+                    kind = self._classes.kind(key, pair, sources[0], part)
+                    if kind is not None:
+                        self._all.add(kind, shown, self._all.sources(sources), part)
 
-    def _class(self, pair: _Pair, members: list[Domain], part: int) -> None:
-        """Decide one call for all sources and targets that are treated alike."""
+    def _relations(
+        self, members: list[Domain], part: int
+    ) -> Iterator[tuple[Relation, list[Domain]]]:
+        """Which of the sources call others among these targets, and which themselves."""
         bit = self._targets.bit
-        for qube in members:
-            if others := part & ~self._own(qube):
-                called = [q for q in members if part & ~self._own(q)]
-                first = self._targets.first(others)
-                self._try(pair, Relation.OTHERS, (qube, first), called, part)
-                break
+        others = [qube for qube in members if part & ~self._all.own(qube)]
+        if others:
+            yield Relation.OTHERS, others
         selves = [qube for qube in members if bit[qube.name] & part]
         if selves:
-            self._try(pair, Relation.ITSELF, (selves[0], selves[0].name), selves, 1)
-        named = [qube for qube in selves if self._has_other_name(qube)]
+            yield Relation.ITSELF, selves
+        named = [qube for qube in selves if self._all.has_other_name(qube)]
         if named:
-            name = f"uuid:{named[0].uuid}"
-            self._try(pair, Relation.ITSELF_BY_UUID, (named[0], name), named, 1)
+            yield Relation.ITSELF_BY_UUID, named
         admin = [qube for qube in members if qube.name == "dom0"]
         if admin and bit["@adminvm"] & part:
-            self._try(pair, Relation.ITSELF_BY_KEYWORD, (admin[0], "@adminvm"), admin, 1)
+            yield Relation.ITSELF_BY_KEYWORD, admin
 
-    def _try(
-        self,
-        pair: _Pair,
-        relation: Relation,
-        call: tuple[Domain, str],
-        members: list[Domain],
-        part: int,
-    ) -> None:
-        """Add calls to what changes, if the one that stands for them does."""
-        source, target = call
-        request = Request(self._slice.service, self._slice.argument, source.name, target)
-        old, new = (index.decide(request, self._all.system) for index in self._all.index)
-        if content(old, self._all.system) == content(new, self._all.system):
-            return
-        kind = _Kind(
-            self._slice.labels,
-            outcome_of(old, pair[0], _redirected(old, pair[0])),
-            outcome_of(new, pair[1], _redirected(new, pair[1])),
-            (self._pick(old, pair[0], 0), self._pick(new, pair[1], 1)),
-            relation,
-        )
-        for qube in members:
-            self._all.add(kind, qube, part)
-
-    def _pick(self, decision: Decision, entry: Entry | None, side: int) -> int:
-        """The list of a question for the whole group, if all rules together make it."""
-        if entry is None or not entry.lists or not isinstance(decision, Ask):
-            return 0
-        return self._list(entry, side)
-
-    def _list(self, entry: Entry, side: int) -> int:
-        """The list of a question, the source itself included."""
+    def _list(self, entry: Entry | None, side: int) -> int | None:
+        """What a rule lets these sources pick from, themselves included; None if it does not."""
+        if entry is None or entry.rule.action is not Action.ASK:
+            return None
         redirect = entry.rule.redirect
         if redirect is None:
             bits = self._offered[side]
@@ -216,33 +213,34 @@ class _Group:
         qube = self._all.system.find(redirect.value) if redirect.kind is Kind.NAME else None
         return self._all.view.bit.get(qube.name if qube else redirect.key, _ELSEWHERE)
 
-    def _fate(self, pair: _Pair, source: Domain) -> object:
-        """What the decision of two rules depends on, as far as it depends on the source."""
-        view = self._all.view
-        redirected = tuple(
-            bool(e and e.rule.redirect and e.rule.redirect.key == source.name) for e in pair
-        )
-        if not any(e and e.rule.action is Action.ASK for e in pair):
-            return redirected
-        lists: list[int | None] = []
-        defaults = []
-        for side, entry in enumerate(pair):
-            if entry is None or entry.rule.action is not Action.ASK:
-                lists.append(None)
+    def _fates(self, pair: _Pair, lists: _Lists) -> Iterator[tuple[object, list[Domain]]]:
+        """The sources by what decisions of two rules depend on, as far as it is about them."""
+        bit = self._all.view.bit
+        redirects = [e.rule.redirect.key for e in pair if e and e.rule.redirect]
+        defaults = [self._default(entry) for entry in pair]
+        # Being left out of a list matters where little else is on it.
+        decisive = {*lists, *defaults, (lists[0] or 0) ^ (lists[1] or 0)}
+        usual = []
+        for qube in self._members:
+            own = bit[qube.name]
+            if own not in decisive and qube.name not in redirects:
+                usual.append(qube)
                 continue
-            bits = self._list(entry, side)
-            if entry.lists:
-                bits &= ~view.bit[source.name]
-            lists.append(bits)
-            defaults.append(self._default(entry.rule.default_target, source) & bits)
-        known = tuple(bits if bits is None else bool(bits) for bits in lists)
-        return redirected, known, lists[0] == lists[1], tuple(map(bool, defaults))
+            left = [
+                bits & ~own if bits is not None and entry and entry.lists else bits
+                for entry, bits in zip(pair, lists, strict=True)
+            ]
+            flags = tuple(key == qube.name for key in redirects)
+            yield (flags, *_fate(left, defaults)), [qube]
+        if usual:
+            yield ((False,) * len(redirects), *_fate(lists, defaults)), usual
 
-    def _default(self, token: Token | None, source: Domain) -> int:
+    def _default(self, entry: Entry | None) -> int:
+        """The target that a rule wants preselected."""
+        token = entry.rule.default_target if entry else None
         if token is None:
             return 0
-        base = token.kind is Kind.DISPVM
-        name = f"@dispvm:{source.default_dispvm}" if base else token.key
+        name = f"@dispvm:{self._base}" if token.kind is Kind.DISPVM else token.key
         return self._all.view.bit.get(name, 0)
 
     def _redirections(self, pair: _Pair) -> list[int]:
@@ -253,24 +251,69 @@ class _Group:
             token = entry.rule.redirect if entry else None
             if token is None:
                 continue
-            reference = token.value or (self._base or "" if token.kind is Kind.DISPVM else "")
+            reference = self._base if token.kind is Kind.DISPVM else token.value
             qube = system.find(reference) if reference else None
             if qube is not None:
                 prefix = "" if token.kind is Kind.NAME else "@dispvm:"
                 found.append(bit.get(prefix + qube.name, 0))
         return found
 
-    def _own(self, qube: Domain) -> int:
-        bit = self._targets.bit
-        return bit[qube.name] | (bit["@adminvm"] if qube.name == "dom0" else 0)
 
-    def _has_other_name(self, qube: Domain) -> bool:
-        """Whether the qube's uuid is a way to call it that is not its name."""
-        found = self._all.system.find(f"uuid:{qube.uuid}")
-        return qube.name != "dom0" and found is qube
+def _fate(lists: Sequence[int | None], defaults: Sequence[int]) -> tuple[object, ...]:
+    """What a decision can know of the lists of two questions."""
+    full = tuple(bits if bits is None else bool(bits) for bits in lists)
+    valid = tuple(bool(one & (bits or 0)) for one, bits in zip(defaults, lists, strict=True))
+    return lists[0] == lists[1], full, valid
 
 
-def _redirected(decision: Decision, entry: Entry | None) -> tuple[str, ...]:
-    """The list of a question that does not depend on the other rules."""
-    listed = isinstance(decision, Ask) and entry is not None and not entry.lists
-    return decision.targets if listed and isinstance(decision, Ask) else ()
+class _Classes:
+    """The classes of calls of one slice, each decided once."""
+
+    def __init__(self, comparison: Comparison, slice_: Slice) -> None:
+        self._all = comparison
+        self._slice = slice_
+        self._decided: dict[object, _Kind | None] = {}
+
+    def request(self, source: Domain, target: str) -> Request:
+        """A call for the services of the slice."""
+        return Request(self._slice.service, self._slice.argument, source.name, target)
+
+    def kind(self, key: _Key, pair: _Pair, source: Domain, part: int) -> _Kind | None:
+        """How the calls of a class change; None if they do not.
+
+        Args:
+            key: the class.
+            pair: the rules that decide them.
+            source: the source of one of them.
+            part: targets of it.
+        """
+        if key not in self._decided:
+            self._decided[key] = self._decide(pair, key[-1], source, part)
+        return self._decided[key]
+
+    def _decide(
+        self, pair: _Pair, relation: Relation, source: Domain, part: int
+    ) -> _Kind | None:
+        target = self._target(relation, source, part)
+        system = self._all.system
+        old, new = (
+            index.decide(self.request(source, target), system) for index in self._all.index
+        )
+        if content(old, system) == content(new, system):
+            return None
+        words = (
+            outcome_of(decision, entry, () if entry and entry.lists else None)
+            for decision, entry in zip((old, new), pair, strict=True)
+        )
+        return _Kind(self._slice.labels, *words, relation)
+
+    def _target(self, relation: Relation, source: Domain, part: int) -> str:
+        match relation:
+            case Relation.OTHERS:
+                return self._all.targets.first(part & ~self._all.own(source))
+            case Relation.ITSELF:
+                return source.name
+            case Relation.ITSELF_BY_UUID:
+                return f"uuid:{source.uuid}"
+            case Relation.ITSELF_BY_KEYWORD:
+                return "@adminvm"

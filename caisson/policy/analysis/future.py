@@ -210,33 +210,33 @@ class _Search:
             for entry, numbers in zip(pair, self._numbers, strict=True)
         ]
         targets = [rule.target for rule in rules]
-        for case in self._census.cases(sources, targets, extra[1], mentioned):
-            keys = keys_of(case, self._slice.service, self._slice.argument)
-            if [table.first(*keys) for table in self._tables] == expected:
-                yield case
+        for made_up in self._census.cases(sources, targets, extra[1], mentioned):
+            for case in _variants(pair, made_up):
+                keys = keys_of(case, self._slice.service, self._slice.argument)
+                if [table.first(*keys) for table in self._tables] == expected:
+                    yield case
 
     def _decide(self, pair: _Pair, case: Case) -> Possible | None:
         """Put a call to the real evaluators, if it is not one of qubes that exist."""
         if not case.made:
             return None
-        for variant in _variants(pair, case):
-            system, source = variant.system, variant.source
-            request = Request(
-                self._slice.service, self._slice.argument, source.name, variant.target
-            )
-            old, new = (index.decide(request, system) for index in self._index)
-            if content(old, system) != content(new, system):
-                return Possible(
-                    self._slice.labels,
-                    outcome_of(old, pair[0]),
-                    outcome_of(new, pair[1]),
-                    source,
-                    variant.target,
-                    variant.made,
-                    variant.pick,
-                    variant.qubes,
-                )
-        return None
+        system = case.system
+        request = Request(
+            self._slice.service, self._slice.argument, case.source.name, case.target
+        )
+        old, new = (index.decide(request, system) for index in self._index)
+        if content(old, system) == content(new, system):
+            return None
+        return Possible(
+            self._slice.labels,
+            outcome_of(old, pair[0]),
+            outcome_of(new, pair[1]),
+            case.source,
+            case.target,
+            case.made,
+            case.pick,
+            case.qubes,
+        )
 
     def _extras(self, pair: _Pair) -> Iterator[_Extra]:
         """What else a source could have, and who could be on its list, so that lists differ."""
@@ -295,15 +295,28 @@ def _same_effect(pair: _Pair) -> bool:
 
 
 def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
-    """The case itself; and, where only a redirect shows hidden qubes, one with hidden ones."""
+    """The case itself, in which rules get all that they can use; and such where they do not."""
     yield case
     asking = [e for e in pair if e and e.rule.action is Action.ASK]
     if len(asking) == len(pair) and asking[0].lists != asking[1].lists:
-        hidden = tuple(
-            msgspec.structs.replace(qube, internal="1")
-            if qube in case.made and qube.name != case.source.name
-            else qube
-            for qube in case.qubes
-        )
-        made = tuple(qube for qube in hidden if qube.internal)
-        yield msgspec.structs.replace(case, qubes=hidden, made=(*made, case.source))
+        # A list that rules make leaves hidden qubes out, and one that a redirect makes does not.
+        others = [qube for qube in case.made if qube.name != case.source.name]
+        yield _replaced(case, [msgspec.structs.replace(qube, internal="1") for qube in others])
+    if any(e and not e.rule.autostart for e in pair):
+        # What cannot run and what is not there are both denied; only the latter is told.
+        yield _replaced(case, [], without=case.optional)
+        if case.source in case.made:
+            yield _replaced(case, [msgspec.structs.replace(case.source, default_dispvm=None)])
+
+
+def _replaced(
+    case: Case, qubes: Sequence[Domain], without: frozenset[str] = frozenset()
+) -> Case:
+    """A case with some qubes changed, and others left out."""
+    changed = {qube.name: qube for qube in qubes}
+    kept_qubes, made = (
+        tuple(changed.get(qube.name, qube) for qube in some if qube.name not in without)
+        for some in (case.qubes, case.made)
+    )
+    source = changed.get(case.source.name, case.source)
+    return msgspec.structs.replace(case, source=source, qubes=kept_qubes, made=made)

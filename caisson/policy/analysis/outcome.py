@@ -124,7 +124,10 @@ def content(decision: Decision, domains: SystemInfo) -> tuple[Any, ...]:
     if isinstance(decision, Allow):
         target = _one_name(decision.target, domains)
         return ("allow", target, decision.service, decision.relay, *flags)
-    targets = tuple(sorted({_one_name(target, domains) for target in decision.targets}))
+    targets = decision.targets
+    if len(targets) == 1:
+        # Only a redirect can name a qube by its uuid.
+        targets = (_one_name(targets[0], domains),)
     default = decision.default_target and _one_name(decision.default_target, domains)
     return ("ask", targets, default, *flags)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 
 from caisson.policy.analysis.slices import Entry
 from caisson.policy.index import View
 from caisson.policy.resolution import may_run
 from caisson.policy.system import Domain
 
+_BITS = bytes.maketrans(b"01", b"\x00\x01")
 _KEYWORDS = ("@adminvm", "@default", "@dispvm")
 _KEYWORD_KEYS = (("*", "dom0"), ("*", "@anyvm", "@default"), ("*", "@anyvm", "@dispvm"))
 
@@ -56,7 +58,7 @@ class Targets:
 
     def names_of(self, bits: int) -> tuple[str, ...]:
         """The names of some targets."""
-        return tuple(name for name in self.names if self.bit[name] & bits)
+        return tuple(compress(self.names, f"{bits:b}"[::-1].encode().translate(_BITS)))
 
     def first(self, bits: int) -> str:
         """The name of one of some targets."""
@@ -83,9 +85,12 @@ class Targets:
         if undecided:
             yield None, undecided
 
-    def classes(self, bits: int, apart: Sequence[int]) -> Iterator[int]:
-        """Split a set of targets into such that are treated alike; `apart` goes first."""
-        for part in (*apart, *self.kinds):
+    def classes(self, bits: int, apart: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Split a set of targets into such that are treated alike, each with its number.
+
+        Those of `apart` go first, whatever their kind.
+        """
+        for number, part in enumerate((*apart, *self.kinds)):
             if bits & part:
-                yield bits & part
+                yield number, bits & part
                 bits &= ~part
