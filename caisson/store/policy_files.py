@@ -48,6 +48,23 @@ def read_policy_directory(directory: Path) -> Files:
     return files
 
 
+def read_policy_file(path: Path) -> Files:
+    """One policy file and all that it includes, as if it were alone in its directory.
+
+    A file of another name is read as one that ends in `.policy`.
+
+    Raises:
+        PolicyError: the file, or one that it includes, cannot be read.
+    """
+    files: dict[str, str | bytes] = {}
+    if not _read_into(files, path.parent, path.name):
+        raise PolicyError("there is no such policy file", file=str(path))
+    if not path.name.endswith(SUFFIX):
+        files = {path.name + SUFFIX: files[path.name]}
+    _read_included(files, path.parent)
+    return files
+
+
 def read_legacy_directory(directory: Path) -> Files:
     """The files of `/etc/qubes-rpc/policy` and all that they include; none if it is absent.
 

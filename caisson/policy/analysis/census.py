@@ -61,7 +61,7 @@ class Census:
         self, system: SystemInfo, rules: Iterable[Rule], *, any_admin: bool = False
     ) -> None:
         self._system = system
-        self._any_admin = any_admin
+        self.any_admin = any_admin
         self._admin = system.find("dom0") or Domain(
             "dom0", "AdminVM", uuid=NIL_UUID.removeprefix(_UUID), power_state=_RUNNING
         )
@@ -139,7 +139,7 @@ class Census:
 
     def _find(self, reference: str, demand: Demand) -> Domain | None:
         if reference in ("dom0", NIL_UUID):
-            tags = demand.tags if self._any_admin else frozenset()
+            tags = demand.tags if self.any_admin else frozenset()
             return msgspec.structs.replace(self._admin, tags=self._admin.tags | tags)
         found = self._system.find(reference)
         return found and msgspec.structs.replace(found, power_state=_RUNNING)

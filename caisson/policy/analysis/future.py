@@ -64,10 +64,18 @@ class Forecast:
         old: the rules of the one.
         new: the rules of the other.
         system: the qubes that there are.
+        any_admin: whether it is unknown which tags dom0 has.
     """
 
-    def __init__(self, old: Sequence[Rule], new: Sequence[Rule], system: SystemInfo) -> None:
-        self._census = Census(system, (*old, *new))
+    def __init__(
+        self,
+        old: Sequence[Rule],
+        new: Sequence[Rule],
+        system: SystemInfo,
+        *,
+        any_admin: bool = False,
+    ) -> None:
+        self._census = Census(system, (*old, *new), any_admin=any_admin)
         self._index = (Index(old), Index(new))
         self._found: dict[object, tuple[tuple[Label, ...], Possible]] = {}
 
@@ -218,7 +226,7 @@ class _Search:
 
     def _decide(self, pair: _Pair, case: Case) -> Possible | None:
         """Put a call to the real evaluators, if it is not one of qubes that exist."""
-        if not case.made:
+        if not case.made and not self._census.any_admin:
             return None
         system = case.system
         request = Request(
@@ -303,7 +311,10 @@ def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
         others = [qube for qube in case.made if qube.name != case.source.name]
         yield _replaced(case, [msgspec.structs.replace(qube, internal="1") for qube in others])
     if any(e and not e.rule.autostart for e in pair):
-        # What cannot run and what is not there are both denied; only the latter is told.
+        # What does not run, what is not there and what is the caller are all denied; only in the
+        # last two cases is the person told, whatever the rule says.
+        halted = [q for q in case.qubes if q.name != "dom0"]
+        yield _replaced(case, [msgspec.structs.replace(q, power_state="Halted") for q in halted])
         yield _replaced(case, [], without=case.optional)
         if case.source in case.made:
             yield _replaced(case, [msgspec.structs.replace(case.source, default_dispvm=None)])
