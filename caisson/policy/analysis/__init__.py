@@ -13,7 +13,7 @@ from __future__ import annotations
 from caisson.policy.analysis.differences import Differences, differences
 from caisson.policy.analysis.findings import Finding, Severity
 from caisson.policy.analysis.future import Possible
-from caisson.policy.analysis.lint import lint_policy
+from caisson.policy.analysis.lint import lint_policy, lint_redundant
 from caisson.policy.analysis.outcome import Change, Direction, Outcome, Relation
 from caisson.policy.analysis.texts import lint_text
 
@@ -28,5 +28,6 @@ __all__ = [
     "Severity",
     "differences",
     "lint_policy",
+    "lint_redundant",
     "lint_text",
 ]

@@ -17,7 +17,14 @@ from functools import cached_property
 
 import msgspec
 
-from caisson.policy.analysis.outcome import Change, Outcome, Relation, content, outcome_of
+from caisson.policy.analysis.outcome import (
+    Change,
+    Outcome,
+    Relation,
+    content,
+    outcome_of,
+    with_services_together,
+)
 from caisson.policy.analysis.slices import NOBODY, Entry, Label, Slice
 from caisson.policy.analysis.targets import Targets
 from caisson.policy.index import Index, View
@@ -109,10 +116,11 @@ class Comparison:
                 by_targets[targets] = by_targets.get(targets, 0) | sources
             for targets, sources in by_targets.items():
                 merged[*key, sources] = merged.get((*key, sources), 0) | targets
-        return [
+        changes = [
             self._change(kinds[number], lists, sources, targets)
             for (number, *lists, sources), targets in merged.items()
         ]
+        return with_services_together(changes)
 
     def _change(self, kind: _Kind, lists: list[int], sources: int, targets: int) -> Change:
         outcomes = [
@@ -165,10 +173,7 @@ class _Group:
     def _cell(self, pair: _Pair, bits: int) -> None:
         """Add what differs for the targets that two rules decide."""
         lists = (self._list(pair[0], 0), self._list(pair[1], 1))
-        shown = tuple(
-            bits if entry and entry.lists and bits else 0
-            for entry, bits in zip(pair, lists, strict=True)
-        )
+        shown = (_shown(pair[0], lists[0]), _shown(pair[1], lists[1]))
         parts = [(0, bits)]
         if any(e and e.rule.action is Action.ALLOW and not e.rule.redirect for e in pair):
             # What is asked for is what is called, so it matters which target it is.
@@ -259,6 +264,11 @@ class _Group:
         return found
 
 
+def _shown(entry: Entry | None, bits: int | None) -> int:
+    """The list that belongs to a change: that of a question which all rules together answer."""
+    return bits or 0 if entry and entry.lists else 0
+
+
 def _fate(lists: Sequence[int | None], defaults: Sequence[int]) -> tuple[object, ...]:
     """What a decision can know of the lists of two questions."""
     full = tuple(bits if bits is None else bool(bits) for bits in lists)
@@ -291,21 +301,17 @@ class _Classes:
             self._decided[key] = self._decide(pair, key[-1], source, part)
         return self._decided[key]
 
-    def _decide(
-        self, pair: _Pair, relation: Relation, source: Domain, part: int
-    ) -> _Kind | None:
+    def _decide(self, pair: _Pair, relation: Relation, source: Domain, part: int) -> _Kind | None:
         target = self._target(relation, source, part)
         system = self._all.system
-        old, new = (
-            index.decide(self.request(source, target), system) for index in self._all.index
-        )
+        old, new = (index.decide(self.request(source, target), system) for index in self._all.index)
         if content(old, system) == content(new, system):
             return None
-        words = (
+        words = [
             outcome_of(decision, entry, () if entry and entry.lists else None)
             for decision, entry in zip((old, new), pair, strict=True)
-        )
-        return _Kind(self._slice.labels, *words, relation)
+        ]
+        return _Kind(self._slice.labels, words[0], words[1], relation)
 
     def _target(self, relation: Relation, source: Domain, part: int) -> str:
         match relation:

@@ -229,9 +229,7 @@ class _Search:
         if not case.made and not self._census.any_admin:
             return None
         system = case.system
-        request = Request(
-            self._slice.service, self._slice.argument, case.source.name, case.target
-        )
+        request = Request(self._slice.service, self._slice.argument, case.source.name, case.target)
         old, new = (index.decide(request, system) for index in self._index)
         if content(old, system) == content(new, system):
             return None
@@ -320,9 +318,7 @@ def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
             yield _replaced(case, [msgspec.structs.replace(case.source, default_dispvm=None)])
 
 
-def _replaced(
-    case: Case, qubes: Sequence[Domain], without: frozenset[str] = frozenset()
-) -> Case:
+def _replaced(case: Case, qubes: Sequence[Domain], without: frozenset[str] = frozenset()) -> Case:
     """A case with some qubes changed, and others left out."""
     changed = {qube.name: qube for qube in qubes}
     kept_qubes, made = (

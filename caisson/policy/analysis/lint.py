@@ -13,7 +13,7 @@ import msgspec
 
 from caisson.names import shown
 from caisson.policy.analysis.findings import Finding
-from caisson.policy.analysis.never import rules_that_never_match
+from caisson.policy.analysis.never import redundant_rules, rules_that_never_match
 from caisson.policy.analysis.places import Places
 from caisson.policy.analysis.profiles import CLASSES, Demand, is_possible
 from caisson.policy.load import Files
@@ -55,6 +55,22 @@ def lint_policy(
         if earlier or (rule.location.file, rule.location.line) not in impossible:
             found[_never(rule, earlier, places)] = None
     return sorted(found)
+
+
+def lint_redundant(rules: Sequence[Rule], files: Files | None = None) -> list[Finding]:
+    """Find rules without which every call of any qubes is decided as it is with them.
+
+    Args:
+        rules: all rules, in order.
+        files: the text of their files, for columns.
+    """
+    places = Places(files or {})
+    message, hint = "without the rule every call is decided the same", "take it out"
+    return [
+        places.finding(rule, "action", "redundant", message, hint)
+        for rule in redundant_rules(rules)
+        if rule.location.line is not None
+    ]
 
 
 _Oddity = tuple[str, str, str, str]

@@ -62,9 +62,7 @@ def redundant_rules(rules: Sequence[Rule]) -> list[Rule]:
     return found
 
 
-def _deciding(
-    census: Census, slice_: Slice, table: Table, number: int, entry: Entry
-) -> set[int]:
+def _deciding(census: Census, slice_: Slice, table: Table, number: int, entry: Entry) -> set[int]:
     """The rules that decide calls which a rule matches; only itself, if it decides one."""
     rule = entry.rule
     covering = table.first(implied([rule.source]), implied([rule.target]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -96,9 +97,7 @@ def outcome_of(
     """A decision in words that hold for all calls that it stands for."""
     rule = entry.rule if entry else None
     if isinstance(decision, Deny):
-        return Outcome(
-            "deny", rule, notify=decision.notify, reason=str(decision.reason)
-        )
+        return Outcome("deny", rule, notify=decision.notify, reason=str(decision.reason))
     return Outcome(
         "ask" if isinstance(decision, Ask) else "allow",
         rule,
@@ -130,6 +129,19 @@ def content(decision: Decision, domains: SystemInfo) -> tuple[Any, ...]:
         targets = (_one_name(targets[0], domains),)
     default = decision.default_target and _one_name(decision.default_target, domains)
     return ("ask", targets, default, *flags)
+
+
+_Told = TypeVar("_Told", bound=msgspec.Struct)
+
+
+def with_services_together(changes: Iterable[_Told]) -> list[_Told]:
+    """The changes, where those that differ in their services only are made one."""
+    found: dict[_Told, tuple[Label, ...]] = {}
+    for change in changes:
+        services: tuple[Label, ...] = change.services  # type: ignore[attr-defined]
+        bare = msgspec.structs.replace(change, services=())
+        found[bare] = found.get(bare, ()) + services
+    return [msgspec.structs.replace(bare, services=all_) for bare, all_ in found.items()]
 
 
 def _one_name(target: str, domains: SystemInfo) -> str:

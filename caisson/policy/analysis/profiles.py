@@ -75,14 +75,12 @@ def demanded(tokens: Iterable[Token], kinds: frozenset[Kind] = _QUBES) -> Demand
 
 
 def _demand(token: Token) -> Demand:
+    if is_admin_qube(str(token)):
+        return Demand(name="dom0")
     match token.kind:
-        case Kind.ADMINVM:
-            return Demand(name="dom0")
+        case Kind.NAME | Kind.DISPVM_OF if token.value.startswith(_UUID):
+            return Demand(uuid=token.value[len(_UUID) :])
         case Kind.NAME | Kind.DISPVM_OF:
-            if is_admin_qube(token.value):
-                return Demand(name="dom0")
-            if token.value.startswith(_UUID):
-                return Demand(uuid=token.value[len(_UUID) :])
             return Demand(name=token.value)
         case Kind.TYPE:
             return Demand(type=token.value)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-
 import msgspec
 
 from caisson.errors import PolicyError
@@ -41,7 +39,7 @@ def lint_text(name: str, text: str | bytes, *, legacy: bool | None = None) -> li
 
 def _lint(name: str, text: str | bytes, legacy: bool) -> list[Finding]:
     found: list[Finding] = []
-    for number, line in enumerate(_lines(text), 1):
+    for number, line in enumerate(lines_of(text), 1):
         finding = _finding(name, number, line, legacy)
         if finding is None:
             continue
@@ -52,13 +50,10 @@ def _lint(name: str, text: str | bytes, legacy: bool) -> list[Finding]:
     return found
 
 
-def _lines(text: str | bytes) -> Iterator[bytes]:
+def lines_of(text: str | bytes) -> list[bytes]:
+    """The lines of a policy file, whatever ends them."""
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    start = 0
-    for match in _BREAK.finditer(raw):
-        yield raw[start : match.start()]
-        start = match.end()
-    yield raw[start:]
+    return _BREAK.split(raw)
 
 
 def _finding(name: str, number: int, line: bytes, legacy: bool) -> Finding | None:
@@ -74,9 +69,7 @@ def _finding(name: str, number: int, line: bytes, legacy: bool) -> Finding | Non
 
 
 def _check(name: str, line: bytes, legacy: bool) -> None:
-    statements = (
-        parse_service_text(name, line, EVERY, EVERY) if legacy else parse_text(name, line)
-    )
+    statements = parse_service_text(name, line, EVERY, EVERY) if legacy else parse_text(name, line)
     for statement in statements:
         if isinstance(statement, RuleLine):
             check_rule(statement)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
-from caisson.errors import DaemonError
+from caisson.errors import CaissonError, DaemonError
 from caisson.tools import terminal
 from caisson.tools.policy import inputs
 
@@ -47,8 +47,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Compare, and tell."""
     from caisson.policy.analysis import differences
 
-    old = _old(arguments, client)
-    new = inputs.read_policy(arguments.new)
+    old, new = _old(arguments, client), _given(arguments.new)
     system = _system(arguments, client)
     with terminal.Progress("comparing"):
         found = differences(old, new, system, existing_only=arguments.existing_only)
@@ -67,8 +66,17 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
 def _old(arguments: argparse.Namespace, client: Client) -> PolicySet | BrokenPolicy:
     if arguments.old is not None:
-        return inputs.read_policy(arguments.old)
+        return _given(arguments.old)
     return inputs.policy_in_force(client)
+
+
+def _given(path: Path) -> PolicySet | BrokenPolicy:
+    """The policy of a path that must be there: a typo is not a policy that denies everything."""
+    if not path.exists():
+        raise CaissonError(
+            f"`{path}` does not exist", hint="name a directory of policy files, or one file"
+        )
+    return inputs.read_policy(path)
 
 
 def _system(arguments: argparse.Namespace, client: Client) -> SystemInfo:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from caisson.errors import PolicyError
 from caisson.policy import Domain, SystemInfo
 from caisson.policy.analysis import Change, Differences, Direction, Outcome, Possible, Relation
@@ -13,6 +15,7 @@ from caisson.policy.rules import EVERY
 from caisson.policy.tokens import Kind, Token
 from caisson.tools.terminal import cell, say
 
+_ADMIN = "dom0"
 _SHOWN = 6
 _ITSELF = {
     Relation.ITSELF: "itself",
@@ -74,14 +77,18 @@ def tell(found: Differences, system: SystemInfo, *, whole: bool) -> None:
     if not found:
         say("the policies decide the same")
         return
-    if found.existing:
+    existing = list(_told(found.existing))
+    future = [possible for possible in found.future if possible.source.name != _ADMIN]
+    if existing:
         print("calls between the qubes that there are")
-        for change in _told(found.existing):
+        for change in existing:
             _print(_existing_lines(change, system, whole))
-    if found.future:
+    if future:
         print("calls that qubes could make which do not exist, or to them")
-        for possible in found.future:
+        for possible in future:
             _print(_future_lines(possible))
+    if not existing and not future:
+        say("only calls of the admin qube differ, which no policy judges")
 
 
 def _tell_broken(which: str, error: PolicyError | None) -> None:
@@ -96,11 +103,16 @@ def _print(lines: Iterator[str]) -> None:
 
 
 def _told(changes: Sequence[Change]) -> Iterator[Change]:
-    """The changes without those that say of calls to oneself what others say of all calls."""
+    """The changes that a person wants to hear of.
+
+    Left out are calls of the admin qube, which no policy judges, and what is said of calls to
+    oneself if others say it of all calls.
+    """
     general = {_same(change) for change in changes if change.relation is Relation.OTHERS}
     for change in changes:
-        if change.relation is Relation.OTHERS or _same(change) not in general:
-            yield change
+        sources = tuple(name for name in change.sources if name != _ADMIN)
+        if sources and (change.relation is Relation.OTHERS or _same(change) not in general):
+            yield msgspec.structs.replace(change, sources=sources)
 
 
 def _same(change: Change) -> tuple[object, ...]:
@@ -111,10 +123,10 @@ def _same(change: Change) -> tuple[object, ...]:
 def _existing_lines(change: Change, system: SystemInfo, whole: bool) -> Iterator[str]:
     most = len(system.domains) + 1 if whole else _SHOWN
     yield from _head(change)
-    yield f"    from  {_names(change.sources, most)}"
-    targets = _ITSELF.get(change.relation) or _names(change.targets, most)
-    yield f"    to    {targets}"
-    yield from _list_lines(change, most)
+    yield f"    from  {_names(_short(change.sources, system, 'every qube'), most)}"
+    targets = _short(change.targets, system, "every other qube")
+    yield f"    to    {_ITSELF.get(change.relation) or _names(targets, most)}"
+    yield from _list_lines(change, system, most)
 
 
 def _future_lines(possible: Possible) -> Iterator[str]:
@@ -126,7 +138,7 @@ def _future_lines(possible: Possible) -> Iterator[str]:
     if possible.pick in made:
         yield f"    with  {_qube(made[possible.pick], made, [])} to pick"
     elif possible.old.decision == possible.new.decision == "ask":
-        yield from _list_lines(possible, _SHOWN)
+        yield from _list_lines(possible, SystemInfo({}), _SHOWN)
 
 
 def _head(change: Change | Possible) -> Iterator[str]:
@@ -169,20 +181,32 @@ def _outcome(outcome: Outcome) -> str:
     return f"{' '.join(words)} ({outcome.rule.location})"
 
 
-def _list_lines(change: Change | Possible, most: int) -> Iterator[str]:
+def _short(names: Sequence[str], system: SystemInfo, all_: str) -> list[str]:
+    """Names of targets, where all qubes and all that disposables are made from are few words."""
+    qubes = [qube for qube in system.domains.values() if qube.name != _ADMIN]
+    disposables = [f"@dispvm:{qube.name}" for qube in qubes if qube.template_for_dispvms]
+    found = list(names)
+    for whole, words in (([q.name for q in qubes], all_), (disposables, "every `@dispvm:NAME`")):
+        if len(whole) > 1 and set(whole) <= set(found):
+            found = [words, *(name for name in found if name not in whole)]
+    return found
+
+
+def _list_lines(change: Change | Possible, system: SystemInfo, most: int) -> Iterator[str]:
     """What a question offers, or how that changes."""
     old, new = change.old, change.new
     if old.decision == new.decision == "ask":
         won = sorted(set(new.offers) - set(old.offers))
         lost = sorted(set(old.offers) - set(new.offers))
         if won:
-            yield f"    now to pick      {_names(won, most)}"
+            yield f"    more to pick  {_names(_short(won, system, 'every other qube'), most)}"
         if lost:
-            yield f"    no more to pick  {_names(lost, most)}"
+            yield f"    less to pick  {_names(_short(lost, system, 'every other qube'), most)}"
         return
     for outcome in (old, new):
         if outcome.decision == "ask":
-            yield f"    pick  {_names(outcome.offers, most)}"
+            offers = _short(outcome.offers, system, "every other qube")
+            yield f"    pick  {_names(offers, most)}"
 
 
 def _names(names: Sequence[str], most: int) -> str:
