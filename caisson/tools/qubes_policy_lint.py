@@ -80,11 +80,14 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 def _read(name: str) -> bytes:
     from caisson.store.policy_files import LARGEST_FILE
 
-    if name == _STDIN:
-        text = sys.stdin.buffer.read(LARGEST_FILE + 1)
-    else:
-        with Path(name).open("rb") as file:
-            text = file.read(LARGEST_FILE + 1)
+    try:
+        if name == _STDIN:
+            text = sys.stdin.buffer.read(LARGEST_FILE + 1)
+        else:
+            with Path(name).open("rb") as file:
+                text = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise CaissonError(f"`{shown(name)}` cannot be read: {error}") from None
     if len(text) > LARGEST_FILE:
         raise CaissonError(f"`{shown(name)}` is larger than {LARGEST_FILE} bytes")
     return text

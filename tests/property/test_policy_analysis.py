@@ -22,9 +22,9 @@ from caisson.policy import (
     parse_policy,
 )
 from caisson.policy.analysis import Change, Differences, Relation, differences
+from caisson.policy.analysis.future import Forecast
 from caisson.policy.analysis.never import redundant_rules, rules_that_never_match
 from caisson.policy.analysis.outcome import content
-from caisson.policy.analysis.future import Forecast
 from caisson.policy.analysis.slices import slices
 from caisson.policy.rules import EVERY, Action
 from caisson.policy.tokens import Kind, Token
