@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 
 import msgspec
@@ -61,6 +62,7 @@ class Census:
         self, system: SystemInfo, rules: Iterable[Rule], *, any_admin: bool = False
     ) -> None:
         self._system = system
+        self._running: dict[str, Domain] = {}
         self.any_admin = any_admin
         self._admin = system.find("dom0") or Domain(
             "dom0", "AdminVM", uuid=NIL_UUID.removeprefix(_UUID), power_state=_RUNNING
@@ -139,17 +141,30 @@ class Census:
 
     def _find(self, reference: str, demand: Demand) -> Domain | None:
         if reference in ("dom0", NIL_UUID):
-            tags = demand.tags if self.any_admin else frozenset()
-            return msgspec.structs.replace(self._admin, tags=self._admin.tags | tags)
+            if not self.any_admin:
+                return self._admin
+            return msgspec.structs.replace(self._admin, tags=self._admin.tags | demand.tags)
         found = self._system.find(reference)
-        return found and msgspec.structs.replace(found, power_state=_RUNNING)
+        if found is None:
+            return None
+        if found.name not in self._running:
+            self._running[found.name] = msgspec.structs.replace(found, power_state=_RUNNING)
+        return self._running[found.name]
+
+    def _exists(self, name: str) -> bool:
+        return name == "dom0" or self._system.find(name) is not None
 
     def _calls(
         self, plan: Plan, cast: dict[str, Domain], pick: Plan | None, mentioned: Sequence[Token]
     ) -> Iterator[Case]:
         """The calls that a source can make in one way."""
+        admins = [qube for qube in cast.values() if qube.name == "dom0"]
+        if len(admins) > 1:
+            tags = frozenset[str]().union(*(qube.tags for qube in admins))
+            admin = msgspec.structs.replace(self._admin, tags=tags)
+            cast = {role: admin if q.name == "dom0" else q for role, q in cast.items()}
         source = cast["source"]
-        if self._find(source.name, Demand()) is None:
+        if not self._exists(source.name):
             source = msgspec.structs.replace(source, default_dispvm=cast["base"].name)
         else:
             # It has its own, or none.
@@ -158,7 +173,7 @@ class Census:
         qubes[source.name] = source
         cast_names = set(qubes)
         self._complete(qubes, mentioned)
-        made = tuple(q for q in qubes.values() if self._find(q.name, Demand()) is None)
+        made = tuple(q for q in qubes.values() if not self._exists(q.name))
         optional = frozenset(qube.name for qube in made) - cast_names
         picked = None
         if pick is not None:
@@ -185,6 +200,7 @@ class Census:
                         qubes[found.name] = found
 
 
+@lru_cache(maxsize=8192)
 def _made(name: str, demand: Demand, type_: str) -> Domain:
     """A qube that meets a demand, and of which rules get as much as they can."""
     return Domain(

@@ -104,7 +104,8 @@ class Comparison:
 
     def sources(self, qubes: Sequence[Domain]) -> int:
         """Some qubes as a set."""
-        return sum(self._place[qube.name] for qube in qubes)
+        places = self._place
+        return sum([places[qube.name] for qube in qubes])
 
     def changes(self) -> list[Change]:
         """All that was found, in few changes: sources and targets are put together."""
@@ -178,11 +179,14 @@ class _Group:
         if any(e and e.rule.action is Action.ALLOW and not e.rule.redirect for e in pair):
             # What is asked for is what is called, so it matters which target it is.
             parts = list(self._targets.classes(bits, self._redirections(pair)))
-        numbers = tuple(map(id, pair))
+        numbers = (id(pair[0]), id(pair[1]))
+        asked = self._targets.bit["@dispvm"]
+        named = any(e and _makes_disposable(e.rule) for e in pair)
         for fate, members in self._fates(pair, lists):
             for number, part in parts:
+                base = self._base if named or part & asked else None
                 for relation, sources in self._relations(members, part):
-                    key = (numbers, self._base, fate, number, relation)
+                    key = (numbers, base, fate, number, relation)
                     kind = self._classes.kind(key, pair, sources[0], part)
                     if kind is not None:
                         self._all.add(kind, shown, self._all.sources(sources), part)
@@ -262,6 +266,11 @@ class _Group:
                 prefix = "" if token.kind is Kind.NAME else "@dispvm:"
                 found.append(bit.get(prefix + qube.name, 0))
         return found
+
+
+def _makes_disposable(rule: Rule) -> bool:
+    """Whether what a rule says depends on what its source makes disposables from."""
+    return any(token and token.kind is Kind.DISPVM for token in (rule.redirect, rule.default_target))
 
 
 def _shown(entry: Entry | None, bits: int | None) -> int:

@@ -28,7 +28,7 @@ from caisson.policy.outcome import Request
 from caisson.policy.resolution import Call
 from caisson.policy.rules import Action, Rule
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import DEFAULT, Kind, Role, Token, parse_token
+from caisson.policy.tokens import DEFAULT, Kind, Role, Token, is_admin_qube, parse_token
 
 _Pair = tuple[Entry | None, Entry | None]
 _Extra = tuple[tuple[Token, ...], Plan | None]
@@ -88,7 +88,9 @@ class Forecast:
             found = search.difference(pair)
             if found is None:
                 continue
-            key = (*(e and e.rule.location for e in pair), found.old, found.new)
+            # How the lists of the example differ is no difference between services.
+            places = [entry and entry.rule.location for entry in pair]
+            key = (*places, found.old.decision, found.new.decision)
             labels, first = self._found.get(key, ((), found))
             self._found[key] = (labels + slice_.labels, first)
 
@@ -270,11 +272,44 @@ class _Search:
             rules = [entry.rule for entry in pair if entry]
             sources = tuple(rule.source for rule in rules)
             tokens = tuple(_offer(rule) for rule in rules)
+            if self._is_hidden(pair, sources, tokens):
+                continue
             for plan in picks(tokens):
                 key = (frozenset(sources), plan)
                 if key not in found:
                     found[key] = (sources, plan) if self._lists_differ(sources, plan) else None
         return [extra for extra in found.values() if extra]
+
+    def _is_hidden(
+        self, pair: _Pair, sources: tuple[Token, ...], offers: tuple[Token, ...]
+    ) -> bool:
+        """Whether earlier rules speak otherwise of all that two rules say of lists."""
+        if any(is_admin_qube(str(token)) for token in offers):
+            return False  # it has two entries in a list, and a rule may speak of one
+        matched = implied(sources), implied(offers)
+        for side, entry in enumerate(pair):
+            offering = entry is not None and entry.rule.action is not Action.DENY
+            first = self._mentions[side, not offering].first(*matched)
+            if first is not None and (
+                entry is None or first < self._numbers[side][id(entry)]
+            ):
+                return True
+        return False
+
+    @cached_property
+    def _mentions(self) -> dict[tuple[int, bool], Table]:
+        """What rules say of lists, by policy, and whether they offer or deny it."""
+        return {
+            (side, offering): Table(
+                [
+                    (number, entry.source, _offer(entry.rule).key)
+                    for number, entry in enumerate(entries)
+                    if (entry.rule.action is not Action.DENY) == offering
+                ]
+            )
+            for side, entries in enumerate(self._entries)
+            for offering in (False, True)
+        }
 
     def _lists_differ(self, sources: tuple[Token, ...], plan: Plan) -> bool:
         """Whether a source with these tags, and a qube for its list, make the lists differ."""
