@@ -270,7 +270,9 @@ class _Group:
 
 def _makes_disposable(rule: Rule) -> bool:
     """Whether what a rule says depends on what its source makes disposables from."""
-    return any(token and token.kind is Kind.DISPVM for token in (rule.redirect, rule.default_target))
+    return any(
+        token and token.kind is Kind.DISPVM for token in (rule.redirect, rule.default_target)
+    )
 
 
 def _shown(entry: Entry | None, bits: int | None) -> int:

@@ -28,7 +28,7 @@ from caisson.policy.outcome import Request
 from caisson.policy.resolution import Call
 from caisson.policy.rules import Action, Rule
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import DEFAULT, Kind, Role, Token, is_admin_qube, parse_token
+from caisson.policy.tokens import DEFAULT, Kind, Role, Token, parse_token
 
 _Pair = tuple[Entry | None, Entry | None]
 _Extra = tuple[tuple[Token, ...], Plan | None]
@@ -146,6 +146,34 @@ def _excludes_admin(token: Token) -> bool:
             return True
 
 
+class _Known(msgspec.Struct, frozen=True, gc=False):
+    """What is asked of a rule for every pair that it is part of."""
+
+    number: int
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    offers: tuple[str, ...]
+    only_source: str | None
+    only_target: str | None
+
+
+_NO_RULE = _Known(-1, ("*",), ("*",), ("*",), None, None)
+
+
+def _known(number: int, entry: Entry) -> _Known:
+    rule = entry.rule
+    return _Known(
+        number,
+        implied([rule.source]),
+        implied([rule.target]),
+        implied([_offer(rule)]),
+        *(
+            token.key if token.kind is Kind.NAME and not token.key.startswith("uuid:") else None
+            for token in (rule.source, rule.target)
+        ),
+    )
+
+
 class _Search:
     """The search for differences in one slice."""
 
@@ -156,8 +184,9 @@ class _Search:
         self._entries = (slice_.old, slice_.new)
         self._kept = kept(slice_)
         self._tables = tuple(table_of(entries) for entries in self._entries)
-        self._numbers: tuple[dict[int, int], ...] = tuple(
-            {id(entry): n for n, entry in enumerate(entries)} for entries in self._entries
+        self._known = tuple(
+            {id(entry): _known(number, entry) for number, entry in enumerate(entries)}
+            for entries in self._entries
         )
 
     def pairs(self) -> Iterator[_Pair]:
@@ -200,25 +229,34 @@ class _Search:
         return None
 
     def _is_covered(self, pair: _Pair) -> bool:
-        """Whether an earlier rule matches all that both rules match."""
-        tokens = [entry.rule for entry in pair if entry]
-        sources = implied([rule.source for rule in tokens])
-        targets = implied([rule.target for rule in tokens])
-        for entry, table, numbers in zip(pair, self._tables, self._numbers, strict=True):
-            first = table.first(sources, targets)
-            if first is not None and (entry is None or first < numbers[id(entry)]):
+        """Whether two names contradict, or an earlier rule matches all that both rules match."""
+        old, new = self._known_of(pair)
+        for one, other in (
+            (old.only_source, new.only_source),
+            (old.only_target, new.only_target),
+        ):
+            if one is not None and other is not None and one != other:
+                return True
+        matched = old.sources + new.sources, old.targets + new.targets
+        for table, known in zip(self._tables, (old, new), strict=True):
+            first = table.first(*matched)
+            if first is not None and (known.number < 0 or first < known.number):
                 return True
         return False
+
+    def _known_of(self, pair: _Pair) -> tuple[_Known, _Known]:
+        old, new = pair
+        return (
+            _NO_RULE if old is None else self._known[0][id(old)],
+            _NO_RULE if new is None else self._known[1][id(new)],
+        )
 
     def _decided(self, pair: _Pair, extra: _Extra) -> Iterator[Case]:
         """The calls that both rules really decide."""
         rules = [entry.rule for entry in pair if entry]
         mentioned = [t for rule in rules for t in (rule.redirect, rule.default_target) if t]
         sources = [*(rule.source for rule in rules), *extra[0]]
-        expected = [
-            None if entry is None else numbers[id(entry)]
-            for entry, numbers in zip(pair, self._numbers, strict=True)
-        ]
+        expected = [None if known.number < 0 else known.number for known in self._known_of(pair)]
         targets = [rule.target for rule in rules]
         for made_up in self._census.cases(sources, targets, extra[1], mentioned):
             for case in _variants(pair, made_up):
@@ -266,33 +304,28 @@ class _Search:
         found: dict[object, _Extra | None] = {}
         for one, other in self._crossing():
             pair = (None if one is None else old[one], None if other is None else new[other])
-            offering = [bool(e) and e.rule.action is not Action.DENY for e in pair if e]
-            if offering.count(True) != 1:
+            offering = [entry.rule.action is not Action.DENY for entry in pair if entry]
+            if offering.count(True) != 1 or self._is_hidden(pair):
                 continue
             rules = [entry.rule for entry in pair if entry]
             sources = tuple(rule.source for rule in rules)
             tokens = tuple(_offer(rule) for rule in rules)
-            if self._is_hidden(pair, sources, tokens):
-                continue
             for plan in picks(tokens):
                 key = (frozenset(sources), plan)
                 if key not in found:
                     found[key] = (sources, plan) if self._lists_differ(sources, plan) else None
         return [extra for extra in found.values() if extra]
 
-    def _is_hidden(
-        self, pair: _Pair, sources: tuple[Token, ...], offers: tuple[Token, ...]
-    ) -> bool:
-        """Whether earlier rules speak otherwise of all that two rules say of lists."""
-        if any(is_admin_qube(str(token)) for token in offers):
+    def _is_hidden(self, pair: _Pair) -> bool:
+        """Whether earlier rules say otherwise of all that two rules say of lists."""
+        old, new = self._known_of(pair)
+        matched = old.sources + new.sources, old.offers + new.offers
+        if "dom0" in matched[1]:
             return False  # it has two entries in a list, and a rule may speak of one
-        matched = implied(sources), implied(offers)
-        for side, entry in enumerate(pair):
+        for side, (entry, known) in enumerate(zip(pair, (old, new), strict=True)):
             offering = entry is not None and entry.rule.action is not Action.DENY
             first = self._mentions[side, not offering].first(*matched)
-            if first is not None and (
-                entry is None or first < self._numbers[side][id(entry)]
-            ):
+            if first is not None and (known.number < 0 or first < known.number):
                 return True
         return False
 
