@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from caisson.policy import (
     Decision,
     Domain,
+    PolicyError,
     PolicySet,
     Request,
     SystemInfo,
@@ -21,14 +22,21 @@ from caisson.policy import (
     decide_by_reference,
     parse_policy,
 )
-from caisson.policy.analysis import Change, Differences, Relation, differences
+from caisson.policy.analysis import (
+    Change,
+    Differences,
+    Relation,
+    differences,
+    lint_policy,
+    lint_text,
+)
 from caisson.policy.analysis.future import Forecast
 from caisson.policy.analysis.never import redundant_rules, rules_that_never_match
 from caisson.policy.analysis.outcome import content
 from caisson.policy.analysis.slices import slices
 from caisson.policy.rules import EVERY, Action
 from caisson.policy.tokens import Kind, Token
-from tests.property.test_policy_language import policies, systems
+from tests.property.test_policy_language import policies, systems, texts
 
 NIL = "00000000-0000-0000-0000-000000000000"
 ADMIN = Domain("dom0", "AdminVM", uuid=NIL, power_state="Running")
@@ -102,7 +110,7 @@ def _targets(domains: dict[str, dict[str, Any]], source: str) -> Iterator[tuple[
         yield f"uuid:{domains[source]['uuid']}", "own uuid"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(changes_of_policies(), systems())
 def test_diff_of_existing_qubes_is_every_changed_call_and_no_other(
     texts: tuple[str, str], domains: dict[str, dict[str, Any]]
@@ -234,7 +242,7 @@ def _any_system(chance: random.Random) -> SystemInfo:
     return SystemInfo({qube.name: qube for qube in (ADMIN, *qubes)})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(pairs(SOURCES, TARGETS, 5), st.integers(0, 2**32))
 def test_diff_of_future_qubes_has_every_pair_of_rules_that_some_system_shows(
     texts: tuple[str, str], seed: int
@@ -275,7 +283,7 @@ def _all_systems() -> Iterator[SystemInfo]:
 FEW = ["*", "@anyvm", "@tag:a", "g", "@type:AppVM"]
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pairs(FEW, [*FEW, "@default", "@dispvm", "@dispvm:@tag:a"], 3))
 def test_diff_of_future_qubes_holds_for_all_small_systems(texts: tuple[str, str]):
     """The same, and not one small system is left out."""
@@ -286,7 +294,7 @@ def test_diff_of_future_qubes_holds_for_all_small_systems(texts: tuple[str, str]
             assert rules in reported, (request, rules, system.domains)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(rule_lines(SOURCES, TARGETS), min_size=2, max_size=8).map("\n".join),
     st.integers(0, 2**32),
@@ -325,7 +333,7 @@ def _replaced(policy: PolicySet, lines: set[int | None]) -> PolicySet:
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(rule_lines(SOURCES, TARGETS), min_size=2, max_size=5).map("\n".join),
     st.integers(0, 2**32),
@@ -338,3 +346,31 @@ def test_redundant_rules_can_be_taken_out(text: str, seed: int):
         without = PolicySet(tuple(other for other in policy.rules if other is not rule))
         for _ in range(8):
             assert not list(_differing(policy, without, _any_system(chance)))
+
+
+# The lint, for any text.
+
+
+@settings(max_examples=250, deadline=None)
+@given(texts | policies)
+def test_lint_of_any_text_finds_an_error_if_and_only_if_it_does_not_load(text: str | bytes):
+    """The first error is the one that loading names; nothing else is called an error."""
+    found = lint_text("a.policy", text)
+    loaded = _loaded(text)
+    if isinstance(loaded, PolicyError):
+        if "include" not in loaded.message:
+            # Loading reads the whole file before it checks the first rule.
+            assert (loaded.line, loaded.column) in {(f.line, f.column) for f in found}
+        return
+    rules = loaded.rules
+    assert found == []
+    findings = lint_policy(rules, {"a.policy": text}, SystemInfo({}), ["s.X"])
+    assert all(finding.message.isprintable() for finding in findings)
+    assert {finding.line for finding in findings} <= {rule.location.line for rule in rules}
+
+
+def _loaded(text: str | bytes) -> PolicySet | PolicyError:
+    try:
+        return parse_policy({"a.policy": text})
+    except PolicyError as error:
+        return error
