@@ -139,9 +139,10 @@ def test_diff_of_existing_qubes_is_every_changed_call_and_no_other(
 
 # For qubes that do not exist yet: a smaller language, and all systems in it, or very many.
 
-SOURCES = ["*", "@anyvm", "@tag:a", "@tag:b", "g", "@type:AppVM", "dom0", "@tag:c"]
-TARGETS = [*SOURCES, "@default", "@dispvm", "@dispvm:g", "@dispvm:@tag:a", "h"]
-REDIRECTS = ["h", "@dispvm", "dom0", "@dispvm:g", "g"]
+SOURCES = ["*", "@anyvm", "@tag:a", "@tag:b", "g", "@type:AppVM", "dom0", "@type:RemoteVM"]
+UUID = "00000000-0000-4000-8000-00000000000a"
+TARGETS = [*SOURCES, f"uuid:{UUID}", "@default", "@dispvm", "@dispvm:g", "@dispvm:@tag:a", "h"]
+REDIRECTS = ["h", "@dispvm", "dom0", "@dispvm:g", "g", f"uuid:{UUID}"]
 FLAGS = ["", "", "", " notify=yes", " user=root", " autostart=no"]
 
 
@@ -224,14 +225,17 @@ def _forecast(old: PolicySet, new: PolicySet) -> set[tuple[int | None, int | Non
 
 
 def _any_system(chance: random.Random) -> SystemInfo:
-    tags = [frozenset(some) for n in range(4) for some in combinations("abc", n)]
+    tags = [frozenset(some) for n in range(3) for some in combinations("ab", n)]
     names = [name for name in ("g", "h", "x", "y", "z") if chance.random() < 0.75]
+    known = chance.choice(["g", "h", "x", "none"])
     qubes = [
         Domain(
             name,
-            chance.choice(["AppVM", "AppVM", "TemplateVM"]),
-            uuid=f"u-{name}",
+            chance.choice(["AppVM", "AppVM", "TemplateVM", "RemoteVM"]),
+            uuid=UUID if name == known else f"u-{name}",
             tags=chance.choice(tags),
+            relayvm=chance.choice(["dom0", None]),
+            transport_rpc=chance.choice(["x.Transport", None]),
             internal=chance.choice([None, None, None, "1"]),
             template_for_dispvms=chance.random() < 0.6,
             default_dispvm=chance.choice([None, *names]),

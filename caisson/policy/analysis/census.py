@@ -93,6 +93,22 @@ class Census:
         source = demanded(sources)
         if source is None:
             return
+        yield from self._called_by(source, targets, pick, mentioned)
+        for token in mentioned:
+            # By its name no qube may call itself, so it matters if a rule redirects to the source.
+            named = demanded([token], frozenset({Kind.NAME}))
+            itself = None if named is None else source.also(named)
+            if itself is not None and itself != source:
+                yield from self._called_by(itself, targets, pick, mentioned)
+
+    def _called_by(
+        self,
+        source: Demand,
+        targets: Sequence[Token],
+        pick: Plan | None,
+        mentioned: Sequence[Token],
+    ) -> Iterator[Case]:
+        """The calls to try of a source with these demands."""
         for plan in plans(tuple(targets)):
             base = plan.base or Demand()
             if pick is not None and pick.base is not None:

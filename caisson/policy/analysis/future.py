@@ -377,11 +377,15 @@ def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
         others = [qube for qube in case.made if qube.name != case.source.name]
         yield _replaced(case, [msgspec.structs.replace(qube, internal="1") for qube in others])
     if any(e and not e.rule.autostart for e in pair):
-        # What does not run, what is not there and what is the caller are all denied; only in the
-        # last two cases is the person told, whatever the rule says.
+        # What does not run, what is not there, what is no base of disposables and what is the
+        # caller are all denied; but for the first, the person is told whatever the rule says.
         halted = [q for q in case.qubes if q.name != "dom0"]
         yield _replaced(case, [msgspec.structs.replace(q, power_state="Halted") for q in halted])
         yield _replaced(case, [], without=case.optional)
+        values = {e.rule.redirect.value for e in pair if e and e.rule.redirect}
+        meant = [q for q in case.made if {q.name, f"uuid:{q.uuid}"} & values]
+        bare = [msgspec.structs.replace(q, template_for_dispvms=False) for q in meant]
+        yield _replaced(case, bare)
         if case.source in case.made:
             yield _replaced(case, [msgspec.structs.replace(case.source, default_dispvm=None)])
 
