@@ -40,6 +40,7 @@ from tests.property.test_policy_language import policies, systems, texts
 
 NIL = "00000000-0000-0000-0000-000000000000"
 ADMIN = Domain("dom0", "AdminVM", uuid=NIL, power_state="Running")
+NOTHING = SystemInfo({"dom0": ADMIN})
 
 
 def _parse(text: str) -> PolicySet:
@@ -211,22 +212,31 @@ def _differing(
                 )
 
 
-def _forecast(old: PolicySet, new: PolicySet) -> set[tuple[int | None, int | None]]:
+def _forecast(
+    old: PolicySet, new: PolicySet, base: SystemInfo
+) -> set[tuple[int | None, int | None]]:
     """The pairs of rules of all differences, each of which was checked."""
-    found = differences(old, new, SystemInfo({"dom0": ADMIN}))
+    found = differences(old, new, base)
     for possible in found.future:
         system = SystemInfo({qube.name: qube for qube in possible.qubes})
         request = Request("s.X", "+", possible.source.name, possible.target)
         if ("s.X", EVERY) in possible.services:
             decided = (decide(request, old, system), decide(request, new, system))
             assert _changed(decided, system), "the example shows no difference"
-            assert possible.made, "the example needs no new qube"
+            assert {q.name for q in possible.made} == system.domains.keys() - base.domains.keys()
+            for name in system.domains.keys() & base.domains.keys():
+                assert _at_rest(system.domains[name]) == _at_rest(base.domains[name])
     return {_rules(change) for change in (*found.existing, *found.future)}
 
 
-def _any_system(chance: random.Random) -> SystemInfo:
+def _at_rest(qube: Domain) -> Domain:
+    return msgspec.structs.replace(qube, power_state="Halted")
+
+
+def _any_system(chance: random.Random, base: SystemInfo = NOTHING) -> SystemInfo:
+    """A system that contains another one, whose qubes may run or not."""
     tags = [frozenset(some) for n in range(3) for some in combinations("ab", n)]
-    names = [name for name in ("g", "h", "x", "y", "z") if chance.random() < 0.75]
+    names = [n for n in ("g", "h", "x", "y", "z") if n in base.domains or chance.random() < 0.75]
     known = chance.choice(["g", "h", "x", "none"])
     qubes = [
         Domain(
@@ -243,7 +253,11 @@ def _any_system(chance: random.Random) -> SystemInfo:
         )
         for name in names
     ]
-    return SystemInfo({qube.name: qube for qube in (ADMIN, *qubes)})
+    started = [
+        msgspec.structs.replace(qube, power_state=chance.choice(["Running", "Halted"]))
+        for qube in base.domains.values()
+    ]
+    return SystemInfo({qube.name: qube for qube in (*qubes, *started, ADMIN)})
 
 
 @settings(max_examples=200, deadline=None)
@@ -253,12 +267,28 @@ def test_diff_of_future_qubes_has_every_pair_of_rules_that_some_system_shows(
 ):
     """No system, of very many, has a changed decision by rules that were not reported."""
     old, new = map(_parse, texts)
-    reported = _forecast(old, new)
     chance = random.Random(seed)
+    base = chance.choice([NOTHING, _some_qubes(chance)])
+    reported = _forecast(old, new, base)
     for _ in range(10):
-        system = _any_system(chance)
+        system = _any_system(chance, base)
         for request, rules in _differing(old, new, system):
             assert rules in reported, (request, rules, system.domains)
+
+
+def _some_qubes(chance: random.Random) -> SystemInfo:
+    """A small system, of which nothing refers to what is not there."""
+    system = _any_system(chance)
+    names = set(chance.sample(["g", "h", "x", "y"], 2)) & system.domains.keys()
+    qubes = [
+        msgspec.structs.replace(
+            system.domains[name],
+            default_dispvm=chance.choice([None, *names]),
+            uuid=f"u-{name}",
+        )
+        for name in sorted(names)
+    ]
+    return SystemInfo({qube.name: qube for qube in (ADMIN, *qubes)})
 
 
 def _all_systems() -> Iterator[SystemInfo]:
@@ -292,7 +322,7 @@ FEW = ["*", "@anyvm", "@tag:a", "g", "@type:AppVM"]
 def test_diff_of_future_qubes_holds_for_all_small_systems(texts: tuple[str, str]):
     """The same, and not one small system is left out."""
     old, new = map(_parse, texts)
-    reported = _forecast(old, new)
+    reported = _forecast(old, new, NOTHING)
     for system in _all_systems():
         for request, rules in _differing(old, new, system):
             assert rules in reported, (request, rules, system.domains)

@@ -61,9 +61,13 @@ def differences(
         comparison.compare(slice_)
         if not existing_only:
             forecast.compare(slice_)
+    existing = comparison.changes()
+    known = {_rules(change) for change in existing}
+    # What changes today needs no example of qubes that happen not to run.
+    future = [found for found in forecast.changes() if found.made or _rules(found) not in known]
     return Differences(
-        tuple(sorted(comparison.changes(), key=_place)),
-        tuple(sorted(forecast.changes(), key=_place)),
+        tuple(sorted(existing, key=_place)),
+        tuple(sorted(future, key=_place)),
         (_error(old), _error(new)),
     )
 
@@ -86,6 +90,10 @@ def _with_admin(system: SystemInfo) -> SystemInfo:
         return system
     admin = Domain("dom0", "AdminVM", NIL_UUID.removeprefix("uuid:"), power_state="Running")
     return SystemInfo({**system.domains, "dom0": admin})
+
+
+def _rules(change: Change | Possible) -> tuple[Location | None, ...]:
+    return tuple(o.rule and o.rule.location for o in (change.old, change.new))
 
 
 def _place(change: Change | Possible) -> tuple[object, ...]:

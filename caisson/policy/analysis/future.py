@@ -37,6 +37,7 @@ _Extra = tuple[tuple[Token, ...], Plan | None]
 class Possible(msgspec.Struct, frozen=True):
     """Calls that two rules decide differently in some system with more qubes than there are.
 
+    Or in one where other qubes run, if that matters for a rule; then none is `made`.
     `source`, `target` and the qubes `made` for it are an example with no more names and tags
     than these rules demand, so it stands for all qubes that have them. `pick` is a qube that one
     of the lists offers, where that is the difference.
@@ -265,8 +266,8 @@ class _Search:
                     yield case
 
     def _decide(self, pair: _Pair, case: Case) -> Possible | None:
-        """Put a call to the real evaluators, if it is not one of qubes that exist."""
-        if not case.made and not self._census.any_admin:
+        """Put a call to the real evaluators, if it is not one that can be made today."""
+        if not case.made and not self._census.any_admin and _always_starts(pair):
             return None
         system = case.system
         request = Request(self._slice.service, self._slice.argument, case.source.name, case.target)
@@ -368,6 +369,11 @@ def _same_effect(pair: _Pair) -> bool:
     return old == new
 
 
+def _always_starts(pair: _Pair) -> bool:
+    """Whether it is the same for two rules which qubes run."""
+    return all(entry is None or entry.rule.autostart for entry in pair)
+
+
 def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
     """The case itself, in which rules get all that they can use; and such where they do not."""
     yield case
@@ -376,7 +382,7 @@ def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
         # A list that rules make leaves hidden qubes out, and one that a redirect makes does not.
         others = [qube for qube in case.made if qube.name != case.source.name]
         yield _replaced(case, [msgspec.structs.replace(qube, internal="1") for qube in others])
-    if any(e and not e.rule.autostart for e in pair):
+    if not _always_starts(pair):
         # What does not run, what is not there, what is no base of disposables and what is the
         # caller are all denied; but for the first, the person is told whatever the rule says.
         halted = [q for q in case.qubes if q.name != "dom0"]

@@ -84,7 +84,7 @@ def tell(found: Differences, system: SystemInfo, *, whole: bool) -> None:
         for change in existing:
             _print(_existing_lines(change, system, whole))
     if future:
-        print("calls that qubes could make which do not exist, or to them")
+        print("calls in other systems: with qubes that do not exist, or run where they do not")
         for possible in future:
             _print(_future_lines(possible))
     if not existing and not future:
