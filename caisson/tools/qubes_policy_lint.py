@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     with Progress("checking"):
         found = sorted(dict.fromkeys(_findings(arguments, client, texts)))
     if arguments.json:
-        import msgspec
+        import json
 
-        print(msgspec.json.encode([finding.as_dict() for finding in found]).decode())
+        print(json.dumps([finding.as_dict() for finding in found]))
     else:
         for finding in found:
             _print(finding, texts if arguments.show else {})

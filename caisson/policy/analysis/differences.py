@@ -93,7 +93,8 @@ def _with_admin(system: SystemInfo) -> SystemInfo:
 
 
 def _rules(change: Change | Possible) -> tuple[Location | None, ...]:
-    return tuple(o.rule and o.rule.location for o in (change.old, change.new))
+    rules = (change.old.rule, change.new.rule)
+    return tuple(None if rule is None else rule.location for rule in rules)
 
 
 def _place(change: Change | Possible) -> tuple[object, ...]:

@@ -156,7 +156,7 @@ class _Words:
                     field,
                     "no-base",
                     f"disposables cannot be made from `{text}`",
-                    f"`qvm-prefs {qube.name} template_for_dispvms true`",
+                    f"`qvm-prefs {shown(qube.name)} template_for_dispvms true`",
                 )
 
     def _tag(self, field: str, token: Token, text: str) -> Iterator[_Oddity]:
@@ -174,7 +174,7 @@ class _Words:
 
 def _meant(word: str, known: Collection[str]) -> str:
     close = get_close_matches(word, known, 1)
-    return f"is `{close[0]}` meant?" if close else ""
+    return f"is `{shown(close[0])}` meant?" if close else ""
 
 
 def _effects(rule: Rule, places: Places) -> Iterator[_Oddity]:

@@ -52,11 +52,12 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     with terminal.Progress("comparing"):
         found = differences(old, new, system, existing_only=arguments.existing_only)
     if arguments.json:
-        import msgspec
+        import json
 
         from caisson.tools.policy.diff_words import as_dict
 
-        print(msgspec.json.encode(as_dict(found)).decode())
+        # All but ASCII is escaped: a redirect may be any text.
+        print(json.dumps(as_dict(found)))
     else:
         from caisson.tools.policy.diff_words import tell
 

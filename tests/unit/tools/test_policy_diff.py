@@ -133,6 +133,8 @@ def test_text_of_policies_is_printed_without_control_characters(diff: Diff) -> N
     _, out, _ = diff("", "s.X * work @default ask target=\x9b2Kvault\n")
     assert "\x9b" not in out
     assert "target=\\x9b2Kvault" in out
+    _, out, _ = diff("", "s.X * work @default ask target=\x9b2Kvault\n", "--json")
+    assert out.isascii()
 
 
 def test_single_files_and_the_policy_in_force_can_be_compared(
