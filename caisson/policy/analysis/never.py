@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caisson.policy.analysis.census import Census
-from caisson.policy.analysis.future import Forecast, Table, implied, keys_of, table_of
+from caisson.policy.analysis.future import Forecast
 from caisson.policy.analysis.slices import Entry, Slice, slices
+from caisson.policy.analysis.tables import Table, implied, keys_of, table_of
 from caisson.policy.rules import Rule
 from caisson.policy.syntax import Location
 from caisson.policy.system import SystemInfo
