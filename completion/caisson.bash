@@ -19,11 +19,14 @@ _caisson_values['caisson template list --root']='@directories'
 _caisson_options['caisson template list']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_options['caisson template']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_values['caisson policy --root']='@directories'
-_caisson_commands['caisson policy']='decide explain grant grants graph revoke test'
+_caisson_commands['caisson policy']='decide diff explain grant grants graph revoke test'
 _caisson_values['caisson policy decide --root']='@directories'
 _caisson_values['caisson policy decide --policy-dir']='@directories'
 _caisson_values['caisson policy decide --system-info']='@files'
 _caisson_options['caisson policy decide']='--help --policy-dir --quiet --root --system-info --verbose --version -h -q -v'
+_caisson_values['caisson policy diff --root']='@directories'
+_caisson_values['caisson policy diff --system-info']='@files'
+_caisson_options['caisson policy diff']='--existing-only --help --json --quiet --root --system-info --verbose --version -h -q -v'
 _caisson_values['caisson policy explain --root']='@directories'
 _caisson_values['caisson policy explain --requested-source']='@qubes'
 _caisson_values['caisson policy explain --policy-dir']='@directories'
@@ -99,6 +102,11 @@ _caisson_words['qubes-policy']='@policies'
 _caisson_values['qubes-policy-editor --root']='@directories'
 _caisson_options['qubes-policy-editor']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_words['qubes-policy-editor']='@policies'
+_caisson_values['qubes-policy-lint --root']='@directories'
+_caisson_values['qubes-policy-lint --policy-dir']='@directories'
+_caisson_values['qubes-policy-lint --system-info']='@files'
+_caisson_options['qubes-policy-lint']='--help --include-service --json --policy-dir --quiet --redundant --root --show --strict --syntax-only --system-info --verbose --version -h -i -q -s -v'
+_caisson_words['qubes-policy-lint']='@files...'
 _caisson_values['qubes-prefs --root']='@directories'
 _caisson_options['qubes-prefs']='--default --help --help-properties --hide-default --quiet --root --unset --verbose --version -D -h -q -v'
 _caisson_words['qubes-prefs']='@properties|@value'
@@ -475,4 +483,4 @@ _caisson() {
   fi
 }
 
-complete -F _caisson caisson qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume
+complete -F _caisson caisson qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-policy-lint qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume

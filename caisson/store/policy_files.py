@@ -63,6 +63,23 @@ def read_policy_directory(directory: Path, looked_at: dict[str, bool] | None = N
     return reading.with_included()
 
 
+def read_policy_file(path: Path) -> Files:
+    """One policy file and all that it includes, as if it were alone in its directory.
+
+    A file of another name is read as one that ends in `.policy`.
+
+    Raises:
+        PolicyError: the file, or one that it includes, cannot be read.
+    """
+    reading = _Reading(path.parent)
+    if not reading.add(path.name):
+        raise PolicyError("there is no such policy file", file=str(path))
+    files = dict(reading.with_included())
+    if not path.name.endswith(SUFFIX):
+        files[path.name + SUFFIX] = files.pop(path.name)
+    return files
+
+
 def read_legacy_directory(directory: Path, looked_at: dict[str, bool] | None = None) -> Files:
     """The files of `/etc/qubes-rpc/policy` and all that they include; none if it is absent.
 

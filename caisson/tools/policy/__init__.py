@@ -11,10 +11,11 @@ from types import ModuleType
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import decide, explain, grant, grants, graph, revoke, test
+from caisson.tools.policy import decide, diff, explain, grant, grants, graph, revoke, test
 
 _MODULES: dict[str, ModuleType] = {
     "decide": decide,
+    "diff": diff,
     "explain": explain,
     "grant": grant,
     "grants": grants,

@@ -23,6 +23,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a directory of policy files (default: the policy in force)",
     )
+    add_system_option(parser)
+
+
+def add_system_option(parser: argparse.ArgumentParser) -> None:
+    """Declare `--system-info`."""
     parser.add_argument(
         "--system-info",
         metavar="FILE",
@@ -34,20 +39,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def policy_of(arguments: argparse.Namespace, client: Client) -> PolicySet | BrokenPolicy:
     """The policy that the options name; a broken one denies everything, as in the broker."""
     if arguments.policy_dir is None:
-        from caisson.store.policy_files import load_policy
-
-        return load_policy(Paths(Path(client.root)))
+        return policy_in_force(client)
     return read_policy(arguments.policy_dir)
 
 
-def read_policy(directory: Path) -> PolicySet | BrokenPolicy:
-    """The policy of one directory."""
+def policy_in_force(client: Client) -> PolicySet | BrokenPolicy:
+    """The policy by which the broker decides."""
+    from caisson.store.policy_files import load_policy
+
+    return load_policy(Paths(Path(client.root)))
+
+
+def read_policy(path: Path) -> PolicySet | BrokenPolicy:
+    """The policy of one directory, or of one file and what it includes."""
     from caisson.errors import PolicyError
     from caisson.policy import BrokenPolicy, parse_policy
-    from caisson.store.policy_files import read_policy_directory
+    from caisson.store.policy_files import read_policy_directory, read_policy_file
 
+    read = read_policy_directory if path.is_dir() else read_policy_file
     try:
-        return parse_policy(read_policy_directory(directory))
+        return parse_policy(read(path))
     except PolicyError as error:
         return BrokenPolicy(error)
 
