@@ -13,14 +13,10 @@ import msgspec
 
 from caisson.errors import CaissonError
 from caisson.policy import (
-    Action,
     Files,
     Location,
     PolicySet,
-    Request,
     Rule,
-    SystemInfo,
-    decide,
     parse_policy,
 )
 
@@ -63,19 +59,6 @@ class Conversion(msgspec.Struct, frozen=True):
     after: PolicySet
 
 
-class Change(msgspec.Struct, frozen=True):
-    """A call that two policies decide differently."""
-
-    request: Request
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        call = self.request
-        target = call.target or "@default"
-        return f"{call.descriptor}: {call.source} -> {target}: {self.before}, then {self.after}"
-
-
 def convert(files: Files, over: Files, legacy: Files) -> Conversion | None:
     """Plan the conversion of all old files that are in force; None if there is none.
 
@@ -111,19 +94,6 @@ def convert(files: Files, over: Files, legacy: Files) -> Conversion | None:
 def same_rules(before: PolicySet, after: PolicySet) -> bool:
     """Whether two policies have the same rules, service by service: for any system, then."""
     return not _unequal(before, after)
-
-
-def changed_decisions(before: PolicySet, after: PolicySet, system: SystemInfo) -> list[Change]:
-    """Every call between qubes of a system that two policies decide differently.
-
-    Each service and argument that a rule of either names is tried, and one that none names.
-    """
-    changes = []
-    for request in _calls((*before.rules, *after.rules), system):
-        was, will_be = (_verdict(request, policy, system) for policy in (before, after))
-        if was != will_be:
-            changes.append(Change(request, was, will_be))
-    return changes
 
 
 def _refuse_idle(files: Files, legacy: Files) -> None:
@@ -200,7 +170,7 @@ def _text(rules: Iterable[Rule], legacy: Files) -> bytes:
         if rule.location.file == file and rule.location.line is not None:
             while comments[file] and comments[file][0][0] < rule.location.line:
                 lines.append(comments[file].pop(0)[1])
-        lines.append(_line(rule))
+        lines.append(str(rule))
     lines += _rest(comments)
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -217,22 +187,6 @@ def _comments(text: str | bytes) -> list[tuple[int, str]]:
     lines = decoded.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     found = ((number, line.strip()) for number, line in enumerate(lines, 1))
     return [(number, line) for number, line in found if line.startswith("#")]
-
-
-def _line(rule: Rule) -> str:
-    """A rule as it is written; what is the default is left out."""
-    words = [rule.service, rule.argument, str(rule.source), str(rule.target), str(rule.action)]
-    if rule.redirect is not None:
-        words.append(f"target={rule.redirect}")
-    if rule.default_target is not None:
-        words.append(f"default_target={rule.default_target}")
-    if rule.user is not None:
-        words.append(f"user={rule.user}")
-    if rule.notify != (rule.action is Action.DENY):
-        words.append(f"notify={'yes' if rule.notify else 'no'}")
-    if not rule.autostart:
-        words.append("autostart=no")
-    return " ".join(words)
 
 
 def _unequal(before: PolicySet, after: PolicySet) -> list[str]:
@@ -254,26 +208,3 @@ def _effective(policy: PolicySet) -> dict[str, list[Rule]]:
         for service in services if rule.service == _EVERY else (rule.service,):
             found[service].setdefault(rule)
     return {service: list(rules) for service, rules in found.items()}
-
-
-def _calls(rules: Iterable[Rule], system: SystemInfo) -> Iterator[Request]:
-    named: dict[str, set[str]] = {}
-    for rule in rules:
-        service = "unnamed.Service" if rule.service == _EVERY else rule.service
-        arguments = {"+", "+unnamed"} if rule.argument == _EVERY else {rule.argument, "+"}
-        named.setdefault(service, set()).update(arguments)
-    qubes = sorted(system.domains)
-    bases = [f"@dispvm:{name}" for name in qubes if system.is_disposable_template(name)]
-    targets = [*qubes, *bases, "@adminvm", "@default", "@dispvm"]
-    for service in sorted(named):
-        for argument in sorted(named[service]):
-            for source in qubes:
-                for target in targets:
-                    yield Request(service, argument, source, target)
-
-
-def _verdict(request: Request, policy: PolicySet, system: SystemInfo) -> str:
-    told = decide(request, policy, system).as_dict()
-    hidden = {"rule", "text", "requested_target"}
-    kept = (f"{key}={value}" for key, value in told.items() if key not in {*hidden, "decision"})
-    return f"{told['decision']} ({', '.join(kept)})"

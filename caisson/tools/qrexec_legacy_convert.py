@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +81,9 @@ def _compare(conversion: Conversion, arguments: argparse.Namespace, client: Clie
     Raises:
         CaissonError: it would.
     """
-    from caisson.policy.legacy import changed_decisions, same_rules
+    from caisson.policy.analysis import differences
+    from caisson.policy.legacy import same_rules
+    from caisson.tools.policy import diff_words
     from caisson.tools.policy.inputs import system_of
 
     if same_rules(conversion.before, conversion.after):
@@ -87,14 +91,14 @@ def _compare(conversion: Conversion, arguments: argparse.Namespace, client: Clie
         return
     with terminal.Progress("comparing decisions"):
         system = system_of(arguments, client)
-        changes = changed_decisions(conversion.before, conversion.after, system)
-    if not changes:
+        found = differences(conversion.before, conversion.after, system, existing_only=True)
+    if not found:
         terminal.say("every call between the qubes that exist is decided as before")
         return
-    for change in changes[:_MOST_SHOWN]:
-        terminal.say(f"  {change}")
+    with contextlib.redirect_stdout(sys.stderr):
+        diff_words.tell(found, system, whole=False)
     raise CaissonError(
-        f"{len(changes)} calls would be decided differently, so nothing is changed",
+        "calls would be decided differently, so nothing is changed",
         hint="other policy files speak of the same services: move their rules behind "
         "`!compat-4.0`, or into the old files",
     )

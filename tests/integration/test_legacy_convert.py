@@ -150,7 +150,8 @@ def test_what_cannot_be_placed_is_compared_call_by_call(machine: Machine):
     options = ("--yes", "--system-info", machine.system("dom0", "work", "vault", "far"))
     code, _, err = machine.convert(*options)
     assert code == 1
-    assert "  my.Service: far -> vault: deny (" in err
+    assert "wider: my.Service\n" in err
+    assert "from  far\n    to    vault\n" in err
     assert "calls would be decided differently, so nothing is changed" in err
     Path(options[2]).unlink()
     assert machine.tree() == before

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from caisson.errors import CaissonError, PolicyError
-from caisson.policy import SystemInfo, parse_policy
-from caisson.policy.legacy import Conversion, changed_decisions, convert, same_rules
+from caisson.policy import SystemInfo
+from caisson.policy.analysis import differences
+from caisson.policy.legacy import Conversion, convert, same_rules
 
 COMPATIBILITY = {"35-compat.policy": "!compat-4.0\n"}
 SYSTEM = SystemInfo.from_dict(
@@ -153,10 +154,9 @@ def test_rules_on_both_sides_of_the_old_place_are_seen():
     made = convert(files, {}, {"s.X": "work vault allow\nwork net allow\n"})
     assert made is not None
     assert not same_rules(made.before, made.after)
-    changes = changed_decisions(made.before, made.after, SYSTEM)
-    assert {(c.request.source, c.request.target) for c in changes} == {("work", "vault")}
-    assert str(changes[0]).startswith("s.X: work -> vault: deny (")
-    assert ", then allow (target=vault" in str(changes[0])
+    (change,) = differences(made.before, made.after, SYSTEM).existing
+    assert (change.sources, change.targets) == (("work",), ("vault",))
+    assert (change.old.decision, change.new.decision) == ("deny", "allow")
 
 
 def test_old_files_that_are_in_force_twice_are_written_once():
@@ -186,23 +186,3 @@ def test_a_broken_policy_is_not_converted(legacy: dict[str, str]):
     """It denies everything; the error says where it is broken."""
     with pytest.raises(PolicyError, match=r"s\.X:1:"):
         convert(COMPATIBILITY, {}, legacy)
-
-
-def test_differences_are_found_by_argument_target_and_offer():
-    """The comparison tries what rules name, and what they do not."""
-    before = parse_policy({"a.policy": "s.X +a work vault allow\ns.Y * work * ask\n"})
-    for text, found in (
-        ("s.X +a work vault allow\ns.Y * work * ask\n", set()),
-        ("s.X * work vault allow\ns.Y * work * ask\n", {"s.X"}),
-        ("s.X +a work vault allow user=root\ns.Y * work * ask\n", {"s.X+a"}),
-        ("s.X +a work vault allow\ns.Y * work net deny\ns.Y * work * ask\n", {"s.Y"}),
-        (
-            "* * net vault allow\ns.X +a work vault allow\ns.Y * work * ask\n",
-            {"unnamed.Service", "s.X", "s.X+a", "s.Y"},
-        ),
-    ):
-        after = parse_policy({"a.policy": text})
-        changes = changed_decisions(before, after, SYSTEM)
-        services = {c.request.descriptor.removesuffix("+unnamed") for c in changes}
-        assert services == found, text
-        assert same_rules(before, after) == (not found)
