@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from caisson.policy.outcome import Ask, Decision, Deny, Reason, Request
-from caisson.policy.resolution import Call, admit, may_run, permit
+from caisson.policy.resolution import Call, admit, denied, may_run, permit
 from caisson.policy.rules import EVERY, Action, Rule
 from caisson.policy.system import SystemInfo
 from caisson.policy.tokens import Kind, Role, parse_token
@@ -23,6 +23,7 @@ from caisson.policy.view import View
 
 _MOST_REMEMBERED = 65_536
 _NONE = sys.maxsize
+_NO_RULE = Deny(Reason.NO_RULE, "no rule allows it")
 
 
 class _Row:
@@ -71,6 +72,8 @@ class Index:
         self._lowest = lowest
         self._tables = _tables(self.rules, lowest) if tables is None else tables
         self._view = View(SystemInfo({}))
+        # By the number of a rule: whom it denies makes no difference to what is said.
+        self._denials: dict[int, Deny] = {}
 
     def preceded_by(self, rules: tuple[Rule, ...]) -> Index:
         """The index with other rules tried first; shares every table that they do not touch."""
@@ -90,11 +93,14 @@ class Index:
         rows = self._rows(call, view)
         number = _first_match(rows, view.target_keys(call))
         if number is None:
-            return Deny(Reason.NO_RULE, "no rule allows it")
+            return _NO_RULE
+        denial = self._denials.get(number)
+        if denial is not None:
+            return denial
         rule = self._rule(number)
         match rule.action:
             case Action.DENY:
-                return Deny(Reason.RULE, f"denied by {rule.location}", rule.notify, rule.location)
+                return self._denials.setdefault(number, denied(rule))
             case Action.ALLOW:
                 return permit(call, rule, rule.redirect or call.target, domains)
             case Action.ASK:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caisson.policy.outcome import Ask, Decision, Deny, Reason, Request
-from caisson.policy.resolution import Call, admit, can_be_base, may_run, permit
+from caisson.policy.resolution import Call, admit, can_be_base, denied, may_run, permit
 from caisson.policy.rules import EVERY, Action, Rule
 from caisson.policy.system import Domain, SystemInfo
 from caisson.policy.tokens import Kind, Role, Token, is_admin_qube, parse_token
@@ -29,7 +29,7 @@ def decide(request: Request, rules: Sequence[Rule], domains: SystemInfo) -> Deci
 def _apply(rule: Rule, call: Call, rules: Sequence[Rule], domains: SystemInfo) -> Decision:
     match rule.action:
         case Action.DENY:
-            return Deny(Reason.RULE, f"denied by {rule.location}", rule.notify, rule.location)
+            return denied(rule)
         case Action.ALLOW:
             return permit(call, rule, rule.redirect or call.target, domains)
         case Action.ASK:

@@ -53,6 +53,11 @@ def admit(request: Request, domains: SystemInfo) -> Call | Deny:
     return Call(request, source, target)
 
 
+def denied(rule: Rule) -> Deny:
+    """What comes of a call that `rule` denies (step 5)."""
+    return Deny(Reason.RULE, f"denied by {rule.location}", rule.notify, rule.location)
+
+
 def permit(call: Call, rule: Rule, chosen: Token, domains: SystemInfo) -> Allow | Deny:
     """What comes of a call to `chosen` that `rule` allows (steps 6 and 8)."""
     target = _settle(call, rule, chosen, domains)
