@@ -72,7 +72,7 @@ class Ground:
         service, argument = pick(self._services), pick(("*", "*", "*", "+", "+a7"))
         source = pick(("*", "@anyvm", "@type:AppVM", tag, pick(self._names)))
         target = pick(("@anyvm", "@default", "@dispvm", tag, qube, f"@dispvm:{qube}"))
-        action = pick(("allow", "allow", "deny", "deny", "ask"))
+        action = pick(("allow", "deny", "ask"))
         if action == "allow" and target == "@default":
             action = f"allow target={qube}"
         elif action == "ask":
