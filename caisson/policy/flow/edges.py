@@ -34,6 +34,7 @@ class Way(StrEnum):
     BASE = "disposable of"
     RELAY = "relay"
     REMOTE = "remote"
+    SAME = "same"
 
 
 class Edge(msgspec.Struct, frozen=True):

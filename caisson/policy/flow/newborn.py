@@ -22,7 +22,7 @@ from caisson.policy.tokens import Kind, Token
 CREATED_BY = "created-by-"
 DISPOSABLE_CREATED_BY = "disp-created-by-"
 _OF_ONE_ONLY = (CREATED_BY, DISPOSABLE_CREATED_BY, "relayvm-", "backup-restore-in-progress")
-_GUIVM = "guivm-"
+GUIVM = "guivm-"
 _NAME = re.compile(r"disp[1-9][0-9]{0,3}")
 _MOST_NAMES = 8
 
@@ -76,10 +76,15 @@ def member_of(newborn: Newborn, facts: Facts) -> Member:
         tag
         for tag in facts.qubes[newborn.base].domain.tags
         if not tag.startswith(_OF_ONE_ONLY)
-        and not (tag.startswith(_GUIVM) and _names_guivm(newborn.wished))
+        and not (tag.startswith(GUIVM) and _names_guivm(newborn.wished))
     }
     tags = frozenset(inherited | newborn.wished | marks)
     return Member(newborn.name, "DispVM", tags)
+
+
+def must_inherit(tag: str) -> bool:
+    """Whether every disposable has this tag if its base has it."""
+    return not tag.startswith((*_OF_ONE_ONLY, GUIVM))
 
 
 def default_bases(newborn: Newborn, facts: Facts) -> tuple[str, ...]:
@@ -96,7 +101,7 @@ def network_of(newborn: Newborn, facts: Facts) -> Qube | None:
 
 
 def _names_guivm(tags: Iterable[str]) -> bool:
-    return any(tag.startswith(_GUIVM) for tag in tags)
+    return any(tag.startswith(GUIVM) for tag in tags)
 
 
 def _makes_disposables(rule: Rule) -> bool:

@@ -1,0 +1,263 @@
+"""What is said of every system is true of each: all small ones are tried."""
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import Any
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from caisson.errors import CaissonError
+from caisson.policy import Allow, Ask, PolicySet, Request, SystemInfo, decide, parse_policy
+from caisson.policy.flow import (
+    Answer,
+    Assertion,
+    Facts,
+    Flows,
+    Options,
+    Power,
+    Predicate,
+    Verdict,
+    check,
+    parse_assertion,
+    parse_assumption,
+)
+from caisson.policy.flow.predicates import Profile
+
+POWERS = {"admin.U": Power.USES, "admin.C": Power.CHANGES}
+OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
+NAMES = ["a", "b"]
+INTERNET = "@internet"
+
+tokens = st.sampled_from(["a", "b", "@tag:t1", "@tag:t1", "@tag:t2", "@anyvm", "@type:DispVM"])
+sources = tokens | st.sampled_from(["*", "@type:AppVM"])
+targets = (
+    tokens
+    | st.sampled_from(["*", "@adminvm", "@default", "@dispvm", "@dispvm", "@dispvm:b"])
+    | st.sampled_from(["@type:TemplateVM", "@dispvm:@tag:t2"])
+)
+redirects = st.sampled_from(["a", "b", "@dispvm", "@dispvm:a", "dom0"])
+services = st.sampled_from(["* *", "s.X *", "s.X *", "s.X *", "s.X +a", "s.Y *", "admin.U *"])
+
+
+@st.composite
+def rule_lines(draw: st.DrawFn) -> str:
+    """A rule that the parser accepts."""
+    action = draw(st.sampled_from(["allow", "allow", "ask", "deny", "deny"]))
+    target = draw(targets)
+    line = f"{draw(services)} {draw(sources)} {target} {action}"
+    redirected = action != "deny" and (target == "@default" or draw(st.integers(0, 4)) == 0)
+    return line + (f" target={draw(redirects)}" if redirected else "")
+
+
+policies = st.lists(rule_lines(), min_size=1, max_size=6).map(
+    lambda lines: parse_policy({"30-user.policy": "\n".join(lines)})
+)
+literals = st.sampled_from(["tag:t1", "tag:t1", "tag:t2", "netvm", "a", "type:DispVM"])
+predicates = literals | st.builds("{} and {}".format, literals, literals.map("not {}".format))
+assertions = st.builds(
+    "{} never reaches {}".format, predicates, predicates | st.sampled_from(["internet", "any"])
+).map(parse_assertion)
+# Without these two, nearly every assertion fails by a template or by a network.
+assumptions = st.lists(
+    st.sampled_from(
+        ["no type:TemplateVM", "no tag:t1 and type:TemplateVM", "tag:t1 has no netvm", "no b"]
+    ),
+    unique=True,
+).map(lambda texts: [parse_assumption(text) for text in texts])
+
+
+def _checked(
+    policy: PolicySet, assertion: Assertion, assumed: list[Predicate]
+) -> Verdict:
+    try:
+        return check(assertion, policy.rules, OPTIONS, assumed)
+    except CaissonError as error:
+        assert "nothing to check" in error.message
+        assume(False)  # noqa: FBT003 - Hypothesis: another one
+        raise
+
+
+def _profile(name: str, domains: dict[str, dict[str, Any]]) -> Profile:
+    own = domains[name]
+    serves = {other["netvm"] for other in domains.values()} | {
+        other.get("relayvm") for other in domains.values()
+    }
+    net = (
+        own["netvm"] is not None
+        or own["provides_network"]
+        or name in serves
+        or own["type"] == "RemoteVM"
+    )
+    return Profile(name, own["type"], frozenset(own["tags"]), net)
+
+
+def _flow(verdict: Verdict, policy: PolicySet, domains: dict[str, dict[str, Any]]) -> bool:
+    """Whether a system that fits the assumptions has the flow that must not be."""
+    profiles = {name: _profile(name, domains) for name in domains}
+    if any(each.holds(profile) for each in verdict.never for profile in profiles.values()):
+        return False
+    source, target = verdict.assertion.source, verdict.assertion.target
+    flows = Flows(policy.rules, Facts.from_dict(domains), OPTIONS)
+    for name in [n for n, profile in profiles.items() if source.holds(profile)]:
+        if _is_kind_of(target, source) and target.holds(profiles[name]):
+            continue
+        for chain in flows.onward(name):
+            if chain.is_new:
+                continue
+            if chain.end == INTERNET:
+                if target.literals is None:
+                    return True
+            elif target.holds(profiles[chain.end]) and not (
+                _is_kind_of(source, target) and source.holds(profiles[chain.end])
+            ):
+                return True
+    return False
+
+
+def _is_kind_of(one: Predicate, other: Predicate) -> bool:
+    return one.literals is not None and other.literals is not None and one.literals > other.literals
+
+
+_KINDS = [("AppVM", True), ("TemplateVM", False), ("DispVM", False)]
+_LINKS = ["offline", "uplink"]
+_TAGS = [[], ["t1"], ["t2"], ["t1", "t2"]]
+
+
+@cache
+def small_systems() -> list[dict[str, dict[str, Any]]]:
+    """All systems of two qubes and the admin qube, wired as widely as they can be."""
+    kinds = list(product(_KINDS, _LINKS, _TAGS))
+    return [_wired(dict(zip(NAMES, each, strict=True))) for each in product(kinds, kinds)]
+
+
+def _wired(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    made: dict[str, dict[str, Any]] = {"dom0": _domain("AdminVM", [])}
+    for name, ((kind, is_base), link, tags) in chosen.items():
+        made[name] = _domain(kind, tags)
+        made[name]["template_for_dispvms"] = is_base
+        made[name]["provides_network"] = link == "uplink"
+    one, other = (made[name] for name in NAMES)
+    for (name, domain), peer in zip(list(made.items())[1:], [other, one], strict=True):
+        peer_name = NAMES[1 - NAMES.index(name)]
+        is_heir = domain["type"] == "DispVM" and set(peer["tags"]) <= set(domain["tags"])
+        if domain["type"] == "AppVM" and peer["type"] == "TemplateVM":
+            domain["template"] = peer_name
+        if is_heir and peer["template_for_dispvms"]:
+            domain["template"] = peer_name
+        if peer["template_for_dispvms"]:
+            domain["default_dispvm"] = peer_name
+        elif domain["template_for_dispvms"]:
+            domain["default_dispvm"] = name
+    return made
+
+
+def _domain(kind: str, tags: list[str]) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "tags": tags,
+        "template_for_dispvms": False,
+        "default_dispvm": None,
+        "power_state": "Running",
+        "netvm": None,
+        "template": None,
+        "provides_network": False,
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(policies, assertions, assumptions)
+def test_what_holds_fails_in_no_system_of_two_qubes(
+    policy: PolicySet, assertion: Assertion, assumed: list[Predicate]
+):
+    """Every system of two qubes is tried for the flow that must not be."""
+    verdict = _checked(policy, assertion, assumed)
+    if verdict.answer is Answer.HOLDS:
+        for domains in small_systems():
+            assert not _flow(verdict, policy, domains)
+
+
+@st.composite
+def larger_systems(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
+    """A system of up to five qubes, one of them maybe elsewhere."""
+    names = ["a", "b", "c", "d"]
+    made: dict[str, dict[str, Any]] = {"dom0": _domain("AdminVM", draw(st.sampled_from(_TAGS)))}
+    for name in names:
+        kind, is_base = draw(st.sampled_from([*_KINDS, ("AppVM", False), ("StandaloneVM", True)]))
+        made[name] = _domain(kind, draw(st.sampled_from(_TAGS)))
+        made[name]["template_for_dispvms"] = is_base
+    bases = [n for n in names if made[n]["template_for_dispvms"]]
+    templates = [n for n in names if made[n]["type"] == "TemplateVM"]
+    for name in names:
+        own = made[name]
+        own["default_dispvm"] = draw(st.sampled_from([None, *bases]))
+        own["provides_network"] = draw(st.booleans())
+        own["netvm"] = draw(st.sampled_from([None, None, *names]))
+        fitting = templates if own["type"] == "AppVM" else []
+        if own["type"] == "DispVM":
+            fitting = [n for n in bases if set(made[n]["tags"]) <= set(own["tags"])]
+        own["template"] = draw(st.sampled_from([None, *fitting]))
+    if draw(st.booleans()):
+        made["r"] = _domain("RemoteVM", draw(st.sampled_from(_TAGS)))
+        made["r"] |= {"relayvm": draw(st.sampled_from(names)), "transport_rpc": "x.SSH"}
+    return made
+
+
+@settings(max_examples=250, deadline=None)
+@given(policies, assertions, assumptions, st.lists(larger_systems(), min_size=4, max_size=4))
+def test_what_holds_fails_in_no_larger_system_that_is_tried(
+    policy: PolicySet,
+    assertion: Assertion,
+    assumed: list[Predicate],
+    systems: list[dict[str, dict[str, Any]]],
+):
+    """Chains over more qubes, shared networks, default bases, relays: none is missed."""
+    verdict = _checked(policy, assertion, assumed)
+    if verdict.answer is Answer.HOLDS:
+        for domains in systems:
+            assert not _flow(verdict, policy, domains)
+
+
+def _calls(verdict: Verdict) -> Iterator[tuple[Request, str, str]]:
+    """The calls of a counter-example, and between whom."""
+    assert verdict.example is not None
+    for hop in verdict.example.hops:
+        if hop.service is not None:
+            service, plus, argument = hop.service.partition("+")
+            assert hop.caller is not None
+            assert hop.request is not None
+            caller = verdict.example.domains[hop.caller]
+            relay = caller["relayvm"]
+            request = Request(
+                service, plus + argument, relay or hop.caller, hop.request, hop.caller if relay else ""
+            )
+            yield request, hop.source, hop.target
+
+
+@settings(max_examples=250, deadline=None)
+@given(policies, assertions, assumptions)
+def test_counter_example_is_a_system_with_that_flow(
+    policy: PolicySet, assertion: Assertion, assumed: list[Predicate]
+):
+    """Each call of its chain is let through, its ends are what was asserted, nothing is assumed
+    away, and each of its steps starts where the one before ended."""
+    verdict = _checked(policy, assertion, assumed)
+    if verdict.answer is not Answer.FAILS:
+        return
+    assert verdict.example is not None
+    domains, hops = verdict.example.domains, verdict.example.hops
+    assert _flow(verdict, policy, domains)
+    assert all(one.target == other.source for one, other in zip(hops, hops[1:], strict=False))
+    assert assertion.source.literals is None or assertion.source.holds(
+        _profile(hops[0].source, domains)
+    )
+    system = SystemInfo.from_dict(domains)
+    for request, source, target in _calls(verdict):
+        decision = decide(request, policy, system)
+        chosen = [decision]
+        if isinstance(decision, Ask):
+            chosen = [decision.choose(t) for t in decision.targets]
+        real = {each.target for each in chosen if isinstance(each, Allow)}
+        bases = {domains[n]["template"] for n in (source, target) if n != INTERNET}
+        assert real & {source, target, "dom0", *(f"@dispvm:{base}" for base in bases)}
