@@ -10,11 +10,14 @@ import msgspec
 from caisson.errors import CaissonError
 from caisson.policy.flow import bits
 from caisson.policy.flow.edges import Options
-from caisson.policy.flow.predicates import Assertion, Predicate
+from caisson.policy.flow.predicates import Aspect, Assertion, Predicate
 from caisson.policy.flow.realise import Example, realise
 from caisson.policy.flow.search import Step, reach
 from caisson.policy.flow.universe import TooManyMembersError, Universe
 from caisson.policy.rules import Rule
+
+
+_MOST_TRIED = 40
 
 
 class Answer(StrEnum):
@@ -57,6 +60,7 @@ def check(
     Raises:
         CaissonError: no qube can be what the assertion speaks of, or it speaks of too much.
     """
+    _check_distinct(assertion)
     never = (*assumed, *_apart(assertion))
     ends = (assertion.source, assertion.target)
     for strict in (False, True):
@@ -66,13 +70,24 @@ def check(
             if not strict:
                 raise
             break
-        steps = _shortest(universe, assertion)
-        if steps is None:
+        chains = _shortest(universe, assertion)
+        if not chains:
             return Verdict(assertion, Answer.HOLDS, never)
-        example = realise(universe, steps, rules, assertion, never, options)
-        if example is not None:
-            return Verdict(assertion, Answer.FAILS, never, example)
+        for steps in chains[:_MOST_TRIED]:
+            example = realise(universe, steps, rules, assertion, never, options)
+            if example is not None:
+                return Verdict(assertion, Answer.FAILS, never, example)
     return Verdict(assertion, Answer.UNSURE, never)
+
+
+def _check_distinct(assertion: Assertion) -> None:
+    ends = (assertion.source.literals or (), assertion.target.literals or ())
+    names = [{e.value for e in end if e.aspect is Aspect.NAME and not e.negated} for end in ends]
+    if names[0] & names[1]:
+        raise CaissonError(
+            f"nothing to check: both ends of `{assertion}` are one qube",
+            hint="the flows of a qube to itself are its own affair",
+        )
 
 
 def _apart(assertion: Assertion) -> tuple[Predicate, ...]:
@@ -86,8 +101,8 @@ def _apart(assertion: Assertion) -> tuple[Predicate, ...]:
     return (Predicate(both),)
 
 
-def _shortest(universe: Universe, assertion: Assertion) -> list[Step] | None:
-    """A shortest chain from the one end to the other, at another qube."""
+def _shortest(universe: Universe, assertion: Assertion) -> list[list[Step]]:
+    """For each member of the one end that is reached from the other, a shortest chain."""
     starts, ends = universe.those(assertion.source), universe.those(assertion.target)
     source, target = assertion.source.literals, assertion.target.literals
     if source is not None and target is not None and source < target:
@@ -103,5 +118,4 @@ def _shortest(universe: Universe, assertion: Assertion) -> list[Step] | None:
     everything = (1 << 2 * universe.size) - 1
     reached = reach(universe.edges, starts, everything, 0)
     hits = reached.members & ends << universe.size
-    chains = map(reached.chain, bits.numbers(hits))
-    return min(chains, key=len, default=None)
+    return sorted(map(reached.chain, bits.numbers(hits)), key=len)

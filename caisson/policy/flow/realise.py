@@ -170,21 +170,24 @@ class _Chain:
         if caller_number not in (step.source, step.target):
             caller = self.draft.beside(caller_number)
             called = source if number == step.source else target
-        base, real = None, called.name
+        base, real, known = None, called.name, {number: called}
         if step.edge.way is Way.ADMINISTERS:
             real = "dom0"
         elif not outcome.targets >> number & 1:
             base = self.draft.base_for(called, outcome.bases)
-            real = f"@dispvm:{self.draft.bear(called, caller, base).name}"
+            known = {base: self.draft.bear(called, caller, base)}
+            real = f"@dispvm:{known[base].name}"
         wish = wish_of(self._universe.population, outcome, number, base)
         if wish.default is not None:
-            caller.set_default(self.draft.beside(wish.default).name)
+            default = known.get(wish.default) or self.draft.beside(wish.default)
+            caller.set_default(default.name)
         elif wish.word == "@dispvm":
             caller.set_default(None)
         asked = wish.word
         if wish.member is not None:
-            is_called = wish.member == number and base is None
-            asked += (called if is_called else self.draft.beside(wish.member)).name
+            wished = known.get(wish.member) or self.draft.beside(wish.member)
+            wished.is_base |= bool(wish.word)
+            asked += wished.name
         service, argument = self._words(outcome.place.service, outcome.place.argument)
         self.calls.append(_Call(caller.name, service, argument, asked, real))
         return msgspec.structs.replace(

@@ -78,4 +78,4 @@ def wish_of(people: Population, outcome: Outcome, called: int, base: int | None)
         return Wish("@dispvm:", bits.lowest(bases))
     if own:
         return Wish("@dispvm", None, bits.lowest(own))
-    return Wish("", bits.lowest(named))
+    return Wish("", bits.lowest(named & people.dom0 or named))

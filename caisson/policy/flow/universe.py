@@ -101,7 +101,7 @@ class Universe:
             [Defaults((1 << size) - 1, every_base, maybe_none=True)],
         )
         self.edges = [
-            Edge(e.sources, e.targets << size, e.way, e.outcome)
+            Edge(e.sources, self._others(e) << size, e.way, e.outcome)
             for e in chain(self._wiring(), of_calls(rules, self, options))
         ]
         self.edges += self._identities() if strict else self._alike()
@@ -211,6 +211,13 @@ class Universe:
             yield callers & ~linked, offline & ~self._net
 
     # Which members may be one qube.
+
+    def _others(self, edge: Edge) -> int:
+        """The targets of an edge without those that can only be its source."""
+        first = bits.lowest(edge.sources) if edge.sources else self.internet
+        name = "" if first == self.internet else self.profiles[first].name
+        same = self.population.called(name) if name else 0
+        return edge.targets & ~same if same and not edge.sources & ~same else edge.targets
 
     def _identities(self) -> Iterator[Edge]:
         for number in range(self.size):
