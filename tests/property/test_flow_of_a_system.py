@@ -95,6 +95,8 @@ class Plain:
                 "power_state": "Running",
             }
         self.edges: set[tuple[str, str]] = set()
+        # Those of calls, each with what was asked for.
+        self.calls: set[tuple[str, str, str]] = set()
         self.births: set[tuple[str, str]] = set()
         self._wire()
         self._call_everyone()
@@ -165,7 +167,7 @@ class Plain:
             self.edges |= {(caller, made), (made, caller)}
             return
         real = self._named(real)
-        self.edges |= {(caller, real), (real, caller)}
+        self.calls |= {(caller, real, asked), (real, caller, asked)}
         if real == "dom0" and service in POWERS:
             self._administer(caller, asked, POWERS[service])
 
@@ -173,11 +175,12 @@ class Plain:
         everybody = set(self.domains) - {"dom0"}
         is_global = asked not in everybody
         for subject in everybody if is_global else {asked}:
-            self.edges.add((subject, caller))
+            self.calls.add((subject, caller, asked))
             if power is not Power.READS:
-                self.edges.add((caller, subject))
+                self.calls.add((caller, subject, asked))
             if power is Power.CHANGES and not is_global:
-                self.edges |= {(subject, o) for o in everybody} | {(o, subject) for o in everybody}
+                self.calls |= {(subject, other, asked) for other in everybody}
+                self.calls |= {(other, subject, asked) for other in everybody}
 
     def _named(self, reference: str) -> str:
         found = SystemInfo.from_dict(self.domains).find(reference)
@@ -193,11 +196,14 @@ class Plain:
     def pairs(self) -> set[tuple[str, str]]:
         """Between whom data flows in one step."""
         alive = self.alive()
-        return {(a, b) for a, b in self.edges if a != b and {a, b} <= alive}
+        never = self.made.keys() - alive
+        edges = self.edges | {(a, b) for a, b, asked in self.calls if asked not in never}
+        return {(a, b) for a, b in edges if a != b and {a, b} <= alive}
 
     def closure(self, start: str, *, turned: bool) -> set[str]:
         """Who is reached, the slow way."""
-        edges = {(b, a) for a, b in self.pairs()} if turned else self.pairs()
+        pairs = self.pairs()
+        edges = {(b, a) for a, b in pairs} if turned else pairs
         reached, fresh = {start}, {start}
         while fresh:
             able = {n for n in fresh if n != "dom0" or n == start}

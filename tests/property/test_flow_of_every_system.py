@@ -14,16 +14,19 @@ from caisson.policy.flow import (
     Answer,
     Assertion,
     Facts,
-    Flows,
     Options,
     Power,
     Predicate,
     Verdict,
     check,
+    newborn,
     parse_assertion,
     parse_assumption,
 )
+from caisson.policy.flow.concrete import Concrete
+from caisson.policy.flow.newborn import Newborn
 from caisson.policy.flow.predicates import Profile
+from caisson.policy.flow.search import reach
 
 POWERS = {"admin.U": Power.USES, "admin.C": Power.CHANGES}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
@@ -102,22 +105,39 @@ def _flow(verdict: Verdict, policy: PolicySet, domains: dict[str, dict[str, Any]
     profiles = {name: _profile(name, domains) for name in domains}
     if any(each.holds(profile) for each in verdict.never for profile in profiles.values()):
         return False
-    source, target = verdict.assertion.source, verdict.assertion.target
-    flows = Flows(policy.rules, Facts.from_dict(domains), OPTIONS)
-    for name in [n for n, profile in profiles.items() if source.holds(profile)]:
-        if _is_kind_of(target, source) and target.holds(profiles[name]):
-            continue
-        for chain in flows.onward(name):
-            if chain.is_new:
-                continue
-            if chain.end == INTERNET:
-                if target.literals is None:
-                    return True
-            elif target.holds(profiles[chain.end]) and not (
-                _is_kind_of(source, target) and source.holds(profiles[chain.end])
-            ):
-                return True
+    facts = Facts.from_dict(domains)
+    system = Concrete(policy.rules, facts, OPTIONS)
+    ends = _ends(verdict.assertion, profiles)
+    never = {n for n, each in system.newborn.items() if _is_excluded(each, facts, verdict.never)}
+    alive = system.living(sum(1 << number for number in never))
+    goals = {system.number(name) for name in ends[1]}
+    for start in ends[0]:
+        number = system.number(start)
+        assert number is not None
+        found = reach(system.edges, 1 << number, alive, system.population.dom0).members
+        if any(found >> goal & 1 for goal in goals - {number} if goal is not None):
+            return True
     return False
+
+
+def _is_excluded(each: Newborn, facts: Facts, never: tuple[Predicate, ...]) -> bool:
+    """Whether a disposable that may come to be is one that does not, by assumption."""
+    seen, settings = newborn.member_of(each, facts), newborn.network_of(each, facts)
+    net = settings is not None and (settings.netvm is not None or settings.provides_network)
+    return any(p.holds(Profile(seen.name, seen.type, seen.tags, net)) for p in never)
+
+
+def _ends(assertion: Assertion, profiles: dict[str, Profile]) -> tuple[set[str], set[str]]:
+    """Between which qubes no data may flow; of two kinds one within the other, the rest of it."""
+    source, target = (
+        {INTERNET} if end.literals is None else {n for n, p in profiles.items() if end.holds(p)}
+        for end in (assertion.source, assertion.target)
+    )
+    if _is_kind_of(assertion.target, assertion.source):
+        return source - target, target
+    if _is_kind_of(assertion.source, assertion.target):
+        return source, target - source
+    return source, target
 
 
 def _is_kind_of(one: Predicate, other: Predicate) -> bool:

@@ -76,24 +76,35 @@ class Flows:
         """
         return list(self._chains(self._reach(name, backwards(self._system.edges)), turned=True))
 
-    def _reach(self, name: str, edges: Sequence[Edge]) -> Reached:
-        number = self._system.number(name)
+    def name(self, reference: str) -> str:
+        """The name that chains have for a qube.
+
+        Raises:
+            QubeNotFoundError: there is no such qube.
+        """
+        return self._system.name(self._number(reference))
+
+    def _number(self, reference: str) -> int:
+        number = self._system.number(reference)
         if number is None:
-            raise QubeNotFoundError(f"there is no qube `{shown(name)}`")
-        system = self._system
+            raise QubeNotFoundError(f"there is no qube `{shown(reference)}`")
+        return number
+
+    def _reach(self, name: str, edges: Sequence[Edge]) -> Reached:
+        number, system = self._number(name), self._system
         return reach(edges, 1 << number, system.alive, system.population.dom0)
 
     def _chains(self, reached: Reached, *, turned: bool) -> Iterator[Chain]:
-        system = self._system
-        found = [
-            (len(steps), system.name(member), member, steps)
-            for member in bits.numbers(reached.members & ~reached.start)
-            for steps in [reached.chain(member)]
-        ]
-        for _, name, member, steps in sorted(found, key=lambda each: each[:2]):
-            if turned:
-                steps = [Step(s.target, s.source, s.edge) for s in reversed(steps)]
-            yield Chain(name, member in system.newborn, tuple(map(self._hop, steps)))
+        system, hops = self._system, dict[int, tuple[Hop, ...]]()
+        for member in bits.numbers(reached.start):
+            hops[member] = ()
+        for member, step in reached.first.items():  # in the order of their distance
+            told = self._hop(Step(step.target, step.source, step.edge) if turned else step)
+            before = hops[step.source]
+            hops[member] = (told, *before) if turned else (*before, told)
+        ends = [(len(way), system.name(member), member) for member, way in hops.items() if way]
+        for _, name, member in sorted(ends):
+            yield Chain(name, member in system.newborn, hops[member])
 
     def _hop(self, step: Step) -> Hop:
         system, edge = self._system, step.edge

@@ -11,22 +11,26 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import msgspec
 
-from caisson.policy.flow.members import Population
+from caisson.policy.flow.members import Defaults, Population
 from caisson.policy.rules import EVERY, Action, Rule
-from caisson.policy.tokens import Kind, Token
+from caisson.policy.tokens import Kind
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A service with an argument; `None` stands for any that no rule names."""
+    """A service with an argument; None stands for any that no rule names.
+
+    `is_split`: rules tell arguments of this service apart.
+    """
 
     service: str | None
     argument: str | None
+    is_split: bool = False
 
     def __str__(self) -> str:
         if self.service is None:
             return "any other service"
         if self.argument is None:
-            return f"{self.service}+*"
+            return f"{self.service}+*" if self.is_split else self.service
         return self.service + (self.argument if self.argument != "+" else "")
 
 
@@ -68,7 +72,7 @@ def places(
         for argument in (*sorted(arguments), None):
             spoken = tuple(r for r in about if r.argument in (EVERY, argument))
             if spoken:
-                yield Place(service, argument), spoken
+                yield Place(service, argument, bool(arguments)), spoken
     if general and only is None:
         yield Place(None, None), tuple(rules[i] for i in general)
 
@@ -85,11 +89,7 @@ def outcomes(
         asking: whether a person may say yes.
     """
     for callers, spoken in _groups(rules, population):
-        for same in population.defaults:
-            group = callers & same.callers
-            if group:
-                walk = _Walk(place, population, group, spoken, same.bases)
-                yield from walk.outcomes(asking=asking, maybe_none=same.maybe_none)
+        yield from _Walk(place, population, callers, spoken).outcomes(asking=asking)
 
 
 def _groups(
@@ -114,68 +114,87 @@ class _Walk:
     """One group of callers, and the rules that speak of it."""
 
     def __init__(
-        self,
-        place: Place,
-        population: Population,
-        callers: int,
-        rules: tuple[Rule, ...],
-        defaults: int,
+        self, place: Place, population: Population, callers: int, rules: tuple[Rule, ...]
     ) -> None:
         self._place = place
         self._people = population
         self._callers = callers
         self._rules = rules
-        self._defaults = defaults
+        self._defaults = [
+            Defaults(callers & same.callers, same.bases, same.maybe_none)
+            for same in population.defaults
+            if callers & same.callers
+        ]
         self._offered: int | None = None
 
-    def outcomes(self, *, asking: bool, maybe_none: bool) -> Iterator[Outcome]:
+    def outcomes(self, *, asking: bool) -> Iterator[Outcome]:
         """The first rule that matches a request decides it."""
-        people = self._people
-        left = people.everybody | people.admin_keyword | people.default_keyword
-        left |= people.disposables(people.base) | people.own_disposables(self._defaults)
-        left |= people.baseless if maybe_none else 0
+        left = self._people.all_requests
         for rule in self._rules:
-            requests = left & people.requests(rule.target)
+            requests = left & self._people.requests(rule.target)
             left &= ~requests
             if not requests or rule.action is Action.DENY:
                 continue
             if rule.action is Action.ASK and not asking:
                 continue
-            targets, bases = self._real(rule, requests)
-            if targets or bases:
-                yield Outcome(self._place, rule, self._callers, requests, targets, bases)
+            for outcome in self._of(rule, requests):
+                if outcome.targets or outcome.bases:
+                    yield outcome
 
-    def _real(self, rule: Rule, requests: int) -> tuple[int, int]:
-        """The members, and the bases of new disposables, that requests lead to."""
-        if rule.redirect is not None:
-            targets, bases = self._redirected(rule.redirect, requests)
-        elif rule.action is Action.ASK:
-            targets, bases = self._choices()
-        else:
-            people = self._people
-            targets = people.named(requests)
-            if requests & people.admin_keyword:
-                targets |= people.dom0
-            bases = people.bases_asked(requests) | people.own_bases_asked(requests)
+    def _of(self, rule: Rule, requests: int) -> Iterator[Outcome]:
+        """What follows for all callers, and for those with one `default_dispvm` or another."""
+        people = self._people
+        own = requests & people.own_requests
+        plain = requests & ~own
+        is_open = rule.redirect is None and rule.action is Action.ALLOW
+        targets, bases, defaults = self._real(rule, plain)
+        if plain:
+            yield self._outcome(rule, self._callers, plain, targets, bases)
+        for same in self._defaults if own or defaults else ():
+            asked = own & (
+                people.own_disposables(same.bases) | (people.baseless if same.maybe_none else 0)
+            )
+            found = people.own_bases_asked(asked) & (defaults or people.base)
+            if asked and is_open:
+                yield self._outcome(rule, same.callers, asked, 0, found)
+            elif asked and defaults:
+                yield self._outcome(rule, same.callers, asked, targets, bases | found)
+            elif asked and not plain:
+                yield self._outcome(rule, same.callers, asked, targets, bases)
+            if plain and defaults:
+                yield self._outcome(rule, same.callers, plain, 0, same.bases & defaults)
+
+    def _outcome(
+        self, rule: Rule, callers: int, requests: int, targets: int, bases: int
+    ) -> Outcome:
         # A disposable never runs yet, so that `autostart=no` rules it out. Whether a qube runs
         # changes all the time: every one is taken to.
-        bases = bases & self._people.base if rule.autostart else 0
-        return targets & self._people.answering, bases
-
-    def _redirected(self, redirect: Token, requests: int) -> tuple[int, int]:
         people = self._people
-        match redirect.kind:
-            case Kind.DISPVM:
-                own = people.own_disposables(self._defaults)
-                if requests and not requests & ~own:
-                    return 0, people.own_bases_asked(requests)
-                return 0, self._defaults
-            case Kind.DISPVM_OF:
-                return 0, people.called(redirect.value)
-            case _:
-                return people.matching(redirect), 0
+        bases = bases & people.base if rule.autostart else 0
+        return Outcome(self._place, rule, callers, requests, targets & people.answering, bases)
 
-    def _choices(self) -> tuple[int, int]:
+    def _real(self, rule: Rule, requests: int) -> tuple[int, int, int]:
+        """The members, and the bases of new disposables, that requests lead to.
+
+        The third are the bases that are among these where they are the caller's `default_dispvm`.
+        """
+        people = self._people
+        if rule.redirect is not None:
+            match rule.redirect.kind:
+                case Kind.DISPVM:
+                    return 0, 0, people.base
+                case Kind.DISPVM_OF:
+                    return 0, people.called(rule.redirect.value), 0
+                case _:
+                    return people.matching(rule.redirect), 0, 0
+        if rule.action is Action.ASK:
+            return self._choices()
+        targets = people.named(requests)
+        if requests & people.admin_keyword:
+            targets |= people.dom0
+        return targets, people.bases_asked(requests), 0
+
+    def _choices(self) -> tuple[int, int, int]:
         """What a person may pick from; all rules of the service take part in the list."""
         if self._offered is None:
             self._offered = self._offers()
@@ -183,9 +202,9 @@ class _Walk:
         targets, bases = people.named(offered), people.bases_asked(offered)
         if offered & people.admin_keyword:
             targets |= people.dom0
-        if offered & people.own_keyword:
-            bases |= self._defaults
-        return targets & ~people.internal, bases & ~people.internal
+        seen = ~people.internal
+        defaults = people.base & seen if offered & people.own_keyword else 0
+        return targets & seen, bases & seen, defaults
 
     def _offers(self) -> int:
         offered = 0

@@ -48,8 +48,12 @@ class Concrete:
         # By base: the callers whose disposables were told already, without and with replies.
         self._told: dict[int, tuple[int, int]] = {}
         self._births: list[tuple[int, int]] = []
-        self.edges = [*self._wiring(), *of_calls(rules, self, options)]
-        self.alive = self._living()
+        calls = list(of_calls(rules, self, options))
+        self.alive = self.living()
+        # What asks for a disposable that never is does not happen, wherever it would be led.
+        never = self.population.everybody & ~self.alive
+        happen = (e for e in calls if e.outcome is None or e.outcome.requests & ~never)
+        self.edges = [*self._wiring(), *happen]
 
     def number(self, name: str) -> int | None:
         """The number of a qube, by name or `uuid:` form, or of the outside world."""
@@ -188,14 +192,18 @@ class Concrete:
             root, name, wished = self._as_maker(self.newborn[number])
             yield group, self._children[root, base, True, name, wished]
 
-    def _living(self) -> int:
-        """Who exists, and all that can come to be by their calls, and so on."""
+    def living(self, never: int = 0) -> int:
+        """Who exists, and all that can come to be by their calls, and so on.
+
+        Args:
+            never: those that do not come to be, whatever the rules say.
+        """
         alive, before = self._real | 1 << self.internet, 0
         while alive != before:
             before = alive
             for makers, made in self._births:
                 if makers & alive:
-                    alive |= made
+                    alive |= made & ~never
         return alive
 
 

@@ -38,6 +38,16 @@ class QubeDraft(msgspec.Struct):
         """What predicates see of it."""
         return Profile(self.name, self.type, frozenset(self.tags), self.net, self.uuid)
 
+    def may_be(self, profile: Profile) -> bool:
+        """Whether it has all that a member has."""
+        return (
+            profile.name in {"", self.name}
+            and profile.uuid in {"", self.uuid}
+            and profile.type == self.type
+            and profile.net is self.net
+            and profile.tags <= self.tags
+        )
+
     def add_heritage(self, base: QubeDraft) -> None:
         """Give a disposable what it has from its base."""
         base.is_base = True
@@ -108,21 +118,23 @@ class Draft:
         return found
 
     def base_for(self, disposable: QubeDraft, bases: int) -> int:
-        """The base, of several, that a disposable can be made of.
+        """The base, of several, that a disposable can be made of; the one it has, if it has one.
 
         Raises:
             Impossible: of none.
         """
+        made_of = self._qubes.get(disposable.template or "")
         for number in bits.numbers(bases):
             profile = self._universe.profiles[number]
             left = set(filter(newborn.must_inherit, profile.tags))
-            if left <= disposable.tags and profile.net >= disposable.net:
+            is_it = made_of is None or made_of.may_be(profile)
+            if is_it and left <= disposable.tags and profile.net >= disposable.net:
                 return number
         raise Impossible
 
     def bear(self, disposable: QubeDraft, maker: QubeDraft, member: int) -> QubeDraft:
         """Let a disposable come from its base and its maker; returns the base."""
-        base = self.beside(member)
+        base = self._qubes.get(disposable.template or "") or self.beside(member)
         disposable.template = base.name
         disposable.add_heritage(base)
         maker.gives_tags |= {

@@ -105,14 +105,14 @@ def _of_outcome(outcome: Outcome, world: World, *, replies: bool) -> Iterator[Ed
 def _of_power(outcome: Outcome, people: Population, power: Power) -> Iterator[Edge]:
     """What a call that the admin qube serves does to the qube that the caller names."""
     callers, everybody = outcome.callers, people.everybody & ~people.dom0
-    named = people.named(outcome.requests)
-    is_global = outcome.requests != named or bool(named & people.dom0)
+    named = people.named(outcome.requests) & ~people.dom0
+    is_global = outcome.requests != named
     subjects = everybody if is_global else named
     yield Edge(subjects, callers, Way.ADMINISTERS, outcome)
     if power is Power.READS:
         return
     yield Edge(callers, subjects, Way.ADMINISTERS, outcome)
-    if power is Power.CHANGES and not is_global:
-        # With another tag or another netvm, it could exchange data with any.
-        yield Edge(subjects, everybody, Way.ADMINISTERS, outcome)
-        yield Edge(everybody, subjects, Way.ADMINISTERS, outcome)
+    if power is Power.CHANGES and named:
+        # With another tag or another netvm, such a qube could exchange data with any.
+        yield Edge(named, everybody, Way.ADMINISTERS, outcome)
+        yield Edge(everybody, named, Way.ADMINISTERS, outcome)

@@ -69,6 +69,15 @@ class Population:
         self.admin_keyword = 1 << size
         self.default_keyword = self.own_keyword = 1 << size + 1
         self.baseless = 1 << size + 2
+        everything = (1 << size) - 1
+        self.own_requests = self.own_disposables(everything) | self.baseless
+        self.all_requests = (
+            self.everybody
+            | self.admin_keyword
+            | self.default_keyword
+            | self.disposables(self.base)
+            | self.own_requests
+        )
         self._known_requests: dict[Token, int] = {}
         self._known_offers: dict[Token, int] = {}
 
@@ -142,7 +151,7 @@ class Population:
         if target.kind in _EVERYBODY:
             found |= self.disposables(self.base)
         if target.kind in _EVERYBODY or target.kind is Kind.DISPVM:
-            found |= self.own_disposables((1 << self.size) - 1) | self.baseless
+            found |= self.own_requests
         if target.kind is Kind.DISPVM_OF:
             named = self.called(target.value)
             found |= self.disposables(named & self.base) | self.own_disposables(named)

@@ -153,6 +153,8 @@ class _Chain:
             if step.edge.way is Way.TEMPLATE:
                 target.template = source.name
             if step.edge.way is Way.BASE:
+                if target.template is not None:
+                    raise Impossible
                 target.template = source.name
                 target.add_heritage(source)
             if step.edge.outcome is not None:

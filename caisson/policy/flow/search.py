@@ -23,19 +23,19 @@ class Reached:
     Args:
         start: the members that it began with.
         members: all that are reached, with those.
-        first: member → the step by which it was reached first.
+        first: member → the step by which it was reached first; the nearest first.
     """
 
     def __init__(self, start: int, members: int, first: dict[int, Step]) -> None:
         self.start = start
         self.members = members
-        self._first = first
+        self.first = first
 
     def chain(self, member: int) -> list[Step]:
         """A shortest chain to a member, from one of the first."""
         steps: list[Step] = []
-        while member in self._first:
-            step = self._first[member]
+        while member in self.first:
+            step = self.first[member]
             steps.append(step)
             member = step.source
         return steps[::-1]

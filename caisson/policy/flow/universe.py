@@ -12,8 +12,8 @@ what cannot be together. *Strictly*, one member has what both steps ask for; tho
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, reduce
 from itertools import chain, combinations
 from operator import and_, or_
 from typing import NamedTuple
@@ -95,6 +95,7 @@ class Universe:
         self._net = self._where(lambda p: p.net)
         self._disposable = self._where(lambda p: p.type == _DISPOSABLE)
         self._bases = self._by_heritage()
+        self._known_heirs: dict[int, tuple[int, int]] = {}
         every_base = reduce(or_, (bases for bases, _ in self._bases), 0)
         self.population = Population(
             [*map(_member, self.profiles), Member(absent=True)],
@@ -199,16 +200,24 @@ class Universe:
         What is made of an offline base, or by an offline caller, is offline
         (`caisson.model.life_plans`).
         """
-        offline = online = 0
-        for some, heirs in self._bases:
-            used = some & bases
-            offline |= heirs if used else 0
-            online |= heirs if used & self._net else 0
+        offline, online = self._heirs(bases)
         linked = callers & self._net
         if linked:
             yield linked, (online & self._net) | (offline & ~self._net)
         if callers != linked:
             yield callers & ~linked, offline & ~self._net
+
+    def _heirs(self, bases: int) -> tuple[int, int]:
+        """The disposables that have all that one of some bases leaves; those of online bases."""
+        found = self._known_heirs.get(bases)
+        if found is None:
+            offline = online = 0
+            for some, heirs in self._bases:
+                used = some & bases
+                offline |= heirs if used else 0
+                online |= heirs if used & self._net else 0
+            found = self._known_heirs[bases] = offline, online
+        return found
 
     # Which members may be one qube.
 
@@ -233,12 +242,25 @@ class Universe:
             alike = (p.type, p.net, name, p.tags & self._spoken[Aspect.TAG])
             groups.setdefault(alike, {}).setdefault((p.name, p.uuid), []).append(number)
         for group in groups.values():
-            found = {key: bits.of(numbers, self.size) for key, numbers in group.items()}
-            for key, receiving in found.items():
-                sending = reduce(or_, (f for k, f in found.items() if _compatible(key, k)))
-                yield Edge(receiving << self.size, sending, Way.SAME)
+            everyone = bits.of(chain.from_iterable(group.values()), self.size)
+            by_name = self._unions((name, numbers) for (name, _), numbers in group.items())
+            by_uuid = self._unions((uuid, numbers) for (_, uuid), numbers in group.items())
+            for (name, uuid), numbers in group.items():
+                sending = everyone
+                if name:
+                    sending &= by_name[name] | by_name.get("", 0)
+                if uuid:
+                    sending &= by_uuid[uuid] | by_uuid.get("", 0)
+                yield Edge(bits.of(numbers, self.size) << self.size, sending, Way.SAME)
         outside = 1 << self.internet
         yield Edge(outside << self.size, outside, Way.SAME)
+
+
+    def _unions(self, parts: Iterable[tuple[str, list[int]]]) -> dict[str, int]:
+        found: dict[str, list[int]] = {}
+        for key, numbers in parts:
+            found.setdefault(key, []).extend(numbers)
+        return {key: bits.of(numbers, self.size) for key, numbers in found.items()}
 
 
 def needs_of(rules: Sequence[Rule]) -> dict[Need, None]:
@@ -250,18 +272,35 @@ def needs_of(rules: Sequence[Rule]) -> dict[Need, None]:
             need = None if token is None else _need(token)
             if need is not None:
                 found[need] = None
+    # The list of an `ask` is made by all rules that speak of the caller: one of them, and this one.
+    callers: dict[tuple[str, str], dict[Need, None]] = {}
     for rule in permitting:
-        if rule.action is Action.ASK and rule.redirect is None:
-            first = _need(rule.source)
-            for other in permitting:
-                second = _need(other.source)
-                if first and second and first != second and _meet(rule, other):
-                    both = first.with_(second)
-                    if both is not None:
-                        found[both] = None
+        need = _need(rule.source)
+        if need is not None:
+            callers.setdefault((rule.service, rule.argument), {})[need] = None
+    asking = {(r.service, r.argument, r.source) for r in permitting if _lists(r)}
+    for service, argument, source in sorted(asking, key=str):
+        first = _need(source)
+        if first is None:
+            continue
+        for (other_service, other_argument), needs in callers.items():
+            if _meet(service, other_service) and _meet(argument, other_argument):
+                for both in filter(None, map(first.with_, needs)):
+                    found[both] = None
     return found
 
 
+def _lists(rule: Rule) -> bool:
+    """Whether the rule asks with a list of targets that other rules take part in."""
+    return rule.action is Action.ASK and rule.redirect is None
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether a call can be about both services, or both arguments."""
+    return one == other or EVERY in (one, other)
+
+
+@lru_cache(maxsize=8192)
 def _need(token: Token) -> Need | None:
     """What a token asks of a qube; None if it is nothing, or what only dom0 or nobody is."""
     match token.kind:
@@ -285,22 +324,11 @@ def _named(reference: str) -> Need | None:
         return None
 
 
-def _meet(one: Rule, other: Rule) -> bool:
-    """Whether a call can be about both rules."""
-    return (one.service == other.service or EVERY in (one.service, other.service)) and (
-        one.argument == other.argument or EVERY in (one.argument, other.argument)
-    )
-
-
 def _agree(need: Need, name: str, names: Sequence[str]) -> bool:
     """Whether a qube of a name that is spoken of, or of none of these, can meet a need."""
     if name:
         return need.name in {"", name} and not (name == _DOM0 and need.uuid)
     return need.name not in names[1:]
-
-
-def _compatible(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    return all(not a or not b or a == b for a, b in zip(one, other, strict=True))
 
 
 def _member(profile: Profile) -> Member:

@@ -11,10 +11,11 @@ from types import ModuleType
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import decide
+from caisson.tools.policy import decide, reach
 
 _MODULES: dict[str, ModuleType] = {
     "decide": decide,
+    "reach": reach,
 }
 
 
