@@ -235,7 +235,7 @@ def _spelled(end: str) -> str:
 @given(policies, systems())
 def test_closure_is_that_of_each_call_decided_by_the_reference(
     policy: PolicySet, domains: dict[str, dict[str, Any]]
-):
+) -> None:
     """Neither a flow too few nor one too many, in both directions, from every qube."""
     plain = Plain(policy, domains)
     assert _pairs(Concrete(policy.rules, Facts.from_dict(domains), OPTIONS)) == plain.pairs()

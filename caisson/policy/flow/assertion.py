@@ -16,7 +16,6 @@ from caisson.policy.flow.search import Step, reach
 from caisson.policy.flow.universe import TooManyMembersError, Universe
 from caisson.policy.rules import Rule
 
-
 _MOST_TRIED = 40
 
 

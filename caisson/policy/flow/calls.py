@@ -92,9 +92,7 @@ def outcomes(
         yield from _Walk(place, population, callers, spoken).outcomes(asking=asking)
 
 
-def _groups(
-    rules: Iterable[Rule], population: Population
-) -> list[tuple[int, tuple[Rule, ...]]]:
+def _groups(rules: Iterable[Rule], population: Population) -> list[tuple[int, tuple[Rule, ...]]]:
     """Callers of whom the same rules speak, with these rules."""
     groups: list[tuple[int, tuple[Rule, ...]]] = [(population.callers, ())]
     for rule in rules:

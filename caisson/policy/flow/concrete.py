@@ -48,12 +48,16 @@ class Concrete:
         # By base: the callers whose disposables were told already, without and with replies.
         self._told: dict[int, tuple[int, int]] = {}
         self._births: list[tuple[int, int]] = []
-        calls = list(of_calls(rules, self, options))
+        self._calls = list(of_calls(rules, self, options))
         self.alive = self.living()
+        self.edges = self.edges_among(self.alive)
+
+    def edges_among(self, alive: int) -> list[Edge]:
+        """The edges if only these members are ever there."""
         # What asks for a disposable that never is does not happen, wherever it would be led.
-        never = self.population.everybody & ~self.alive
-        happen = (e for e in calls if e.outcome is None or e.outcome.requests & ~never)
-        self.edges = [*self._wiring(), *happen]
+        never = self.population.everybody & ~alive
+        happen = (e for e in self._calls if e.outcome is None or e.outcome.requests & ~never)
+        return [*self._wiring(), *happen]
 
     def number(self, name: str) -> int | None:
         """The number of a qube, by name or `uuid:` form, or of the outside world."""
@@ -73,7 +77,9 @@ class Concrete:
     def _populate(self) -> Population:
         defaults = [self._default(q.domain.default_dispvm) for q in self._qubes]
         wanted = {d for d in defaults if d is not None and d not in self._number}
-        gone = {name: i for i, name in enumerate(sorted(wanted), len(self.newborn) + self.internet + 1)}
+        gone = {
+            name: i for i, name in enumerate(sorted(wanted), len(self.newborn) + self.internet + 1)
+        }
         members = [self._member(qube) for qube in self._qubes]
         members.append(Member(absent=True))
         members += [newborn.member_of(each, self._facts) for each in self.newborn.values()]

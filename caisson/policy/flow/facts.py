@@ -71,6 +71,4 @@ def _qube(domain: Domain, info: Mapping[str, Any]) -> Qube:
             f"the wiring of `{shown(domain.name)}` is malformed: {error}",
             hint="`netvm` and `template` are names or null, `provides_network` is true or false",
         ) from None
-    return Qube(
-        domain, wiring.netvm, wiring.template, wiring.provides_network, wiring.created_tags
-    )
+    return Qube(domain, wiring.netvm, wiring.template, wiring.provides_network, wiring.created_tags)

@@ -64,7 +64,10 @@ def all_of(facts: Facts, rules: Sequence[Rule]) -> list[Newborn]:
             continue
         pair = (root.domain.name, base.domain.name)
         found += [Newborn(*pair, False, name, "", root.created_tags) for name in names]
-        found += [Newborn(*pair, True, *each) for each in product(names, names, gifts)]
+        found += [
+            Newborn(*pair, True, name, maker, wished)
+            for name, maker, wished in product(names, names, gifts)
+        ]
     return found
 
 

@@ -128,9 +128,7 @@ def parse_assumption(untrusted: str) -> Predicate:
     elif text.endswith(" has no netvm"):
         found = _predicate(text.removesuffix(" has no netvm") + " and netvm", untrusted)
     else:
-        raise ValueRefusedError(
-            f"`{shown(untrusted)}` is not an assumption", hint=_ASSUMED_HINT
-        )
+        raise ValueRefusedError(f"`{shown(untrusted)}` is not an assumption", hint=_ASSUMED_HINT)
     if not found.literals:
         raise ValueRefusedError(
             f"`{shown(untrusted)}` says nothing about a qube", hint=_ASSUMED_HINT

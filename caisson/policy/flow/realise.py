@@ -209,7 +209,9 @@ class _Chain:
             service = next(s for i in count(1) if (s := f"any.Service{i}") not in services)
             return service, "+"
         if argument is None:
-            argument = "+" if "+" not in arguments else next(
-                a for i in count(1) if (a := f"+any{i}") not in arguments
+            argument = (
+                "+"
+                if "+" not in arguments
+                else next(a for i in count(1) if (a := f"+any{i}") not in arguments)
             )
         return service, argument

@@ -60,22 +60,18 @@ def wish_of(people: Population, outcome: Outcome, called: int, base: int | None)
     requests = outcome.requests
     named, bases = people.named(requests), people.bases_asked(requests)
     own = people.own_bases_asked(requests)
-    if base is None and named >> called & 1:
-        return Wish("", called)
-    if people.dom0 >> called & 1 and requests & people.admin_keyword:
-        return Wish("@adminvm")
-    if base is not None and own >> base & 1:
-        return Wish("@dispvm", None, base)
-    if base is not None and bases >> base & 1:
-        return Wish("@dispvm:", base)
-    if requests & people.default_keyword:
-        return Wish("@default")
-    if requests & people.admin_keyword:
-        return Wish("@adminvm")
-    if requests & people.baseless:
-        return Wish("@dispvm")
-    if bases:
-        return Wish("@dispvm:", bits.lowest(bases))
-    if own:
-        return Wish("@dispvm", None, bits.lowest(own))
-    return Wish("", bits.lowest(named & people.dom0 or named))
+    is_dom0 = bool(people.dom0 >> called & 1)
+    plain = base is None
+    possible = (
+        (plain and named >> called & 1, Wish("", called)),
+        (is_dom0 and requests & people.admin_keyword, Wish("@adminvm")),
+        (not plain and own >> (base or 0) & 1, Wish("@dispvm", None, base)),
+        (not plain and bases >> (base or 0) & 1, Wish("@dispvm:", base)),
+        (requests & people.default_keyword, Wish("@default")),
+        (requests & people.admin_keyword, Wish("@adminvm")),
+        (requests & people.baseless, Wish("@dispvm")),
+        (bases, Wish("@dispvm:", bits.lowest(bases))),
+        (own, Wish("@dispvm", None, bits.lowest(own))),
+    )
+    fallback = Wish("", bits.lowest(named & people.dom0 or named))
+    return next((wish for holds, wish in possible if holds), fallback)

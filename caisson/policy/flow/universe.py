@@ -153,7 +153,9 @@ class Universe:
         """The classes of qubes, with and without a network."""
         types = [_APP, _TEMPLATE, _DISPOSABLE]
         mentioned = self._spoken[Aspect.TYPE] | {
-            token.value for rule in self._rules for token in (rule.source, rule.target)
+            token.value
+            for rule in self._rules
+            for token in (rule.source, rule.target)
             if token.kind is Kind.TYPE
         }
         if mentioned & {_APP, _STANDALONE}:
@@ -255,7 +257,6 @@ class Universe:
         outside = 1 << self.internet
         yield Edge(outside << self.size, outside, Way.SAME)
 
-
     def _unions(self, parts: Iterable[tuple[str, list[int]]]) -> dict[str, int]:
         found: dict[str, list[int]] = {}
         for key, numbers in parts:
@@ -272,21 +273,23 @@ def needs_of(rules: Sequence[Rule]) -> dict[Need, None]:
             need = None if token is None else _need(token)
             if need is not None:
                 found[need] = None
-    # The list of an `ask` is made by all rules that speak of the caller: one of them, and this one.
+    found.update(_joint_needs(permitting))
+    return found
+
+
+def _joint_needs(permitting: Sequence[Rule]) -> dict[Need, None]:
+    """What is asked of callers by two rules at once: one asks, the other adds to its list."""
+    found: dict[Need, None] = {}
     callers: dict[tuple[str, str], dict[Need, None]] = {}
     for rule in permitting:
         need = _need(rule.source)
         if need is not None:
             callers.setdefault((rule.service, rule.argument), {})[need] = None
-    asking = {(r.service, r.argument, r.source) for r in permitting if _lists(r)}
-    for service, argument, source in sorted(asking, key=str):
-        first = _need(source)
-        if first is None:
-            continue
+    asking = {(r.service, r.argument, r.source): _need(r.source) for r in permitting if _lists(r)}
+    for (service, argument, _), first in asking.items():
         for (other_service, other_argument), needs in callers.items():
-            if _meet(service, other_service) and _meet(argument, other_argument):
-                for both in filter(None, map(first.with_, needs)):
-                    found[both] = None
+            if first and _meet(service, other_service) and _meet(argument, other_argument):
+                found.update(dict.fromkeys(filter(None, map(first.with_, needs))))
     return found
 
 

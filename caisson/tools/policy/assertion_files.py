@@ -1,8 +1,8 @@
 """Assertions about flows in a file, for CI.
 
-    assert = ["tag:vault never reaches netvm"]
-    assume = ["no tag:vault and type:TemplateVM"]
-    one_way = ["qubes.NotifyUpdates"]
+assert = ["tag:vault never reaches netvm"]
+assume = ["no tag:vault and type:TemplateVM"]
+one_way = ["qubes.NotifyUpdates"]
 """
 
 from __future__ import annotations
