@@ -114,7 +114,7 @@ def _shortest(universe: Universe, assertion: Assertion) -> list[list[Step]]:
                 f"nothing to check: under these assumptions, no qube is `{predicate}`",
                 hint="change the assertion or an assumption",
             )
-    everything = (1 << 2 * universe.size) - 1
+    everything = (1 << 4 * universe.size) - 1
     reached = reach(universe.edges, starts, everything, 0)
-    hits = reached.members & ends << universe.size
+    hits = reached.members & universe.receiving(ends)
     return sorted(map(reached.chain, bits.numbers(hits)), key=len)

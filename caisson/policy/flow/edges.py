@@ -38,12 +38,16 @@ class Way(StrEnum):
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """Data may flow from any of `sources` to any of `targets`; `outcome` is the call, if one is."""
+    """Data may flow from any of `sources` to any of `targets`.
+
+    `outcome` is the call, if one is the reason; `is_birth`: a disposable comes to be by it.
+    """
 
     sources: int
     targets: int
     way: Way
     outcome: Outcome | None = None
+    is_birth: bool = False
 
 
 class World(Protocol):
@@ -93,13 +97,14 @@ def _told_apart(rules: Sequence[Rule], options: Options) -> Collection[str]:
 
 def _of_outcome(outcome: Outcome, world: World, *, replies: bool) -> Iterator[Edge]:
     callers = outcome.callers
-    pairs = [(callers, outcome.targets)] if outcome.targets else []
+    pairs = [(callers, outcome.targets, False)] if outcome.targets else []
     if outcome.bases:
-        pairs += world.born(callers, outcome.bases, replies=replies)
-    for sources, targets in pairs:
-        yield Edge(sources, targets, Way.CALL, outcome)
+        born = world.born(callers, outcome.bases, replies=replies)
+        pairs += [(makers, made, True) for makers, made in born]
+    for sources, targets, is_birth in pairs:
+        yield Edge(sources, targets, Way.CALL, outcome, is_birth)
         if replies:
-            yield Edge(targets, sources, Way.REPLY, outcome)
+            yield Edge(targets, sources, Way.REPLY, outcome, is_birth)
 
 
 def _of_power(outcome: Outcome, people: Population, power: Power) -> Iterator[Edge]:

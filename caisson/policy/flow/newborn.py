@@ -23,7 +23,8 @@ CREATED_BY = "created-by-"
 DISPOSABLE_CREATED_BY = "disp-created-by-"
 _OF_ONE_ONLY = (CREATED_BY, DISPOSABLE_CREATED_BY, "relayvm-", "backup-restore-in-progress")
 GUIVM = "guivm-"
-_NAME = re.compile(r"disp[1-9][0-9]{0,3}")
+NAME = re.compile(r"disp[1-9][0-9]{0,3}")
+"""What a new disposable may be called."""
 _MOST_NAMES = 8
 
 
@@ -122,7 +123,7 @@ def _makes_disposables(rule: Rule) -> bool:
 def _named(rules: Sequence[Rule], facts: Facts) -> list[str]:
     """The names that matter for a new disposable: any that rules do not know, and those."""
     words = {word for rule in rules for token in _tokens(rule) for word in _words(token)}
-    named = sorted(w for w in words if _NAME.fullmatch(w) and w not in facts.qubes)
+    named = sorted(w for w in words if NAME.fullmatch(w) and w not in facts.qubes)
     if len(named) > _MOST_NAMES:
         raise CaissonError(
             f"rules name {len(named)} disposables that do not exist",

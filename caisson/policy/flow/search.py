@@ -73,4 +73,4 @@ def reach(edges: Iterable[Edge], start: int, within: int, ends: int) -> Reached:
 
 def backwards(edges: Iterable[Edge]) -> list[Edge]:
     """The same edges, each the other way round."""
-    return [Edge(e.targets, e.sources, e.way, e.outcome) for e in edges]
+    return [Edge(e.targets, e.sources, e.way, e.outcome, e.is_birth) for e in edges]

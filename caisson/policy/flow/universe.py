@@ -60,6 +60,8 @@ class Universe:
 
     A member is there twice: as what sends (its number), and as what receives (its number and
     `size`). An edge of the way `SAME` leads from what receives to what may send, as one qube.
+    Disposables are there twice more, `2 * size` above: as those that came to be by the step before.
+    They have their maker, so that they do not reply to another.
 
     Args:
         rules: the policy.
@@ -95,17 +97,42 @@ class Universe:
         self._net = self._where(lambda p: p.net)
         self._disposable = self._where(lambda p: p.type == _DISPOSABLE)
         self._bases = self._by_heritage()
+        self._newborn = self._where(
+            lambda p: (
+                p.type == _DISPOSABLE
+                and not p.uuid
+                and (not p.name or newborn.NAME.fullmatch(p.name) is not None)
+            )
+        )
         self._known_heirs: dict[int, tuple[int, int]] = {}
         every_base = reduce(or_, (bases for bases, _ in self._bases), 0)
         self.population = Population(
             [*map(_member, self.profiles), Member(absent=True)],
             [Defaults((1 << size) - 1, every_base, maybe_none=True)],
         )
-        self.edges = [
-            Edge(e.sources, self._others(e) << size, e.way, e.outcome)
-            for e in chain(self._wiring(), of_calls(rules, self, options))
-        ]
-        self.edges += self._identities() if strict else self._alike()
+        moves = chain(self._wiring(), of_calls(rules, self, options))
+        same = self._identities() if strict else self._alike()
+        self.edges = [*map(self._placed, moves), *chain.from_iterable(map(self._joined, same))]
+
+    def receiving(self, members: int) -> int:
+        """Members as what receives."""
+        return members << self.size | (members & self._disposable) << 3 * self.size
+
+    def _placed(self, edge: Edge) -> Edge:
+        """An edge from what sends to what receives."""
+        sources, targets, size = edge.sources, self._others(edge) << self.size, self.size
+        if edge.is_birth and edge.way is Way.CALL:
+            targets <<= 2 * size
+        if not edge.is_birth or edge.way is Way.CALL:
+            sources |= (sources & self._disposable) << 2 * size
+        return Edge(sources, targets, edge.way, edge.outcome, edge.is_birth)
+
+    def _joined(self, edge: Edge) -> Iterator[Edge]:
+        """From what receives to what may send, for what was there and for what came to be."""
+        yield Edge(edge.sources << self.size, edge.targets, Way.SAME)
+        sources, targets = edge.sources & self._disposable, edge.targets & self._disposable
+        if sources and targets:
+            yield Edge(sources << 3 * self.size, targets << 2 * self.size, Way.SAME)
 
     def those(self, predicate: Predicate) -> int:
         """The members of which a predicate is true."""
@@ -218,7 +245,8 @@ class Universe:
                 used = some & bases
                 offline |= heirs if used else 0
                 online |= heirs if used & self._net else 0
-            found = self._known_heirs[bases] = offline, online
+            found = offline & self._newborn, online & self._newborn
+            self._known_heirs[bases] = found
         return found
 
     # Which members may be one qube.
@@ -233,7 +261,7 @@ class Universe:
     def _identities(self) -> Iterator[Edge]:
         for number in range(self.size):
             if number == self.internet or self.profiles[number].name != _DOM0:
-                yield Edge(1 << self.size + number, 1 << number, Way.SAME)
+                yield Edge(1 << number, 1 << number, Way.SAME)
 
     def _alike(self) -> Iterator[Edge]:
         groups: dict[tuple[object, ...], dict[tuple[str, str], list[int]]] = {}
@@ -253,9 +281,9 @@ class Universe:
                     sending &= by_name[name] | by_name.get("", 0)
                 if uuid:
                     sending &= by_uuid[uuid] | by_uuid.get("", 0)
-                yield Edge(bits.of(numbers, self.size) << self.size, sending, Way.SAME)
+                yield Edge(bits.of(numbers, self.size), sending, Way.SAME)
         outside = 1 << self.internet
-        yield Edge(outside << self.size, outside, Way.SAME)
+        yield Edge(outside, outside, Way.SAME)
 
     def _unions(self, parts: Iterable[tuple[str, list[int]]]) -> dict[str, int]:
         found: dict[str, list[int]] = {}
@@ -322,7 +350,7 @@ def _named(reference: str) -> Need | None:
     if uuid is not None:
         return Need(uuid=uuid[1])
     try:
-        return Need(name=QubeName.parse(reference))
+        return Need(name=str(QubeName.parse(reference)))
     except ValueRefusedError:
         return None
 

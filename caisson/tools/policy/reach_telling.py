@@ -96,6 +96,7 @@ def tell_verdicts(verdicts: Iterable[Verdict], options: Options) -> None:
         print(terminal.harmless(f"{verdict.answer}: {verdict.assertion}"))
         for never in verdict.never:
             print(terminal.harmless(f"  assuming that no qube is `{never}`"))
+        print("  and that each disposable has the tags of its base, and came to be by this policy")
         if verdict.answer is Answer.UNSURE:
             print("  no system that shows it was found, but none can be excluded")
         if verdict.example is not None:
@@ -117,6 +118,7 @@ def _qubes(domains: dict[str, dict[str, Any]]) -> Iterable[str]:
             notes.append("disposables can be made of it")
         for key in ("template", "netvm", "default_dispvm", "relayvm"):
             notes += [f"{key}={told[key]}"] if told[key] else []
+        notes += [f"gives tag:{tag} to what it makes" for tag in told.get("created_tags", ())]
         notes += ["has the uplink"] if told["provides_network"] else []
         yield f"{name}: {', '.join(notes)}"
 
