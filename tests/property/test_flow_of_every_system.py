@@ -68,7 +68,15 @@ assumptions = st.builds(
     lambda texts, more: [parse_assumption(text) for text in [*texts, *more]],
     st.sampled_from([["no type:TemplateVM"], ["no tag:t1 and type:TemplateVM"], []]),
     st.lists(
-        st.sampled_from(["no tag:t1 and tag:t2", "a has no netvm", "no b", "no type:DispVM"]),
+        st.sampled_from(
+            [
+                "no tag:t1 and tag:t2",
+                "a has no netvm",
+                "no b",
+                "no type:DispVM",
+                "no tag:t1 and base",
+            ]
+        ),
         unique=True,
         max_size=2,
     ),
@@ -94,7 +102,13 @@ def _profile(name: str, domains: dict[str, dict[str, Any]]) -> Profile:
         or name in serves
         or own["type"] == "RemoteVM"
     )
-    return Profile(name, own["type"], frozenset(own["tags"]), net)
+    return Profile(
+        name,
+        own["type"],
+        frozenset(own["tags"]),
+        net,
+        is_base=own["template_for_dispvms"],
+    )
 
 
 def _flow(verdict: Verdict, policy: PolicySet, domains: dict[str, dict[str, Any]]) -> bool:

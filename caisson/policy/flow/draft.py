@@ -36,7 +36,9 @@ class QubeDraft(msgspec.Struct):
 
     def profile(self) -> Profile:
         """What predicates see of it."""
-        return Profile(self.name, self.type, frozenset(self.tags), self.net, self.uuid)
+        return Profile(
+            self.name, self.type, frozenset(self.tags), self.net, self.uuid, self.is_base
+        )
 
     def may_be(self, profile: Profile) -> bool:
         """Whether it has all that a member has."""
@@ -93,7 +95,9 @@ class Draft:
             raise Impossible
         tags = set().union(*(p.tags for p in profiles))
         uuid = max(p.uuid for p in profiles)
-        made = QubeDraft(name, profiles[0].type, uuid, tags, profiles[0].net)
+        first = profiles[0]
+        is_base = first.is_base and self._universe.tells_bases
+        made = QubeDraft(name, first.type, uuid, tags, first.net, is_base)
         self._qubes[name] = made
         return made
 

@@ -1,8 +1,8 @@
 """Assertions about every system: `tag:vault never reaches netvm`.
 
 A predicate is a conjunction of literals about one qube: `tag:T`, `type:T`, `name:N` (or just the
-name), `netvm` (it has a network), `any`; `not` before a literal negates it. `internet` stands
-alone, for the outside world.
+name), `netvm` (it has a network), `base` (disposables can be made of it), `any`; `not` before a
+literal negates it. `internet` stands alone, for the outside world.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST = 1_000
 _NEVER = " never reaches "
 _HINT = (
     "write `PREDICATE never reaches PREDICATE`; a predicate is `tag:T`, `type:T`, a name, `netvm`, "
-    "`internet` or `any`, joined by `and`, negated by `not`"
+    "`base`, `internet` or `any`, joined by `and`, negated by `not`"
 )
 _ASSUMED_HINT = "write `no PREDICATE`, for `no qube is all of that`, or `PREDICATE has no netvm`"
 
@@ -31,6 +31,7 @@ class Aspect(Enum):
     TYPE = "type:"
     NAME = "name:"
     NETVM = "netvm"
+    BASE = "base"
     ANY = "any"
 
 
@@ -45,6 +46,7 @@ class Profile(msgspec.Struct, frozen=True):
     tags: frozenset[str]
     net: bool
     uuid: str = ""
+    is_base: bool = False
 
 
 class Literal(msgspec.Struct, frozen=True):
@@ -75,6 +77,8 @@ class Literal(msgspec.Struct, frozen=True):
                 return self.value == qube.name
             case Aspect.NETVM:
                 return qube.net
+            case Aspect.BASE:
+                return qube.is_base
             case Aspect.ANY:
                 return True
 
@@ -157,7 +161,7 @@ def _meaningful(literals: Iterable[Literal]) -> Iterable[Literal]:
 def _literal(untrusted: str, whole: str) -> Literal:
     word = untrusted.removeprefix("not ")
     negated = word != untrusted
-    if word in (Aspect.NETVM.value, Aspect.ANY.value):
+    if word in (Aspect.NETVM.value, Aspect.BASE.value, Aspect.ANY.value):
         return Literal(Aspect(word), "", negated)
     for aspect in (Aspect.TAG, Aspect.TYPE, Aspect.NAME):
         if word.startswith(aspect.value):

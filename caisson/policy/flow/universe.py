@@ -63,6 +63,12 @@ class Universe:
     Disposables are there twice more, `2 * size` above: as those that came to be by the step before.
     They have their maker, so that they do not reply to another.
 
+    Attributes:
+        profiles: the members.
+        internet: the number of the outside world.
+        tells_bases: whether a member is a base of disposables says that the qube is; else it says
+            that it may be.
+
     Args:
         rules: the policy.
         options: what is assumed of calls.
@@ -89,6 +95,7 @@ class Universe:
             aspect: frozenset(each.value for each in spoken if each.aspect is aspect)
             for aspect in Aspect
         }
+        self.tells_bases = any(each.aspect is Aspect.BASE for each in spoken)
         self._never = never
         self._rules = rules
         self.profiles = self._all_profiles(strict=strict)
@@ -165,19 +172,19 @@ class Universe:
                 f"too many combinations: {count}", hint="name fewer qubes and tags in the rules"
             )
         made = (
-            Profile(name or need.name, kind, need.tags | own, net, need.uuid)
+            Profile(name or need.name, kind, need.tags | own, net, need.uuid, is_base)
             for need in needs
             for own in had
             if need.tags & set(tags) <= own
             for name in names
             if _agree(need, name, names)
-            for kind, net in kinds
+            for kind, net, is_base in kinds
             if (kind == _ADMIN) is (name == _DOM0)
         )
         return [p for p in dict.fromkeys(made) if not any(n.holds(p) for n in self._never)]
 
-    def _kinds(self) -> list[tuple[str, bool]]:
-        """The classes of qubes, with and without a network."""
+    def _kinds(self) -> list[tuple[str, bool, bool]]:
+        """The classes of qubes, with and without a network, as bases of disposables or not."""
         types = [_APP, _TEMPLATE, _DISPOSABLE]
         mentioned = self._spoken[Aspect.TYPE] | {
             token.value
@@ -187,15 +194,22 @@ class Universe:
         }
         if mentioned & {_APP, _STANDALONE}:
             types.append(_STANDALONE)  # else an AppVM does all that it does
-        both = [(kind, net) for kind in types for net in (False, True)]
-        return [*both, (_REMOTE, True), (_ADMIN, False)]
+        # A base can do all that another can; unless bases are spoken of, all may be one.
+        some = [False, True] if self.tells_bases else [True]
+        kinds = [
+            (kind, net, is_base)
+            for kind in types
+            for net in (False, True)
+            for is_base in (some if kind in {_APP, _STANDALONE} else [False])
+        ]
+        return [*kinds, (_REMOTE, True, False), (_ADMIN, False, False)]
 
     def _by_heritage(self) -> list[tuple[int, int]]:
         """The bases of disposables, by the disposables that have all that they inherit."""
         bases: dict[frozenset[str], list[int]] = {}
         tagged: dict[str, list[int]] = {}
         for number, profile in enumerate(self.profiles):
-            if profile.type in {_APP, _STANDALONE}:
+            if profile.is_base:
                 left = frozenset(filter(newborn.must_inherit, profile.tags))
                 bases.setdefault(left, []).append(number)
             if profile.type == _DISPOSABLE:
@@ -269,7 +283,7 @@ class Universe:
             if p.name == _DOM0:
                 continue  # the admin qube passes nothing on
             name = p.name if p.name in self._spoken[Aspect.NAME] else ""
-            alike = (p.type, p.net, name, p.tags & self._spoken[Aspect.TAG])
+            alike = (p.type, p.net, p.is_base, name, p.tags & self._spoken[Aspect.TAG])
             groups.setdefault(alike, {}).setdefault((p.name, p.uuid), []).append(number)
         for group in groups.values():
             everyone = bits.of(chain.from_iterable(group.values()), self.size)
@@ -368,6 +382,6 @@ def _member(profile: Profile) -> Member:
         profile.type,
         profile.tags,
         profile.uuid or None,
-        is_base=profile.type in {_APP, _STANDALONE},
+        is_base=profile.is_base,
         calls=profile.type != _ADMIN,
     )
