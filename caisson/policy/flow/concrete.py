@@ -137,7 +137,7 @@ class Concrete:
             for mark in domain.tags if domain.type == "DispVM" else ():
                 maker = self._number.get(mark.removeprefix(DISPOSABLE_CREATED_BY))
                 if mark.startswith(DISPOSABLE_CREATED_BY) and maker is not None:
-                    yield from _both(number, maker, Way.BASE)
+                    yield from _both(number, maker, Way.MAKER)
             if domain.type == _REMOTE:
                 yield from _both(number, outside, Way.REMOTE)
                 relay = self._relay(qube)

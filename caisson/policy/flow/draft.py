@@ -122,19 +122,23 @@ class Draft:
         return found
 
     def base_for(self, disposable: QubeDraft, bases: int) -> int:
-        """The base, of several, that a disposable can be made of; the one it has, if it has one.
+        """The base, of several, that a disposable can be made of and has most of its tags from.
 
         Raises:
             Impossible: of none.
         """
         made_of = self._qubes.get(disposable.template or "")
+        best, most = None, -1
         for number in bits.numbers(bases):
             profile = self._universe.profiles[number]
             left = set(filter(newborn.must_inherit, profile.tags))
             is_it = made_of is None or made_of.may_be(profile)
-            if is_it and left <= disposable.tags and profile.net >= disposable.net:
-                return number
-        raise Impossible
+            fits = is_it and left <= disposable.tags and profile.net >= disposable.net
+            if fits and len(left) > most:
+                best, most = number, len(left)
+        if best is None:
+            raise Impossible
+        return best
 
     def bear(self, disposable: QubeDraft, maker: QubeDraft, member: int) -> QubeDraft:
         """Let a disposable come from its base and its maker; returns the base."""

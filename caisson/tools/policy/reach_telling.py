@@ -19,7 +19,8 @@ _WORDS = {
     Way.NETVM: "one is the network qube of the other",
     Way.NETWORK: "network",
     Way.TEMPLATE: "{source} is the template of {target}",
-    Way.BASE: "disposables and what they are made of or by",
+    Way.BASE: "{target} is a disposable made of {source}",
+    Way.MAKER: "one is a disposable made by the other",
     Way.RELAY: "one is the relay of the other",
     Way.REMOTE: "a qube on another machine, connected who knows how",
 }

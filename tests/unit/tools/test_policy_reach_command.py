@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -276,6 +277,27 @@ def test_what_cannot_be_answered_is_refused(
     assert (told[0], told[1]) == (code, "")
     assert expected in told[2]
     assert "\x1b" not in told[2]
+
+
+def test_documented_example_is_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page says what the command says, for both policies."""
+    page = (Path(__file__).parents[3] / "docs/concepts/information-flow.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    policies = [text for kind, text in blocks if kind == "policy"]
+    [console] = [text for kind, text in blocks if kind == "console"]
+    [assertions] = [text for kind, text in blocks if kind == "toml"]
+    (tmp_path / "flows.toml").write_text(assertions)
+    (tmp_path / "policy.d").mkdir()
+    (tmp_path / "policy.d/30-user.policy").write_text(policies[0])
+    command, _, expected = console.partition("\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command.removeprefix("$ ").split())
+    assert (umbrella.main(), capsys.readouterr().out) == (3, expected)
+    (tmp_path / "policy.d/20-disposables.policy").write_text(policies[1])
+    assert umbrella.main() == 0
+    assert capsys.readouterr().out.startswith("holds: ")
 
 
 def test_broken_policy_is_no_answer(reach: Callable[..., Told], tmp_path: Path) -> None:
