@@ -58,20 +58,28 @@ def wish_of(people: Population, outcome: Outcome, called: int, base: int | None)
         base: if that is a new disposable, its base.
     """
     requests = outcome.requests
-    named, bases = people.named(requests), people.bases_asked(requests)
-    own = people.own_bases_asked(requests)
-    is_dom0 = bool(people.dom0 >> called & 1)
-    plain = base is None
-    possible = (
-        (plain and named >> called & 1, Wish("", called)),
-        (is_dom0 and requests & people.admin_keyword, Wish("@adminvm")),
-        (not plain and own >> (base or 0) & 1, Wish("@dispvm", None, base)),
-        (not plain and bases >> (base or 0) & 1, Wish("@dispvm:", base)),
-        (requests & people.default_keyword, Wish("@default")),
-        (requests & people.admin_keyword, Wish("@adminvm")),
-        (requests & people.baseless, Wish("@dispvm")),
-        (bases, Wish("@dispvm:", bits.lowest(bases))),
-        (own, Wish("@dispvm", None, bits.lowest(own))),
-    )
-    fallback = Wish("", bits.lowest(named & people.dom0 or named))
-    return next((wish for holds, wish in possible if holds), fallback)
+    if base is None and people.named(requests) >> called & 1:
+        return Wish("", called)
+    if base is not None and people.own_bases_asked(requests) >> base & 1:
+        return Wish("@dispvm", None, base)
+    if base is not None and people.bases_asked(requests) >> base & 1:
+        return Wish("@dispvm:", base)
+    return _any_wish(people, requests)
+
+
+def _any_wish(people: Population, requests: int) -> Wish:
+    """The plainest of requests that all lead to the same."""
+    words = {
+        "@adminvm": people.admin_keyword,
+        "@default": people.default_keyword,
+        "@dispvm": people.baseless,
+    }
+    for word, bit in words.items():
+        if requests & bit:
+            return Wish(word)
+    if bases := people.bases_asked(requests):
+        return Wish("@dispvm:", bits.lowest(bases))
+    if own := people.own_bases_asked(requests):
+        return Wish("@dispvm", None, bits.lowest(own))
+    named = people.named(requests)
+    return Wish("", bits.lowest(named & people.dom0 or named))
