@@ -43,11 +43,11 @@ def tell_chains(arguments: argparse.Namespace, chains: Sequence[Chain], options:
     what = "get data to" if arguments.inward else "get data from"
     known = [chain for chain in chains if not chain.is_new]
     shown = chains if arguments.disposables else _with_their_ways(known, chains)
-    print(terminal.harmless(f"{len(known)} can {what} {arguments.qube}"))
+    print(terminal.cell(f"{len(known)} can {what} {arguments.qube}"))
     rows = list(_rows(shown, inward=arguments.inward))
     width = max((len(name) for name, _ in rows), default=0)
     for name, why in rows:
-        print(terminal.harmless(f"{name:{width}}  {why}"))
+        print(terminal.cell(f"{name:{width}}  {why}"))
     left = len(chains) - len(shown)
     if left:
         print(f"and {left} disposables that may come to be (`--disposables`)")
@@ -57,10 +57,10 @@ def _tell_one(arguments: argparse.Namespace, chains: Sequence[Chain]) -> None:
     if not chains:
         ends = [arguments.qube, arguments.to]
         one, other = reversed(ends) if arguments.inward else ends
-        print(terminal.harmless(f"nothing gets from {one} to {other}"))
+        print(terminal.cell(f"nothing gets from {one} to {other}"))
     for chain in chains:
         for line in _story(chain.hops):
-            print(terminal.harmless(line))
+            print(terminal.cell(line))
 
 
 def _with_their_ways(known: Iterable[Chain], chains: Iterable[Chain]) -> list[Chain]:
@@ -94,18 +94,18 @@ def tell_verdicts(verdicts: Iterable[Verdict], options: Options) -> None:
     """Print each verdict; of one that fails, a system in which it does, and how."""
     _tell_options(options)
     for verdict in verdicts:
-        print(terminal.harmless(f"{verdict.answer}: {verdict.assertion}"))
+        print(terminal.cell(f"{verdict.answer}: {verdict.assertion}"))
         for never in verdict.never:
-            print(terminal.harmless(f"  assuming that no qube is `{never}`"))
+            print(terminal.cell(f"  assuming that no qube is `{never}`"))
         print("  and that each disposable has the tags of its base, and came to be by this policy")
         if verdict.answer is Answer.UNSURE:
             print("  no system that shows it was found, but none can be excluded")
         if verdict.example is not None:
             print("  for example, where there are")
             for line in _qubes(verdict.example.domains):
-                print(terminal.harmless(f"    {line}"))
+                print(terminal.cell(f"    {line}"))
             for line in _story(verdict.example.hops):
-                print(terminal.harmless(line))
+                print(terminal.cell(line))
             if all(hop.service is None for hop in verdict.example.hops):
                 print("  no call is part of it: exclude it by `--assume` if it cannot be")
 
