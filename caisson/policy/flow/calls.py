@@ -168,8 +168,13 @@ class _Walk:
         # A disposable never runs yet, so that `autostart=no` rules it out. Whether a qube runs
         # changes all the time: every one is taken to.
         people = self._people
-        bases = bases & people.base if rule.autostart else 0
-        return Outcome(self._place, rule, callers, requests, targets & people.answering, bases)
+        sets = (
+            callers,
+            requests,
+            targets & people.answering,
+            bases & people.base if rule.autostart else 0,
+        )
+        return Outcome(self._place, rule, *map(people.shared, sets))
 
     def _real(self, rule: Rule, requests: int) -> tuple[int, int, int]:
         """The members, and the bases of new disposables, that requests lead to.

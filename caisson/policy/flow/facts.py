@@ -53,6 +53,7 @@ class Facts(msgspec.Struct, frozen=True):
         Raises:
             ValueRefusedError: it is malformed; names the qube.
         """
+        domains = {"dom0": {"type": "AdminVM"}, **domains}  # there always is one
         system = SystemInfo.from_dict(domains)
         return cls(
             {name: _qube(domain, domains[name]) for name, domain in system.domains.items()},

@@ -78,6 +78,7 @@ class Population:
             | self.disposables(self.base)
             | self.own_requests
         )
+        self._shared: dict[int, int] = {}
         self._known_requests: dict[Token, int] = {}
         self._known_offers: dict[Token, int] = {}
 
@@ -90,6 +91,10 @@ class Population:
             for key in of_one:
                 found.setdefault(key, []).append(number)
         return {key: self._those(numbers) for key, numbers in found.items()}
+
+    def shared(self, some: int) -> int:
+        """A set, once in memory however often it is kept: rules repeat the same few."""
+        return self._shared.setdefault(some, some)
 
     # Between the sets of members and the larger ones.
 

@@ -27,7 +27,8 @@ from caisson.policy.flow.predicates import Aspect, Predicate, Profile
 from caisson.policy.rules import EVERY, Action, Rule
 from caisson.policy.tokens import Kind, Token, is_admin_qube
 
-MOST_MEMBERS = 40_000
+MOST_MEMBERS = 200_000
+"""More would take gigabytes of memory."""
 _MOST_TAGS = 5
 _UUID = re.compile(r"uuid:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _ADMIN, _APP, _TEMPLATE = "AdminVM", "AppVM", "TemplateVM"
@@ -132,7 +133,8 @@ class Universe:
             targets <<= 2 * size
         if not edge.is_birth or edge.way is Way.CALL:
             sources |= (sources & self._disposable) << 2 * size
-        return Edge(sources, targets, edge.way, edge.outcome, edge.is_birth)
+        shared = self.population.shared
+        return Edge(shared(sources), shared(targets), edge.way, edge.outcome, edge.is_birth)
 
     def _joined(self, edge: Edge) -> Iterator[Edge]:
         """From what receives to what may send, for what was there and for what came to be."""
@@ -167,7 +169,7 @@ class Universe:
         names = ["", _DOM0, *sorted(self._spoken[Aspect.NAME] - {_DOM0})]
         kinds = self._kinds()
         count = len(needs) * len(had) * len(names) * len(kinds)
-        if count > 2 * MOST_MEMBERS:
+        if count > MOST_MEMBERS:
             raise TooManyMembersError(
                 f"too many combinations: {count}", hint="name fewer qubes and tags in the rules"
             )
