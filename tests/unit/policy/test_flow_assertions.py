@@ -205,7 +205,7 @@ def test_too_much_is_refused() -> None:
     tags = " and ".join(f"tag:t{i}" for i in range(6))
     with pytest.raises(CaissonError, match="speak of 6 tags"):
         _checked("", f"v never reaches {tags}")
-    names = "".join(f"s.X * q{i} r{i} allow\n" for i in range(3000))
+    names = "".join(f"s.X * q{i} r{i} allow\n" for i in range(5000))
     with pytest.raises(CaissonError, match="too many combinations"):
         _checked(names, "v never reaches netvm")
 
