@@ -95,8 +95,8 @@ class Plain:
                 "power_state": "Running",
             }
         self.edges: set[tuple[str, str]] = set()
-        # Those of calls, each with what was asked for.
-        self.calls: set[tuple[str, str, str]] = set()
+        # Those of calls, each with who called, and what was asked for.
+        self.calls: set[tuple[str, str, str, str]] = set()
         self.births: set[tuple[str, str]] = set()
         self._wire()
         self._call_everyone()
@@ -167,7 +167,7 @@ class Plain:
             self.edges |= {(caller, made), (made, caller)}
             return
         real = self._named(real)
-        self.calls |= {(caller, real, asked), (real, caller, asked)}
+        self.calls |= {(caller, real, caller, asked), (real, caller, caller, asked)}
         if real == "dom0" and service in POWERS:
             self._administer(caller, asked, POWERS[service])
 
@@ -175,12 +175,12 @@ class Plain:
         everybody = set(self.domains) - {"dom0"}
         is_global = asked not in everybody
         for subject in everybody if is_global else {asked}:
-            self.calls.add((subject, caller, asked))
+            self.calls.add((subject, caller, caller, asked))
             if power is not Power.READS:
-                self.calls.add((caller, subject, asked))
+                self.calls.add((caller, subject, caller, asked))
             if power is Power.CHANGES and not is_global:
-                self.calls |= {(subject, other, asked) for other in everybody}
-                self.calls |= {(other, subject, asked) for other in everybody}
+                self.calls |= {(subject, other, caller, asked) for other in everybody}
+                self.calls |= {(other, subject, caller, asked) for other in everybody}
 
     def _named(self, reference: str) -> str:
         found = SystemInfo.from_dict(self.domains).find(reference)
@@ -197,7 +197,9 @@ class Plain:
         """Between whom data flows in one step."""
         alive = self.alive()
         never = self.made.keys() - alive
-        edges = self.edges | {(a, b) for a, b, asked in self.calls if asked not in never}
+        edges = self.edges | {
+            (a, b) for a, b, caller, asked in self.calls if not {caller, asked} & never
+        }
         return {(a, b) for a, b in edges if a != b and {a, b} <= alive}
 
     def closure(self, start: str, *, turned: bool) -> set[str]:

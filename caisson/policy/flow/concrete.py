@@ -54,9 +54,14 @@ class Concrete:
 
     def edges_among(self, alive: int) -> list[Edge]:
         """The edges if only these members are ever there."""
-        # What asks for a disposable that never is does not happen, wherever it would be led.
+        # What a disposable that never is asks for, or what asks for one, does not happen,
+        # wherever it would be led.
         never = self.population.everybody & ~alive
-        happen = (e for e in self._calls if e.outcome is None or e.outcome.requests & ~never)
+        happen = (
+            e
+            for e in self._calls
+            if e.outcome is None or (e.outcome.callers & alive and e.outcome.requests & ~never)
+        )
         return [*self._wiring(), *happen]
 
     def number(self, name: str) -> int | None:

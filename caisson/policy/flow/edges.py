@@ -10,7 +10,7 @@ import msgspec
 
 from caisson.policy.flow.calls import Outcome, outcomes, places
 from caisson.policy.flow.members import Population
-from caisson.policy.rules import Rule
+from caisson.policy.rules import Action, Rule
 
 
 class Power(Enum):
@@ -111,8 +111,11 @@ def _of_outcome(outcome: Outcome, world: World, *, replies: bool) -> Iterator[Ed
 def _of_power(outcome: Outcome, people: Population, power: Power) -> Iterator[Edge]:
     """What a call that the admin qube serves does to the qube that the caller names."""
     callers, everybody = outcome.callers, people.everybody & ~people.dom0
-    named = people.named(outcome.requests) & ~people.dom0
-    is_global = outcome.requests != named
+    requests = outcome.requests
+    if outcome.rule.redirect is None and outcome.rule.action is Action.ALLOW:
+        requests &= people.dom0 | people.admin_keyword  # all others go where they say
+    named = people.named(requests) & ~people.dom0
+    is_global = requests != named
     subjects = everybody if is_global else named
     yield Edge(subjects, callers, Way.ADMINISTERS, outcome)
     if power is Power.READS:
