@@ -97,7 +97,7 @@ class Plain:
         self.edges: set[tuple[str, str]] = set()
         # Those of calls, each with who called, and what was asked for.
         self.calls: set[tuple[str, str, str, str]] = set()
-        self.births: set[tuple[str, str]] = set()
+        self.births: set[tuple[str, str, str]] = set()
         self._wire()
         self._call_everyone()
 
@@ -163,8 +163,8 @@ class Plain:
             base = self._named(real.removeprefix("@dispvm:"))
             root = self.made[caller][0] if caller in self.made else caller
             made = f"{root}-{base}-{'deep' if caller in self.made else 'first'}"
-            self.births.add((caller, made))
-            self.edges |= {(caller, made), (made, caller)}
+            self.births.add((caller, made, asked))
+            self.calls |= {(caller, made, caller, asked), (made, caller, caller, asked)}
             return
         real = self._named(real)
         self.calls |= {(caller, real, caller, asked), (real, caller, caller, asked)}
@@ -189,7 +189,14 @@ class Plain:
     def alive(self) -> set[str]:
         """Who exists, or can come to be."""
         alive = {n for n in self.domains if n not in self.made} | {INTERNET}
-        while more := {made for maker, made in self.births if maker in alive} - alive:
+        while (
+            more := {
+                made
+                for maker, made, asked in self.births
+                if maker in alive and asked not in self.made.keys() - alive
+            }
+            - alive
+        ):
             alive |= more
         return alive
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from caisson.policy.flow import bits, newborn
+from caisson.policy.flow.calls import Outcome
 from caisson.policy.flow.edges import Edge, Options, Way, of_calls
 from caisson.policy.flow.facts import Facts, Qube
 from caisson.policy.flow.members import Defaults, Member, Population
@@ -47,7 +48,7 @@ class Concrete:
         self._relate()
         # By base: the callers whose disposables were told already, without and with replies.
         self._told: dict[int, tuple[int, int]] = {}
-        self._births: list[tuple[int, int]] = []
+        self._possible = bits.of(self.newborn, self.population.size)
         self._calls = list(of_calls(rules, self, options))
         self.alive = self.living()
         self.edges = self.edges_among(self.alive)
@@ -57,11 +58,7 @@ class Concrete:
         # What a disposable that never is asks for, or what asks for one, does not happen,
         # wherever it would be led.
         never = self.population.everybody & ~alive
-        happen = (
-            e
-            for e in self._calls
-            if e.outcome is None or (e.outcome.callers & alive and e.outcome.requests & ~never)
-        )
+        happen = (e for e in self._calls if _calls(e, alive) and _asks(e, never))
         return [*self._wiring(), *happen]
 
     def number(self, name: str) -> int | None:
@@ -181,15 +178,15 @@ class Concrete:
     def _as_maker(self, each: Newborn) -> tuple[str, str, frozenset[str]]:
         return each.root, each.name, self._facts.qubes[each.base].created_tags
 
-    def born(self, callers: int, bases: int, *, replies: bool) -> Iterator[tuple[int, int]]:
-        """Callers, and the new disposables of some bases that are theirs; each pair once."""
-        for base in bits.numbers(bases):
+    def born(self, outcome: Outcome, *, replies: bool) -> Iterator[tuple[int, int]]:
+        """Callers, and the new disposables that are theirs; pairs told before are left out."""
+        is_sure = bool(outcome.requests & ~self._possible)
+        for base in bits.numbers(outcome.bases):
             without, with_replies = self._told.get(base, (0, 0))
-            fresh = callers & ~with_replies & ~(0 if replies else without)
-            self._told[base] = (without | fresh, with_replies | (fresh if replies else 0))
-            for pair in self._made(fresh, self._qubes[base].domain.name):
-                self._births.append(pair)
-                yield pair
+            fresh = outcome.callers & ~with_replies & ~(0 if replies else without)
+            if is_sure:  # else what is asked for may never be
+                self._told[base] = (without | fresh, with_replies | (fresh if replies else 0))
+            yield from self._made(fresh, self._qubes[base].domain.name)
 
     def _made(self, callers: int, base: str) -> Iterator[tuple[int, int]]:
         for number in bits.numbers(callers & self._real):
@@ -209,13 +206,24 @@ class Concrete:
         Args:
             never: those that do not come to be, whatever the rules say.
         """
+        births = [e for e in self._calls if e.is_birth and e.way is Way.CALL]
         alive, before = self._real | 1 << self.internet, 0
         while alive != before:
             before = alive
-            for makers, made in self._births:
-                if makers & alive:
-                    alive |= made & ~never
+            for birth in births:
+                if birth.sources & alive and _asks(birth, self.population.everybody & ~alive):
+                    alive |= birth.targets & ~never
         return alive
+
+
+def _calls(edge: Edge, alive: int) -> bool:
+    """Whether one of those who make the call is alive."""
+    return edge.outcome is not None and bool(edge.outcome.callers & alive)
+
+
+def _asks(edge: Edge, never: int) -> bool:
+    """Whether the call asks for anything but what never is."""
+    return edge.outcome is not None and bool(edge.outcome.requests & ~never)
 
 
 def _edge(source: int, target: int, way: Way) -> Edge:

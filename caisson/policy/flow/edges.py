@@ -56,8 +56,8 @@ class World(Protocol):
 
     population: Population
 
-    def born(self, callers: int, bases: int, *, replies: bool) -> Iterator[tuple[int, int]]:
-        """Callers, and the new disposables of some bases that are theirs; each pair once."""
+    def born(self, outcome: Outcome, *, replies: bool) -> Iterator[tuple[int, int]]:
+        """Callers, and the new disposables that are theirs; pairs told before may be left out."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ def _of_outcome(outcome: Outcome, world: World, *, replies: bool) -> Iterator[Ed
     callers = outcome.callers
     pairs = [(callers, outcome.targets, False)] if outcome.targets else []
     if outcome.bases:
-        born = world.born(callers, outcome.bases, replies=replies)
+        born = world.born(outcome, replies=replies)
         pairs += [(makers, made, True) for makers, made in born]
     for sources, targets, is_birth in pairs:
         yield Edge(sources, targets, Way.CALL, outcome, is_birth)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from caisson.errors import CaissonError, ValueRefusedError
 from caisson.names import QubeName
 from caisson.policy.flow import bits, newborn
+from caisson.policy.flow.calls import Outcome
 from caisson.policy.flow.edges import Edge, Options, Way, of_calls
 from caisson.policy.flow.members import Defaults, Member, Population
 from caisson.policy.flow.predicates import Aspect, Predicate, Profile
@@ -239,13 +240,14 @@ class Universe:
         for bases, heirs in self._bases:
             yield Edge(bases, heirs, Way.BASE)
 
-    def born(self, callers: int, bases: int, *, replies: bool) -> Iterator[tuple[int, int]]:  # noqa: ARG002
+    def born(self, outcome: Outcome, *, replies: bool) -> Iterator[tuple[int, int]]:  # noqa: ARG002
         """Callers, and the new disposables that they may bring about.
 
         What is made of an offline base, or by an offline caller, is offline
         (`caisson.model.life_plans`).
         """
-        offline, online = self._heirs(bases)
+        callers = outcome.callers
+        offline, online = self._heirs(outcome.bases)
         linked = callers & self._net
         if linked:
             yield linked, (online & self._net) | (offline & ~self._net)
