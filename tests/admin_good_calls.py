@@ -89,7 +89,8 @@ _SYSTEM_INFO = (
     rb'"far":\{"internal":null,"tags":\["created-by-dom0"\],"type":"RemoteVM",'
     rb'"template_for_dispvms":false,"default_dispvm":null,"icon":"remotevm-gray",'
     rb'"label":"0x555555","guivm":null,"relayvm":null,"transport_rpc":null,'
-    rb'"power_state":"Running","uuid":"[0-9a-f-]{36}","isolation":null,"default_user":null\}\}\}'
+    rb'"power_state":"Running","uuid":"[0-9a-f-]{36}","isolation":null,"default_user":null,'
+    rb'"netvm":null,"template":null,"provides_network":false,"created_tags":\[\]\}\}\}'
 )
 _NO_BACKUP = refused("QubesNotImplementedError", "backups cannot be made yet")
 _NO_DEVICE = refused("ProtocolError", "does not exist")

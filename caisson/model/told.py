@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from caisson.model import tags
 from caisson.model.changes import (
     AddQube,
     AddTag,
@@ -22,7 +23,7 @@ from caisson.model.klass import PowerState
 from caisson.model.labels import Label
 from caisson.model.property import render
 from caisson.model.qube import Qube
-from caisson.names import FeatureName, QubeName
+from caisson.names import FeatureName, QubeName, Tag
 
 _TOLD_PROPERTIES = frozenset(
     {
@@ -77,6 +78,22 @@ class Told(Facts):
             "isolation": self.runtime(qube, "isolation")
             or _ISOLATION.get(self._told(qube, "virt_mode") or ""),
             "default_user": self._told(qube, "default_user"),
+        }
+
+    def wiring_of(self, qube: Qube) -> dict[str, Any]:
+        """What of one qube decides where data may flow without a call; the broker is not told.
+
+        `created_tags` are those that it gives to what it makes (`caisson.model.life_plans`).
+        """
+        given = tags.free_ones(qube.features.get(FeatureName("tag-created-vm-with"), "").split())
+        guivm = QubeName(qube.features.get(FeatureName("set-created-guivm"), ""))
+        if guivm in self._names:
+            given.add(Tag.parse(tags.REFERENCES["guivm"] + guivm))
+        return {
+            "netvm": self._told(qube, "netvm"),
+            "template": self._told(qube, "template"),
+            "provides_network": self._told(qube, "provides_network") == "True",
+            "created_tags": sorted(given),
         }
 
     def _told(self, qube: Qube, name: str) -> str | None:

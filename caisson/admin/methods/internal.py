@@ -35,8 +35,12 @@ async def wake_up(call: Call) -> None:
     "internal.GetSystemInfo",
     to=To.ADMIN,
     scope=Scope.INTERNAL,
-    help="Tell all that policy decisions depend on, as JSON.",
+    help="Tell all that policy decisions depend on, and how qubes are wired, as JSON.",
 )
 async def get_system_info(call: Call) -> bytes:
-    """Tell all that policy decisions depend on."""
-    return msgspec.json.encode({"domains": call.qubes.system.info(call.qubes.state_of)})
+    """Tell all that policy decisions depend on, and how qubes are wired."""
+    system = call.qubes.system
+    told = system.info(call.qubes.state_of)
+    for name, qube in system.qubes.items():
+        told[str(name)] |= system.wiring_of(qube)
+    return msgspec.json.encode({"domains": told})

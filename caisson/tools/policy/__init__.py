@@ -11,7 +11,7 @@ from types import ModuleType
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import decide, diff, explain, grant, grants, graph, revoke, test
+from caisson.tools.policy import decide, diff, explain, grant, grants, graph, reach, revoke, test
 
 _MODULES: dict[str, ModuleType] = {
     "decide": decide,
@@ -20,6 +20,7 @@ _MODULES: dict[str, ModuleType] = {
     "grant": grant,
     "grants": grants,
     "graph": graph,
+    "reach": reach,
     "revoke": revoke,
     "test": test,
 }

@@ -1,0 +1,234 @@
+"""One system: its qubes, the disposables they may make, the outside world, and the edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from caisson.policy.flow import bits, newborn
+from caisson.policy.flow.calls import Outcome
+from caisson.policy.flow.edges import Edge, Options, Way, of_calls
+from caisson.policy.flow.facts import Facts, Qube
+from caisson.policy.flow.members import Defaults, Member, Population
+from caisson.policy.flow.newborn import DISPOSABLE_CREATED_BY, Newborn
+from caisson.policy.rules import Rule
+
+INTERNET = "@internet"
+_REMOTE = "RemoteVM"
+
+
+class Concrete:
+    """The members of one system, and every edge between them.
+
+    Attributes:
+        population: the qubes, then the outside world, then what there may be.
+        internet: the number of the outside world.
+        newborn: the disposables that may come to be, by number.
+        edges: all edges.
+        alive: the members that exist or may come to be.
+
+    Args:
+        rules: the policy.
+        facts: the system.
+        options: what is assumed of calls.
+
+    Raises:
+        CaissonError: see `newborn.all_of`.
+    """
+
+    def __init__(self, rules: Sequence[Rule], facts: Facts, options: Options) -> None:
+        self._facts = facts
+        self._qubes = list(facts.qubes.values())
+        self._number = {qube.domain.name: i for i, qube in enumerate(self._qubes)}
+        self.internet = len(self._qubes)
+        self.newborn = dict(enumerate(newborn.all_of(facts, rules), self.internet + 1))
+        self.population = self._populate()
+        self._real = (1 << len(self._qubes)) - 1
+        self._children: dict[tuple[str, str, bool, str, frozenset[str]], int] = {}
+        self._siblings: dict[int, int] = {}
+        self._relate()
+        # By base: the callers whose disposables were told already, without and with replies.
+        self._told: dict[int, tuple[int, int]] = {}
+        self._possible = bits.of(self.newborn, self.population.size)
+        self._calls = list(of_calls(rules, self, options))
+        self.alive = self.living()
+        self.edges = self.edges_among(self.alive)
+
+    def edges_among(self, alive: int) -> list[Edge]:
+        """The edges if only these members are ever there."""
+        # What a disposable that never is asks for, or what asks for one, does not happen,
+        # wherever it would be led.
+        never = self.population.everybody & ~alive
+        happen = (e for e in self._calls if _calls(e, alive) and _asks(e, never))
+        return [*self._wiring(), *happen]
+
+    def number(self, name: str) -> int | None:
+        """The number of a qube, by name or `uuid:` form, or of the outside world."""
+        found = self._facts.system.find(name)
+        if found is not None:
+            return self._number[found.name]
+        return self.internet if name in {INTERNET, INTERNET[1:]} else None
+
+    def name(self, number: int) -> str:
+        """What a member is called."""
+        if number in self.newborn:
+            return str(self.newborn[number])
+        return INTERNET if number == self.internet else self._qubes[number].domain.name
+
+    # Who there is.
+
+    def _populate(self) -> Population:
+        defaults = [self._default(q.domain.default_dispvm) for q in self._qubes]
+        wanted = {d for d in defaults if d is not None and d not in self._number}
+        gone = {
+            name: i for i, name in enumerate(sorted(wanted), len(self.newborn) + self.internet + 1)
+        }
+        members = [self._member(qube) for qube in self._qubes]
+        members.append(Member(absent=True))
+        members += [newborn.member_of(each, self._facts) for each in self.newborn.values()]
+        members += [Member(name, absent=True) for name in gone]
+        numbers = self._number | gone
+        alike: dict[frozenset[int], list[int]] = {}
+        for number, default in enumerate(defaults):
+            bases = frozenset() if default is None else frozenset({numbers[default]})
+            alike.setdefault(bases, []).append(number)
+        for number, each in self.newborn.items():
+            named = map(self._default, newborn.default_bases(each, self._facts))
+            alike.setdefault(frozenset(numbers[d] for d in named if d), []).append(number)
+        size = len(members)
+        return Population(
+            members,
+            [
+                Defaults(bits.of(callers, size), bits.of(bases, size), maybe_none=not bases)
+                for bases, callers in alike.items()
+            ],
+        )
+
+    def _default(self, reference: str | None) -> str | None:
+        """The name of a `default_dispvm`."""
+        found = self._facts.system.find(reference) if reference else None
+        return found.name if found else reference or None
+
+    def _member(self, qube: Qube) -> Member:
+        domain = qube.domain
+        relayed = domain.type != _REMOTE or self._relay(qube) is not None
+        return Member(
+            domain.name,
+            domain.type,
+            domain.tags,
+            domain.uuid,
+            is_base=domain.template_for_dispvms,
+            internal=bool(domain.internal),
+            calls=relayed and domain.name != "dom0",
+            answers=relayed and (domain.type != _REMOTE or bool(domain.transport_rpc)),
+        )
+
+    def _relay(self, remote: Qube) -> int | None:
+        found = self._facts.system.find(remote.domain.relayvm or "")
+        return None if found is None else self._number[found.name]
+
+    # How it is wired.
+
+    def _wiring(self) -> Iterator[Edge]:
+        outside = self.internet
+        for number, qube in enumerate(self._qubes):
+            domain = qube.domain
+            if qube.netvm is not None or qube.provides_network:
+                yield from self._link(number, qube)
+            if qube.template in self._number:
+                yield _edge(self._number[qube.template], number, Way.TEMPLATE)
+            for mark in domain.tags if domain.type == "DispVM" else ():
+                maker = self._number.get(mark.removeprefix(DISPOSABLE_CREATED_BY))
+                if mark.startswith(DISPOSABLE_CREATED_BY) and maker is not None:
+                    yield from _both(number, maker, Way.MAKER)
+            if domain.type == _REMOTE:
+                yield from _both(number, outside, Way.REMOTE)
+                relay = self._relay(qube)
+                yield from () if relay is None else _both(number, relay, Way.RELAY)
+        for number, each in self.newborn.items():
+            yield _edge(self._number[each.base], number, Way.BASE)
+            network = newborn.network_of(each, self._facts)
+            if network is not None:
+                yield from self._link(number, network)
+
+    def _link(self, number: int, settings: Qube) -> Iterator[Edge]:
+        """The link of a qube that has these network settings."""
+        if settings.netvm in self._number:
+            yield from _both(number, self._number[settings.netvm], Way.NETVM)
+        elif settings.netvm is not None or settings.provides_network:
+            # An uplink; or a network qube that nobody knows, which may be one.
+            yield from _both(number, self.internet, Way.NETWORK)
+
+    # Who comes to be.
+
+    def _relate(self) -> None:
+        """Note which disposables are made in the same way, and by whom."""
+        children: dict[tuple[str, str, bool, str, frozenset[str]], list[int]] = {}
+        siblings: dict[tuple[str, str, frozenset[str]], list[int]] = {}
+        for number, each in self.newborn.items():
+            wished = each.wished if each.deep else frozenset()
+            key = (each.root, each.base, each.deep, each.maker, wished)
+            children.setdefault(key, []).append(number)
+            siblings.setdefault(self._as_maker(each), []).append(number)
+        size = self.population.size
+        self._children = {key: bits.of(numbers, size) for key, numbers in children.items()}
+        for numbers in siblings.values():
+            family = bits.of(numbers, size)
+            self._siblings.update(dict.fromkeys(numbers, family))
+
+    def _as_maker(self, each: Newborn) -> tuple[str, str, frozenset[str]]:
+        return each.root, each.name, self._facts.qubes[each.base].created_tags
+
+    def born(self, outcome: Outcome, *, replies: bool) -> Iterator[tuple[int, int]]:
+        """Callers, and the new disposables that are theirs; pairs told before are left out."""
+        is_sure = bool(outcome.requests & ~self._possible)
+        for base in bits.numbers(outcome.bases):
+            without, with_replies = self._told.get(base, (0, 0))
+            fresh = outcome.callers & ~with_replies & ~(0 if replies else without)
+            if is_sure:  # else what is asked for may never be
+                self._told[base] = (without | fresh, with_replies | (fresh if replies else 0))
+            yield from self._made(fresh, self._qubes[base].domain.name)
+
+    def _made(self, callers: int, base: str) -> Iterator[tuple[int, int]]:
+        for number in bits.numbers(callers & self._real):
+            root = self._qubes[number].domain.name
+            yield 1 << number, self._children[root, base, False, "", frozenset()]
+        left = callers & ~self._real
+        while left:
+            number = bits.lowest(left)
+            group = left & self._siblings[number]
+            left &= ~group
+            root, name, wished = self._as_maker(self.newborn[number])
+            yield group, self._children[root, base, True, name, wished]
+
+    def living(self, never: int = 0) -> int:
+        """Who exists, and all that can come to be by their calls, and so on.
+
+        Args:
+            never: those that do not come to be, whatever the rules say.
+        """
+        births = [e for e in self._calls if e.is_birth and e.way is Way.CALL]
+        alive, before = self._real | 1 << self.internet, 0
+        while alive != before:
+            before = alive
+            for birth in births:
+                if birth.sources & alive and _asks(birth, self.population.everybody & ~alive):
+                    alive |= birth.targets & ~never
+        return alive
+
+
+def _calls(edge: Edge, alive: int) -> bool:
+    """Whether one of those who make the call is alive."""
+    return edge.outcome is not None and bool(edge.outcome.callers & alive)
+
+
+def _asks(edge: Edge, never: int) -> bool:
+    """Whether the call asks for anything but what never is."""
+    return edge.outcome is not None and bool(edge.outcome.requests & ~never)
+
+
+def _edge(source: int, target: int, way: Way) -> Edge:
+    return Edge(1 << source, 1 << target, way)
+
+
+def _both(one: int, other: int, way: Way) -> Iterable[Edge]:
+    return _edge(one, other, way), _edge(other, one, way)

@@ -1,0 +1,56 @@
+"""What services of the admin qube give to those who may call them, for the analysis of flows."""
+
+from __future__ import annotations
+
+from caisson.admin.methods import METHODS
+from caisson.admin.registry import Access, Scope
+from caisson.policy.flow import Power
+
+_READ_POLICY = frozenset(
+    {
+        "policy.EvalGUI",
+        "policy.EvalSimple",
+        "policy.Get",
+        "policy.GetFiles",
+        "policy.List",
+        "policy.include.Get",
+        "policy.include.List",
+    }
+)
+_WRITE_POLICY = frozenset(
+    {
+        "policy.RegisterArgument",
+        "policy.Remove",
+        "policy.Replace",
+        "policy.include.Remove",
+        "policy.include.Replace",
+    }
+)
+# What a qube may do hangs on these, or devices carry data from another qube to it.
+_RIGHTS = (
+    "admin.vm.tag.",
+    "admin.vm.property.",
+    "admin.vm.feature.",
+    "admin.vm.device.",
+)
+
+
+def power(service: str) -> Power:
+    """What a service gives to its caller, if the admin qube runs it; unknown ones give all."""
+    if service.startswith("policy."):
+        return Power.NONE if service in _READ_POLICY else Power.CHANGES
+    method = METHODS.methods.get(service)
+    if method is None:
+        return Power.CHANGES if service.startswith("admin.") else Power.NONE
+    if method.scope not in {Scope.GLOBAL, Scope.LOCAL}:
+        return Power.NONE  # qubes are refused, whatever the policy says
+    if method.access is Access.READ:
+        return Power.READS
+    if method.scope is Scope.GLOBAL or service.startswith(_RIGHTS):
+        return Power.CHANGES
+    return Power.USES
+
+
+def powerful() -> frozenset[str]:
+    """The services that give anything, by name."""
+    return frozenset(s for s in (*METHODS.methods, *_WRITE_POLICY) if power(s) is not Power.NONE)

@@ -1,0 +1,218 @@
+"""Assertions about every system, each with the one thing that decides it."""
+
+from __future__ import annotations
+
+import pytest
+
+from caisson.errors import CaissonError
+from caisson.policy import parse_policy
+from caisson.policy.flow import (
+    Answer,
+    Facts,
+    Flows,
+    Options,
+    Power,
+    Verdict,
+    check,
+    parse_assertion,
+    parse_assumption,
+)
+
+POWERS = {"admin.R": Power.READS, "admin.U": Power.USES, "admin.C": Power.CHANGES}
+OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
+UUID = "uuid:00000000-0000-4000-8000-000000000001"
+APART = ("no type:TemplateVM", "no netvm", "no v and type:DispVM", "no t and type:DispVM")
+CALLS_ONLY = (*APART, "no base")
+DISPOSABLES = (*APART, "no v and base", "no t and base")
+
+
+def _checked(policy: str, assertion: str, *assumed: str, options: Options = OPTIONS) -> Verdict:
+    rules = parse_policy({"a.policy": policy}).rules
+    return check(parse_assertion(assertion), rules, options, [*map(parse_assumption, assumed)])
+
+
+HOLDING = [
+    ("no rule at all", "", CALLS_ONLY),
+    ("a denial in front", "s.X * * v deny\ns.X * v * deny\ns.X * * * allow", CALLS_ONLY),
+    ("dom0 passes nothing on", "s.X * * @adminvm allow\ns.Y * v dom0 allow", CALLS_ONLY),
+    ("a rule for what cannot be called", "s.X * v $anyvm allow", CALLS_ONLY),
+    (
+        "a name that no qube can have",
+        "s.X * bad/name t allow\ns.X * v bad/name allow",
+        CALLS_ONLY,
+    ),
+    ("a class that does not exist", "s.X * v @type:Appvm allow", CALLS_ONLY),
+    ("a disposable that must run before", "s.X * * @dispvm allow autostart=no", DISPOSABLES),
+    ("disposables of two callers", "s.X * @anyvm @dispvm allow", DISPOSABLES),
+    ("a redirect to nobody", "s.X * v t allow target=$x", CALLS_ONLY),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "assumed"), [case[1:] for case in HOLDING], ids=[case[0] for case in HOLDING]
+)
+def test_assertion_holds(policy: str, assumed: tuple[str, ...]) -> None:
+    """Nothing that looks like a way is one."""
+    verdict = _checked(policy, "v never reaches t", *assumed)
+    assert verdict.answer is Answer.HOLDS
+
+
+FAILING = [
+    ("a call", "s.X * v t allow", CALLS_ONLY, 1),
+    ("a reply", "s.X * t v allow", CALLS_ONLY, 1),
+    ("a question", "s.X * v t ask", CALLS_ONLY, 1),
+    ("an argument", "s.X + * * deny\ns.X * v t allow", CALLS_ONLY, 1),
+    ("any other service", "s.X * * * deny\n* * v t allow", CALLS_ONLY, 1),
+    ("a qube between", "s.X * v m allow\ns.X * m t allow", CALLS_ONLY, 2),
+    (
+        "a qube by tags",
+        "s.X * v t deny\ns.X * v @tag:a allow\ns.Y * v * deny\ns.Y * @tag:b t allow",
+        CALLS_ONLY,
+        2,
+    ),
+    (
+        "a uuid",
+        f"s.X * v t deny\ns.X * v {UUID} allow\ns.Y * v * deny\ns.Y * {UUID} t allow",
+        CALLS_ONLY,
+        2,
+    ),
+    ("a redirect", "s.X * v @tag:a allow target=m\ns.Y * m t allow", CALLS_ONLY, 2),
+    ("a default target", "s.X * v @default ask target=m\ns.Y * m t allow", CALLS_ONLY, 2),
+    ("a list", "s.X * @anyvm @default ask\ns.X * @anyvm t allow", CALLS_ONLY, 1),
+    (
+        "a list that needs two tags of the caller",
+        "s.X * @tag:a @default ask\ns.X * @tag:b $x allow target=m\ns.Y * m t allow",
+        CALLS_ONLY,
+        2,
+    ),
+    ("a standalone qube", "s.X * v @type:StandaloneVM allow", CALLS_ONLY, 1),
+    (
+        "a disposable that calls",
+        "s.X * v @dispvm allow\ns.Y * @type:DispVM t allow",
+        DISPOSABLES,
+        2,
+    ),
+    (
+        "a disposable of a named base",
+        "s.X * v @dispvm:m allow\ns.Y * @type:DispVM t allow",
+        DISPOSABLES,
+        2,
+    ),
+    (
+        "a disposable that is redirected to",
+        "s.X * v @tag:a allow target=@dispvm\ns.Y * @type:DispVM t allow",
+        DISPOSABLES,
+        2,
+    ),
+    (
+        "a disposable of a disposable",
+        (
+            "s.X * v @dispvm allow\ns.X * @type:DispVM @dispvm:@tag:b allow\n"
+            "s.Y * v * deny\ns.Y * @tag:b t allow"
+        ),
+        DISPOSABLES,
+        2,
+    ),
+    (
+        "a disposable with a number that a rule knows",
+        "s.X * v @dispvm allow\ns.Y * disp7 t allow",
+        DISPOSABLES,
+        2,
+    ),
+    ("a vault that disposables are made of", "s.X * t @dispvm allow", APART, 2),
+    ("who may read of it", "admin.R * t v allow target=dom0", CALLS_ONLY, 1),
+    ("who may administer it", "admin.U * v t allow target=dom0", CALLS_ONLY, 1),
+    ("who may read of all", "admin.R * t @adminvm allow", CALLS_ONLY, 1),
+    ("whom a third may change", "admin.C * m v allow target=dom0", CALLS_ONLY, 1),
+    ("an administrator by a wildcard", "* * t v allow target=dom0", CALLS_ONLY, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "assumed", "steps"),
+    [case[1:] for case in FAILING],
+    ids=[case[0] for case in FAILING],
+)
+def test_assertion_fails_by(policy: str, assumed: tuple[str, ...], steps: int) -> None:
+    """The chain is as short as can be."""
+    verdict = _checked(policy, "v never reaches t", *assumed)
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    assert len(verdict.example.hops) == steps
+
+
+@pytest.mark.parametrize(
+    ("assertion", "assumed"),
+    [
+        ("v never reaches internet", ("no type:TemplateVM",)),
+        ("v never reaches not v", ("no netvm",)),
+        ("internet never reaches netvm", ()),
+        ("tag:v never reaches tag:v", ("no netvm",)),
+    ],
+)
+def test_wiring_alone_is_a_way(assertion: str, assumed: tuple[str, ...]) -> None:
+    """Networks and templates are wired as the administrator likes, unless it is said how not."""
+    verdict = _checked("", assertion, *assumed)
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    assert all(hop.service is None for hop in verdict.example.hops)
+
+
+def test_qube_on_another_machine_is_beyond_knowledge() -> None:
+    """It counts as connected with the outside world, though nothing here is."""
+    assumed = ("no netvm and not type:RemoteVM", "no v and type:RemoteVM", "no base")
+    policy = "s.X * v far allow"
+    texts = ("no type:TemplateVM", *assumed)
+    # Its relay has a network, so there has to be one that may.
+    verdict = _checked(policy, "v never reaches internet", *texts)
+    assert verdict.answer is Answer.UNSURE
+    verdict = _checked(policy, "v never reaches internet", "no v and netvm", "no type:TemplateVM")
+    assert verdict.answer is Answer.FAILS
+
+
+def test_what_denies_one_half_of_a_qube_is_seen() -> None:
+    """A qube with both tags is denied the way in: looked at strictly, there is no way through."""
+    policy = (
+        "s.X * v t deny\ns.X * v @tag:b deny\ns.X * v @tag:a allow\n"
+        "s.Y * v * deny\ns.Y * @tag:b t allow"
+    )
+    assert _checked(policy, "v never reaches t", *CALLS_ONLY).answer is Answer.HOLDS
+
+
+def test_dom0_can_be_reached() -> None:
+    """It is an end, though never between."""
+    policy = "s.X * v dom0 allow"
+    assert _checked(policy, "v never reaches dom0", *CALLS_ONLY).answer is Answer.FAILS
+    assert _checked(policy, "dom0 never reaches v", *CALLS_ONLY).answer is Answer.FAILS
+    assert _checked(policy, "t never reaches dom0", *CALLS_ONLY).answer is Answer.HOLDS
+
+
+def test_options_are_taken_into_account() -> None:
+    """A question that is denied, a reply that is empty, a service that is left out."""
+    ask, reply = "s.X * v t ask", "s.X * t v allow"
+    words = ("v never reaches t", *CALLS_ONLY)
+    power, services = OPTIONS.power, OPTIONS.admin_services
+    no_ask = Options(power, services, asking=False)
+    assert _checked(ask, *words, options=no_ask).answer is Answer.HOLDS
+    one_way = Options(power, services, one_way=frozenset({"s.X"}))
+    assert _checked(reply, *words, options=one_way).answer is Answer.HOLDS
+    only = Options(power, services, only=frozenset({"s.Y"}))
+    assert _checked(ask, *words, options=only).answer is Answer.HOLDS
+
+
+def test_too_much_is_refused() -> None:
+    """The search has a bound, and says so."""
+    tags = " and ".join(f"tag:t{i}" for i in range(6))
+    with pytest.raises(CaissonError, match="speak of 6 tags"):
+        _checked("", f"v never reaches {tags}")
+    names = "".join(f"s.X * q{i} r{i} allow\n" for i in range(5000))
+    with pytest.raises(CaissonError, match="too many combinations"):
+        _checked(names, "v never reaches netvm")
+
+
+def test_too_many_names_of_disposables_are_refused() -> None:
+    """Each is a variant of every disposable that may come to be."""
+    lines = [f"s.X * disp{i} @dispvm allow" for i in range(1, 10)]
+    rules = parse_policy({"a.policy": "\n".join(lines)}).rules
+    with pytest.raises(CaissonError, match="name 9 disposables"):
+        Flows(rules, Facts.from_dict({"dom0": {}}), OPTIONS)
