@@ -6,26 +6,6 @@ from caisson.admin.methods import METHODS
 from caisson.admin.registry import Access, Scope
 from caisson.policy.flow import Power
 
-_READ_POLICY = frozenset(
-    {
-        "policy.EvalGUI",
-        "policy.EvalSimple",
-        "policy.Get",
-        "policy.GetFiles",
-        "policy.List",
-        "policy.include.Get",
-        "policy.include.List",
-    }
-)
-_WRITE_POLICY = frozenset(
-    {
-        "policy.RegisterArgument",
-        "policy.Remove",
-        "policy.Replace",
-        "policy.include.Remove",
-        "policy.include.Replace",
-    }
-)
 # What a qube may do hangs on these, or devices carry data from another qube to it.
 _RIGHTS = (
     "admin.vm.tag.",
@@ -37,11 +17,11 @@ _RIGHTS = (
 
 def power(service: str) -> Power:
     """What a service gives to its caller, if the admin qube runs it; unknown ones give all."""
-    if service.startswith("policy."):
-        return Power.NONE if service in _READ_POLICY else Power.CHANGES
     method = METHODS.methods.get(service)
     if method is None:
-        return Power.CHANGES if service.startswith("admin.") else Power.NONE
+        return Power.CHANGES if service.startswith(("admin.", "policy.")) else Power.NONE
+    if method.scope is Scope.POLICY:
+        return Power.NONE if method.access is Access.READ else Power.CHANGES
     if method.scope not in {Scope.GLOBAL, Scope.LOCAL}:
         return Power.NONE  # qubes are refused, whatever the policy says
     if method.access is Access.READ:
@@ -53,4 +33,4 @@ def power(service: str) -> Power:
 
 def powerful() -> frozenset[str]:
     """The services that give anything, by name."""
-    return frozenset(s for s in (*METHODS.methods, *_WRITE_POLICY) if power(s) is not Power.NONE)
+    return frozenset(name for name in METHODS.methods if power(name) is not Power.NONE)

@@ -116,6 +116,10 @@ def test_every_method_that_changes_something_counts() -> None:
             reads = method.access is Access.READ
             assert (power(name) is Power.READS) is reads
             assert name in powerful()
+        elif method.scope is Scope.POLICY:
+            changes = method.access is not Access.READ
+            assert (power(name) is Power.CHANGES) is changes
+            assert (name in powerful()) is changes
         else:
             assert power(name) is Power.NONE
     assert power("admin.vm.tag.Set") is Power.CHANGES
