@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
+from bench_analysis import policy_analysis
 from bench_measure import Row, clock, p50, p99
 
 from caisson.paths import Paths
@@ -175,4 +176,5 @@ POLICY_ROWS: dict[str, Callable[[int, Path], Row]] = {
     "decide-100": decide_100,
     "decide-10000": decide_10000,
     "policy-load": policy_load,
+    "policy-analysis": policy_analysis,
 }
