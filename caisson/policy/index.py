@@ -44,13 +44,15 @@ class _Table:
 
     `rows` by source token are made for the first call that needs them: so a reload need not pay
     for the services that nobody calls before the next one.
+    `general` has those of tokens that many qubes have in common in one row.
     """
 
-    __slots__ = ("numbers", "rows")
+    __slots__ = ("general", "numbers", "rows")
 
     def __init__(self, numbers: list[int]) -> None:
         self.numbers = numbers
         self.rows: dict[str, _Row] | None = None
+        self.general: dict[tuple[str, ...], tuple[_Row, ...]] = {}
 
 
 _Tables = dict[tuple[str, str], _Table]
@@ -119,13 +121,15 @@ class Index:
     def _rows(self, call: Call, view: View) -> list[_Row]:
         """The rows whose service, argument and source match."""
         service = call.request.service
-        keys = view.qube_keys(call.source)
-        rows = []
+        general, own = view.source_keys(call.source)
+        rows: list[_Row] = []
         for place in ((service, call.request.argument), (service, EVERY), (EVERY, EVERY)):
             table = self._tables.get(place)  # type: ignore[arg-type]
             if table is not None:
                 found = table.rows or self._make_rows(table)
-                rows += [found[key] for key in keys if key in found]
+                shared = table.general.get(general)
+                rows += _general(table, found, general) if shared is None else shared
+                rows += [found[key] for key in own if key in found]
         return rows
 
     def _make_rows(self, table: _Table) -> dict[str, _Row]:
@@ -217,6 +221,17 @@ def _tables(rules: tuple[Rule, ...], lowest: int) -> _Tables:
         else:
             table.numbers.append(number)
     return tables
+
+
+def _general(table: _Table, rows: dict[str, _Row], keys: tuple[str, ...]) -> tuple[_Row, ...]:
+    """The rows of some source tokens as one, or none."""
+    merged = _Row()
+    for row in (rows[key] for key in keys if key in rows):
+        for mine, others in ((merged.first, row.first), (merged.offers, row.offers)):
+            for key, number in others.items():
+                mine[key] = min(number, mine.get(key, number))
+    table.general[keys] = (merged,) if merged.first else ()
+    return table.general[keys]
 
 
 def _first_match(rows: list[_Row], keys: tuple[str, ...]) -> int | None:

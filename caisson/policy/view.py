@@ -29,6 +29,7 @@ class View:
         # By the number of a rule: see `mention`.
         self.mentioned: dict[int, tuple[int, int]] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
+        self._source_keys: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
         if former is not None and "_by_token" in former.__dict__:
             self._follow(former)
 
@@ -52,12 +53,18 @@ class View:
         """The tokens of rules that match a qube."""
         keys = self._keys.get(qube.name)
         if keys is None:
-            keys = self._keys[qube.name] = (
-                "*",
-                *(() if qube.name == "dom0" else ("@anyvm",)),
-                *self._references(qube),
-                f"@type:{qube.type}",
-                *(f"@tag:{tag}" for tag in qube.tags),
+            general, own = self.source_keys(qube)
+            keys = self._keys[qube.name] = (*general, *own)
+        return keys
+
+    def source_keys(self, qube: Domain) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The same tokens in two parts: those that many qubes have in common, and its own."""
+        keys = self._source_keys.get(qube.name)
+        if keys is None:
+            anyvm = () if qube.name == "dom0" else ("@anyvm",)
+            keys = self._source_keys[qube.name] = (
+                ("*", *anyvm, f"@type:{qube.type}"),
+                (*self._references(qube), *(f"@tag:{tag}" for tag in qube.tags)),
             )
         return keys
 
