@@ -16,7 +16,7 @@ class Edge(msgspec.Struct, frozen=True, order=True):
     """Calls of one kind from one qube to another.
 
     `target` is where the call really goes: a name, `@dispvm:NAME`, or for a denial what was
-    asked for. `label` is the kind's, see `caisson.policy.calls.Kind`.
+    asked for. `label` is the kind in words, see `caisson.policy.calls.CallKind`.
     """
 
     source: str
@@ -49,10 +49,10 @@ def rows(rules: Sequence[Rule], system: SystemInfo, wanted: Filter) -> Rows:
     """The edges of the graph: what the broker would decide about every call."""
     table = Table(rules, system)
     found: dict[tuple[str, Action], dict[str, frozenset[str]]] = {}
-    for kind in kinds(rules):
+    for kind, spoken in kinds(rules):
         if wanted.services is not None and kind.service not in wanted.services:
             continue
-        for source, outcomes in table.of_kind(kind):
+        for source, outcomes in table.of_kind(kind, spoken):
             if wanted.sources is not None and source not in wanted.sources:
                 continue
             for action in wanted.actions:
@@ -60,7 +60,7 @@ def rows(rules: Sequence[Rule], system: SystemInfo, wanted: Filter) -> Rows:
                 if wanted.targets is not None:
                     targets &= frozenset(wanted.targets)
                 if targets:
-                    found.setdefault((kind.label, action), {})[source] = targets
+                    found.setdefault((str(kind), action), {})[source] = targets
     return found
 
 

@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from caisson.policy.calls import Kind, relevant
+from caisson.policy.calls import CallKind
 from caisson.policy.index import Index
 from caisson.policy.outcome import Allow, Ask, Request
 from caisson.policy.reference import matches_qube, matches_target
 from caisson.policy.resolution import Call, can_be_base, may_run, permit
 from caisson.policy.rules import Action, Rule
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import Kind as TokenKind
-from caisson.policy.tokens import Role, Token, parse_token
+from caisson.policy.tokens import Kind, Role, Token, parse_token
 
 Outcomes = Mapping[Action, frozenset[str]]
 """By outcome, where calls of one kind of one source go: names and `@dispvm:NAME`.
@@ -48,7 +47,6 @@ class Table:
     """
 
     def __init__(self, rules: Sequence[Rule], system: SystemInfo) -> None:
-        self._rules = rules
         self._system = system
         self._index = Index(rules)
         qubes = system.domains.values()
@@ -62,9 +60,14 @@ class Table:
         remote = (self._is_remote(name) for name in self._targets)
         self._remote = self._bits(remote)
 
-    def of_kind(self, kind: Kind) -> Iterator[tuple[str, Outcomes]]:
-        """Each source and its outcomes; sources without any are left out."""
-        for sources in self._classes(relevant(kind, self._rules)):
+    def of_kind(self, kind: CallKind, rules: Sequence[Rule]) -> Iterator[tuple[str, Outcomes]]:
+        """Each source and its outcomes; sources without any are left out.
+
+        Args:
+            kind: the kind of call.
+            rules: those that speak of it, in order.
+        """
+        for sources in self._classes(rules):
             shared = self._shared(kind, sources)
             for name in sources.names:
                 # Nobody calls itself.
@@ -84,7 +87,7 @@ class Table:
             if matching:
                 yield _Sources(tuple(names), matching)
 
-    def _shared(self, kind: Kind, sources: _Sources) -> dict[Action, frozenset[str]]:
+    def _shared(self, kind: CallKind, sources: _Sources) -> dict[Action, frozenset[str]]:
         """The outcomes of all these sources together: each has them but for itself."""
         found: dict[Action, set[str]] = {action: set() for action in Action}
         base = self._qube(sources.names[0]).default_dispvm
@@ -96,7 +99,7 @@ class Table:
                 found[rule.action] |= self._reached(kind, rule, taken, sources.names)
         return {action: frozenset(names) for action, names in found.items() if names}
 
-    def _reached(self, kind: Kind, rule: Rule, taken: int, sources: Sequence[str]) -> set[str]:
+    def _reached(self, kind: CallKind, rule: Rule, taken: int, sources: Sequence[str]) -> set[str]:
         """Where calls to the targets `taken`, which `rule` decides, go."""
         if rule.action is Action.DENY:
             return set(self._named(taken))
@@ -107,7 +110,7 @@ class Table:
         target = self._targets[taken.bit_length() - 1]
         found: set[str] = set()
         for source in sources[:2]:
-            request = Request(kind.service, kind.argument, source, target)
+            request = Request(*kind.call, source, target)
             if rule.action is Action.ASK:
                 decision = self._index.decide(request, self._system)
                 found.update(decision.targets if isinstance(decision, Ask) else ())
@@ -117,15 +120,13 @@ class Table:
                 found.update({allowed.target} if isinstance(allowed, Allow) else ())
         return found
 
-    def _allowed(self, kind: Kind, rule: Rule, taken: int, source: Domain) -> set[str]:
+    def _allowed(self, kind: CallKind, rule: Rule, taken: int, source: Domain) -> set[str]:
         if not rule.autostart:
             taken &= self._running
         found = set(self._named(taken & ~self._remote))
         for name in self._named(taken & self._remote):
             # Whether a relay takes the call depends on all of it but the source.
-            call = Call(
-                Request(kind.service, kind.argument, "", name), _NOBODY, Token(TokenKind.NAME, name)
-            )
+            call = Call(Request(*kind.call, "", name), _NOBODY, Token(Kind.NAME, name))
             if isinstance(permit(call, rule, call.target, self._system), Allow):
                 found.add(name)
         found.discard("@default")

@@ -19,7 +19,7 @@ from caisson.policy.analysis.profiles import (
     meets,
     plans,
 )
-from caisson.policy.analysis.slices import unused
+from caisson.policy.calls import unused
 from caisson.policy.rules import Rule
 from caisson.policy.system import Domain, SystemInfo
 from caisson.policy.tokens import NIL_UUID, Kind, Token

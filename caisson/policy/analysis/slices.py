@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import count
 from typing import Any
 
 import msgspec
 
+from caisson.policy.calls import kinds
 from caisson.policy.rules import EVERY, Action, Rule
 
 Label = tuple[str, str]
@@ -77,7 +77,8 @@ def slices(old: Sequence[Rule], new: Sequence[Rule]) -> Iterator[Slice]:
     """All slices of two policies; those that consist of the same rules are one."""
     both = _Policy(old), _Policy(new)
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[Label, Label]]] = {}
-    for label, call in _labels(old, new):
+    for kind, _ in kinds((*old, *new)):
+        label, call = (kind.service, kind.argument), kind.call
         numbers = (both[0].numbers(*call), both[1].numbers(*call))
         # Where a file is included for many services, its rules are those of many slices.
         found.setdefault((both[0].named(numbers[0]), both[1].named(numbers[1])), []).append(
@@ -143,25 +144,3 @@ class _Policy:
     def entries_of(self, service: str, argument: str) -> tuple[Entry, ...]:
         """The rules that speak of a call."""
         return tuple(self._entries[number] for number in self.numbers(service, argument))
-
-
-def _labels(old: Sequence[Rule], new: Sequence[Rule]) -> Iterator[tuple[Label, Label]]:
-    """Every label, with a service and argument that stand for it."""
-    arguments: dict[str, set[str]] = {}
-    for rule in (*old, *new):
-        arguments.setdefault(rule.service, set()).add(rule.argument)
-    arguments.pop(EVERY, None)
-    for service in sorted(arguments):
-        named = arguments[service] - {EVERY}
-        for argument in sorted(named):
-            yield (service, argument), (service, argument)
-        yield (service, EVERY), (service, unused(named, "+"))
-    other = unused(set(arguments), "any.Other")
-    yield (EVERY, EVERY), (other, "+")
-
-
-def unused(taken: set[str], wish: str) -> str:
-    """A name that is not taken: the wish itself, or with something behind it."""
-    if wish not in taken:
-        return wish
-    return next(name for n in count(1) if (name := f"{wish}other-{n}") not in taken)

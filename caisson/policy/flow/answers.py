@@ -121,7 +121,7 @@ class Flows:
             target,
             edge.way,
             caller=system.name(caller),
-            service=str(outcome.place),
+            service=str(outcome.kind),
             request=wish.text(system.name),
             rule=outcome.rule.location.rule,
             asked=outcome.rule.action is Action.ASK,

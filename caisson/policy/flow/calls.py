@@ -7,31 +7,14 @@ a test keeps the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from caisson.policy.calls import CallKind
 from caisson.policy.flow.members import Defaults, Population
-from caisson.policy.rules import EVERY, Action, Rule
+from caisson.policy.rules import Action, Rule
 from caisson.policy.tokens import Kind
-
-
-class Place(msgspec.Struct, frozen=True):
-    """A service with an argument; None stands for any that no rule names.
-
-    `is_split`: rules tell arguments of this service apart.
-    """
-
-    service: str | None
-    argument: str | None
-    is_split: bool = False
-
-    def __str__(self) -> str:
-        if self.service is None:
-            return "any other service"
-        if self.argument is None:
-            return f"{self.service}+*" if self.is_split else self.service
-        return self.service + (self.argument if self.argument != "+" else "")
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -41,7 +24,7 @@ class Outcome(msgspec.Struct, frozen=True):
     of which a new disposable answers.
     """
 
-    place: Place
+    kind: CallKind
     rule: Rule
     callers: int
     requests: int
@@ -49,47 +32,19 @@ class Outcome(msgspec.Struct, frozen=True):
     bases: int
 
 
-def places(
-    rules: Sequence[Rule],
-    also: Collection[str],
-    only: Collection[str] | None = None,
-) -> Iterator[tuple[Place, tuple[Rule, ...]]]:
-    """Every service and argument that rules tell apart, with the rules about it in order.
-
-    Args:
-        rules: the policy.
-        also: services to tell apart although no rule names them.
-        only: leave out all services but these.
-    """
-    by_service: dict[str, list[int]] = {}
-    for number, rule in enumerate(rules):
-        by_service.setdefault(rule.service, []).append(number)
-    general = by_service.pop(EVERY, [])
-    told_apart = {*by_service, *(also if general else ())}
-    for service in sorted(told_apart if only is None else only):
-        about = [rules[i] for i in sorted(by_service.get(service, []) + general)]
-        arguments = {rule.argument for rule in about} - {EVERY}
-        for argument in (*sorted(arguments), None):
-            spoken = tuple(r for r in about if r.argument in (EVERY, argument))
-            if spoken:
-                yield Place(service, argument, bool(arguments)), spoken
-    if general and only is None:
-        yield Place(None, None), tuple(rules[i] for i in general)
-
-
 def outcomes(
-    place: Place, rules: Sequence[Rule], population: Population, *, asking: bool
+    kind: CallKind, rules: Sequence[Rule], population: Population, *, asking: bool
 ) -> Iterator[Outcome]:
     """What the rules of one service let happen.
 
     Args:
-        place: service and argument.
+        kind: service and argument.
         rules: those about them, in order.
         population: who there is.
         asking: whether a person may say yes.
     """
     for callers, spoken in _groups(rules, population):
-        yield from _Walk(place, population, callers, spoken).outcomes(asking=asking)
+        yield from _Walk(kind, population, callers, spoken).outcomes(asking=asking)
 
 
 def _groups(rules: Iterable[Rule], population: Population) -> list[tuple[int, tuple[Rule, ...]]]:
@@ -112,9 +67,9 @@ class _Walk:
     """One group of callers, and the rules that speak of it."""
 
     def __init__(
-        self, place: Place, population: Population, callers: int, rules: tuple[Rule, ...]
+        self, kind: CallKind, population: Population, callers: int, rules: tuple[Rule, ...]
     ) -> None:
-        self._place = place
+        self._kind = kind
         self._people = population
         self._callers = callers
         self._rules = rules
@@ -174,7 +129,7 @@ class _Walk:
             targets & people.answering,
             bases & people.base if rule.autostart else 0,
         )
-        return Outcome(self._place, rule, *map(people.shared, sets))
+        return Outcome(self._kind, rule, *map(people.shared, sets))
 
     def _real(self, rule: Rule, requests: int) -> tuple[int, int, int]:
         """The members, and the bases of new disposables, that requests lead to.

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import msgspec
 
-from caisson.policy.flow.calls import Outcome, outcomes, places
+from caisson.policy.calls import kinds
+from caisson.policy.flow.calls import Outcome, outcomes
 from caisson.policy.flow.members import Population
-from caisson.policy.rules import Action, Rule
+from caisson.policy.rules import EVERY, Action, Rule
 
 
 class Power(Enum):
@@ -80,10 +81,13 @@ class Options(msgspec.Struct, frozen=True):
 
 def of_calls(rules: Sequence[Rule], world: World, options: Options) -> Iterator[Edge]:
     """The edges that calls bring about."""
-    for place, spoken in places(rules, _told_apart(rules, options), options.only):
-        power = Power.NONE if place.service is None else options.power(place.service)
-        replies = place.service not in options.one_way
-        for outcome in outcomes(place, spoken, world.population, asking=options.asking):
+    also = _told_apart(rules, options) if options.only is None else options.only
+    for kind, spoken in kinds(rules, also):
+        if options.only is not None and kind.service not in options.only:
+            continue
+        power = Power.NONE if kind.service == EVERY else options.power(kind.service)
+        replies = kind.service not in options.one_way
+        for outcome in outcomes(kind, spoken, world.population, asking=options.asking):
             yield from _of_outcome(outcome, world, replies=replies)
             if power is not Power.NONE and outcome.targets & world.population.dom0:
                 yield from _of_power(outcome, world.population, power)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -114,7 +113,6 @@ class _Chain:
 
     def __init__(self, universe: Universe, rules: Sequence[Rule]) -> None:
         self._universe = universe
-        self._rules = rules
         self.draft = Draft(universe, rules)
         self._line: list[QubeDraft | None] = []
         self.hops: list[Hop] = []
@@ -190,7 +188,7 @@ class _Chain:
             wished = known.get(wish.member) or self.draft.beside(wish.member)
             wished.is_base |= bool(wish.word)
             asked += wished.name
-        service, argument = self._words(outcome.place.service, outcome.place.argument)
+        service, argument = outcome.kind.call
         self.calls.append(_Call(caller.name, service, argument, asked, real))
         return msgspec.structs.replace(
             hop,
@@ -200,18 +198,3 @@ class _Chain:
             rule=outcome.rule.location.rule,
             asked=outcome.rule.action is Action.ASK,
         )
-
-    def _words(self, service: str | None, argument: str | None) -> tuple[str, str]:
-        """A service and argument; where any does, ones that no rule names."""
-        services = {rule.service for rule in self._rules}
-        arguments = {rule.argument for rule in self._rules}
-        if service is None:
-            service = next(s for i in count(1) if (s := f"any.Service{i}") not in services)
-            return service, "+"
-        if argument is None:
-            argument = (
-                "+"
-                if "+" not in arguments
-                else next(a for i in count(1) if (a := f"+any{i}") not in arguments)
-            )
-        return service, argument
