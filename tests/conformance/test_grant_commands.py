@@ -31,7 +31,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     root.mkdir()
     async with world_daemon(root) as running:
         for directory in running.paths.policy_dirs:
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)
         (running.paths.etc / "policy.d/30-user.policy").write_text(POLICY)
         yield running
 
