@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caisson.errors import CaissonError
 from caisson.paths import Paths
 
 if TYPE_CHECKING:
@@ -45,9 +46,15 @@ def run(options: argparse.Namespace, root: str) -> int:
     """Answer questions until interrupted.
 
     Raises:
-        CaissonError: this user may not answer, or no daemon made the directory.
+        CaissonError: this user may not answer, no daemon made the directory, or nobody is there.
     """
     paths = Paths(Path(root))
+    if not (options.answer or options.deny or options.plain or sys.stdin.isatty()):
+        # It would take the end of its input for a person's refusal, before anybody else's answer.
+        raise CaissonError(
+            "there is no terminal to ask a person in",
+            hint="run it in one, or let it answer alone: `--answer TARGET`, `--deny`",
+        )
     if options.answer or options.deny or options.plain or not _has_screen():
         return _by_lines(paths, options)
     for name in [n for n in os.environ if n.startswith("TEXTUAL")]:

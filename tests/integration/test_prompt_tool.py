@@ -368,12 +368,12 @@ async def test_no_color_is_respected(tmp_path: Path):
     assert not {c for c in codes if c // 10 in {3, 4, 9, 10} and c not in {39, 49}}
 
 
-async def test_without_a_terminal_it_asks_line_by_line(tmp_path: Path):
-    """A pipe has no screen; nobody types there, which denies."""
+async def test_without_a_screen_it_asks_line_by_line(tmp_path: Path):
+    """A pipe has no screen; where `--plain` says that somebody is there, its end denies."""
     path = Paths(tmp_path).prompt_agent
     path.parent.mkdir(parents=True)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", RUN, "--root", str(tmp_path), "prompt", "--once",
+        sys.executable, "-c", RUN, "--root", str(tmp_path), "prompt", "--once", "--plain",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
     )  # fmt: skip
     await until(path.exists)
@@ -393,3 +393,15 @@ def test_help_needs_no_screen_library():
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
     assert done.returncode == 0
+
+
+def test_without_a_terminal_nobody_is_asked(tmp_path: Path):
+    """The end of its input is no person's refusal: it would win against those who are there."""
+    (tmp_path / "run/qubes/prompt").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "--root", str(tmp_path), "prompt"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "there is no terminal to ask a person in" in done.stderr
+    assert list((tmp_path / "run/qubes/prompt").iterdir()) == []
