@@ -20,6 +20,7 @@ TARGET = TOP / "completion/caisson.bash"
 # What a word stands for, by the name that the parser gives it; the shell looks up a `@` word.
 KINDS = {
     "VMNAME": "@qubes",
+    "QUBE": "@qubes",
     "VMNAME,…": "@qubes",
     "SOURCE": "@qubes",
     "TARGET": "@qubes",
@@ -28,9 +29,11 @@ KINDS = {
     "POOL": "@pools",
     "DRIVER": "@drivers",
     "SERVICE": "@services",
-    # What qubes ask of each other; `SERVICE` above are services that run inside of one.
+    # What qubes ask of each other; as the value of an option, `SERVICE` is that, too, but as a word
+    # it is a service that runs inside of a qube.
     "SERVICE[+ARG]": "qubes.Filecopy qubes.Gpg qubes.OpenInVM qubes.OpenURL qubes.StartApp+ "
     "qubes.VMExec qubes.VMShell",
+    "ID": "@grants",
     "VMNAME COMMAND [ARGS …]": "@qubes",
     "PROPERTY": "@properties",
     "FEATURE": "@features",
@@ -70,6 +73,7 @@ _caisson_known() {
     @pools) qvm-pool list | tail -n +2 | cut -d ' ' -f 1 ;;
     @drivers) qvm-pool drivers | tail -n +2 | cut -d ' ' -f 1 ;;
     @recipes) caisson template list ;;
+    @grants) caisson policy grants | tail -n +2 | cut -d ' ' -f 1 ;;
     @policies) qubes-policy --list ;;
     '@qubes none') qvm-ls --raw-list; echo none ;;
     @value) _caisson_known "${_caisson_properties[${4//-/_}]-}" "$2" "$3" ;;
@@ -195,6 +199,8 @@ def kind(path: str, action: argparse.Action) -> str:
     name = action.metavar if isinstance(action.metavar, str) else ""
     if (path, name) in OF_PROPERTIES:
         return "@value"
+    if name == "SERVICE" and action.option_strings:
+        return KINDS["SERVICE[+ARG]"].replace("+", "")
     return "" if (path, name) in NEW_NAMES and not action.option_strings else KINDS.get(name, "")
 
 

@@ -49,7 +49,7 @@ def rows(rules: Sequence[Rule], system: SystemInfo, wanted: Filter) -> Rows:
     """The edges of the graph: what the broker would decide about every call."""
     table = Table(rules, system)
     found: dict[tuple[str, Action], dict[str, frozenset[str]]] = {}
-    for kind, spoken in kinds(rules):
+    for kind, spoken in kinds(rules, wanted.services or ()):
         if wanted.services is not None and kind.service not in wanted.services:
             continue
         for source, outcomes in table.of_kind(kind, spoken):

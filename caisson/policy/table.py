@@ -62,6 +62,7 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 _EXPECTED_KEYS = Expectation.__struct_fields__
+_VALUES: Mapping[str, type[Action | Reason]] = {"decision": Action, "reason": Reason}
 # What a decision has nothing to say about.
 _MEANINGLESS = {
     Action.ALLOW: ("targets", "default_target", "reason"),
@@ -226,7 +227,9 @@ def _converted(where: str, value: Any, kind: type[Expectation]) -> Expectation:
         at = _AT.search(text)
         key = f" key `{shown(at[1])}`:" if at and at[1] else ""
         reason = _AT.sub("", text)
-        raise TableError(f"{where}:{key} {shown(reason[:1].lower() + reason[1:])}") from None
+        named = _VALUES.get(at[1]) if at else None
+        hint = f"known are {', '.join(named)}" if named else None
+        raise TableError(f"{where}:{key} {shown(reason[:1].lower() + reason[1:])}", hint) from None
 
 
 def _entry_cases(number: int, expected: Expectation) -> Iterator[Case]:

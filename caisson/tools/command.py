@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from caisson import __version__
 from caisson.admin.client import Client
@@ -35,16 +35,64 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: always.
         """
-        raise UsageError(message, f"`{self.prog} --help`")
+        raise UsageError(message, self._hint(message))
+
+    def _hint(self, message: str) -> str:
+        lists = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
+        names = [f"`{name}`" for choices in lists for name in choices]
+        if not names or "choose from" in message:
+            return f"`{self.prog} --help`"
+        return f"use {', '.join(names[:-1])} or {names[-1]}; `{self.prog} --help`"
 
 
 class ActionParser(Parser):
     """The parser of an action: it takes the common options too, behind the action's name."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
+        super().__init__(**{"formatter_class": _Paragraphs} | settings, allow_abbrev=False)
         # What is not given here must not undo what was given before the action.
         _add_common(self, default=argparse.SUPPRESS)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is unknown here, not in the command, whose help does not tell of it.
+
+        Raises:
+            UsageError: some word or option is unknown.
+        """
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
+if TYPE_CHECKING:
+    _OfActions = argparse._SubParsersAction[ActionParser]  # noqa: SLF001 - has no public name
+else:
+    _OfActions = argparse._SubParsersAction  # noqa: SLF001
+
+
+class _Actions(_OfActions):
+    """Actions that say in their own help what they are for, as the list of them does."""
+
+    def add_parser(self, name: str, **settings: Any) -> ActionParser:
+        """Declare an action."""
+        purpose = settings["help"]
+        described = {"description": f"{purpose[:1].upper()}{purpose[1:]}."} | settings
+        return super().add_parser(name, **described)
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Fills each line of a text by itself, and keeps words with hyphens whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        import textwrap
+
+        return "\n".join(
+            textwrap.fill(
+                line, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+            )
+            for line in text.splitlines()
+        )
 
 
 def parser(name: str, purpose: str, epilog: str | None = None) -> Parser:
@@ -65,7 +113,7 @@ def add_actions(
 ) -> argparse._SubParsersAction[ActionParser]:
     """Let a command have actions, each with the common options and words of its own."""
     return made.add_subparsers(
-        dest=dest, metavar=metavar, required=required, parser_class=ActionParser
+        dest=dest, metavar=metavar, required=required, parser_class=ActionParser, action=_Actions
     )
 
 

@@ -16,8 +16,10 @@ def parser() -> argparse.ArgumentParser:
     made = command.parser(
         "qrexec-policy-graph",
         "Print which calls between qubes are possible, as a graph in the language of Graphviz.",
-        "Red is allowed, orange is asked about. `caisson policy graph` draws a picture of it in"
-        " which qubes that are alike are one box.",
+        "Red is allowed, orange is asked about. `caisson policy graph` draws a picture of it in\n"
+        "which qubes that are alike are one box.\n"
+        "exit codes: 0 it is printed, also if no call is possible; 1 the policy does not load,\n"
+        "there is no such qube, or a refusal; 2 usage",
     )
     inputs.add_options(made)
     made.add_argument("--include-ask", action="store_true", help="draw what is asked about, too")
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     policy = unbroken(arguments, client)
     system = inputs.system_of(arguments, client)
     asked = arguments.include_ask or arguments.full_output
-    chosen = wanted(arguments, ask=asked, deny=arguments.full_output)
+    chosen = wanted(arguments, policy, system, ask=asked, deny=arguments.full_output)
     drawn = drawing.simple(
         graph.edges(graph.rows(policy.rules, system, chosen)), labels=not arguments.skip_labels
     )

@@ -244,7 +244,7 @@ def test_command_that_cannot_do_it_says_so_and_changes_nothing(
         (["qvm-ls", "--formt"], 2, "unrecognized arguments: --formt\nhint: `qvm-ls --help`\n"),
         (["qvm-pool", "info"], 2, "are required: POOL\nhint: `qvm-pool info --help`\n"),
         (["qvm-volume", "list", "--root", "/nonexistent"], 1, "at `/nonexistent/run/qubesd.sock`"),
-        (["caisson", "doctor", "--colour"], 2, "--colour\nhint: `caisson --help`\n"),
+        (["caisson", "doctor", "--colour"], 2, "--colour\nhint: `caisson doctor --help`\n"),
     ],
 )
 def test_word_without_meaning_is_told_before_any_call(

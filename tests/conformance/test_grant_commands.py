@@ -86,7 +86,13 @@ async def test_grants_are_decided_listed_and_revoked(daemon: Daemon) -> None:
     assert (await daemon.command("caisson", "policy", "revoke", name)) == (0, "", "")
     _, out, _ = await daemon.command("caisson", "policy", "decide", answer=request)
     assert json.loads(out)["rule"] == "30-user.policy:1"
-    assert (await daemon.command("caisson", "policy", "grants")) == (0, "", "")
+    assert (await daemon.command("caisson", "policy", "grants")) == (
+        0,
+        "",
+        "nothing is granted\n",
+    )
+    assert (await daemon.command("caisson", "policy", "grants", "-q")) == (0, "", "")
+    assert (await daemon.command("caisson", "policy", "grants", "--json")) == (0, "[]\n", "")
 
 
 async def test_each_of_several_is_revoked_although_another_is_not(daemon: Daemon) -> None:
@@ -102,8 +108,14 @@ async def test_each_of_several_is_revoked_although_another_is_not(daemon: Daemon
     held = json.loads((await daemon.command("caisson", "policy", "grants", "--json"))[1])
     assert [grant["id"] for grant in held] == names[1:]
     assert (await daemon.command(*revoke, "--all"))[0] == 0
-    assert (await daemon.command(*revoke))[0] == 2
-    assert (await daemon.command(*revoke, "--all", names[0]))[0] == 2
+    assert (await daemon.command(*revoke))[::2] == (
+        2,
+        "error: which grants?\nhint: name their ids, or use `--all`\n",
+    )
+    assert (await daemon.command(*revoke, "--all", names[0]))[::2] == (
+        2,
+        "error: `--all` takes no ids\nhint: it ends every grant: leave one of both out\n",
+    )
     assert (await daemon.command("caisson", "policy", "grants", "--json"))[1] == "[]\n"
 
 
@@ -191,7 +203,13 @@ async def test_malformed_grants_are_told_and_replaced(daemon: Daemon) -> None:
         assert "cannot be read" in err
         assert "revoke --all" in err
     assert (await daemon.command("caisson", "policy", "revoke", "--all"))[0] == 0
-    assert (await daemon.command("caisson", "policy", "grants")) == (0, "", "")
+    assert (await daemon.command("caisson", "policy", "grants")) == (
+        0,
+        "",
+        "nothing is granted\n",
+    )
+    assert (await daemon.command("caisson", "policy", "grants", "-q")) == (0, "", "")
+    assert (await daemon.command("caisson", "policy", "grants", "--json")) == (0, "[]\n", "")
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import inputs
+from caisson.tools.policy import inputs, names, tables
 
 if TYPE_CHECKING:
-    from caisson.policy import Request, SystemInfo
-
-_LONGEST_NAME = 64
-_NEAR = 3
+    from caisson.policy import BrokenPolicy, PolicySet, Request, SystemInfo
 
 
 def add(actions: Any) -> None:
@@ -26,8 +24,9 @@ def add(actions: Any) -> None:
         "request became), `rules` with what each failed on, `rules_of_other_services`, `after`, "
         "`absent` (what cannot be picked, and why), `would_change`, `error` of a policy that does "
         "not load, and `did_you_mean`.\n"
-        "exit codes: 0 whatever the decision is; 1 the policy does not load, so that every "
-        "call is denied, or a refusal. `caisson policy decide` is for scripts",
+        "exit codes: 0 whatever the decision is (`caisson policy decide` is for scripts); 1 the "
+        "policy does not load, so that every call is denied, or a refusal; 2 usage, or the "
+        "table cannot be used",
     )
     made.add_argument("source", metavar="SOURCE", help="the calling qube")
     made.add_argument(
@@ -46,6 +45,12 @@ def add(actions: Any) -> None:
     )
     made.add_argument("--json", action="store_true", help="an object")
     made.add_argument("--all", action="store_true", help="show rules of other services, too")
+    made.add_argument(
+        "--table",
+        metavar="FILE",
+        type=Path,
+        help="take policy and system from a table of `caisson policy test`, as far as it has them",
+    )
     inputs.add_options(made)
 
 
@@ -56,8 +61,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     from caisson.policy.explain import explain
 
     request = _request(arguments)
-    policy = inputs.policy_of(arguments, client)
-    system = inputs.system_of(arguments, client)
+    policy, system = _inputs(arguments, client)
     explanation = explain(request, policy, system)
     near = near_names(request, system)
     if arguments.json:
@@ -68,6 +72,21 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
         telling.tell(explanation, near, every=arguments.all)
     return 0 if explanation.error is None else command.FAILURE
+
+
+def _inputs(
+    arguments: argparse.Namespace, client: Client
+) -> tuple[PolicySet | BrokenPolicy, SystemInfo]:
+    from caisson.policy.table import TableError
+    from caisson.store.policy_tables import read_table
+
+    path: Path | None = arguments.table
+    if path is None:
+        return inputs.policy_of(arguments, client), inputs.system_of(arguments, client)
+    try:
+        return tables.inputs_of(read_table(path), path, arguments, client)
+    except TableError as error:
+        raise command.UsageError(f"table `{path}`: {error.message}", error.hint) from None
 
 
 def _request(arguments: argparse.Namespace) -> Request:
@@ -97,13 +116,7 @@ def near_names(request: Request, system: SystemInfo) -> dict[str, list[str]]:
         "requested_source": request.requested_source,
     }
     return {
-        field: _near(name, system)
+        field: names.near(name, system.domains)
         for field, name in named.items()
         if name and not name.startswith("@") and system.find(name) is None
     }
-
-
-def _near(name: str, system: SystemInfo) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(name, system.domains, _NEAR) if len(name) <= _LONGEST_NAME else []

@@ -13,7 +13,11 @@ _MINUTE = 60
 
 def add(actions: Any) -> None:
     """Declare the command line."""
-    made = actions.add_parser("grants", help="list what is granted, with the time left")
+    made = actions.add_parser(
+        "grants",
+        help="list what is granted, with the time left",
+        epilog="exit codes: 0 listed, also if nothing is granted; 1 a refusal; 2 usage",
+    )
     made.add_argument("--json", action="store_true", help="a list of objects")
 
 
@@ -28,6 +32,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     if found:
         heads = ("ID", "SOURCE", "TARGET", "SERVICE", "USER", "LEFT", "BY")
         print(terminal.table([heads, *map(_row, found)]), end="")
+    elif not arguments.quiet:
+        terminal.say("nothing is granted")
     return 0
 
 

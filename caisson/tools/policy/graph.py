@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING, Any
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
 from caisson.tools import terminal
-from caisson.tools.policy import drawing, inputs
+from caisson.tools.policy import drawing, inputs, names
 
 if TYPE_CHECKING:
-    from caisson.policy import PolicySet
+    from caisson.policy import PolicySet, SystemInfo
     from caisson.policy.graph import Filter
 
 FORMATS = ("dot", "svg", "png", "pdf")
 
+_KEYWORDS = ("@default", "@dispvm")
+_DISPOSABLE = "@dispvm:"
+
 
 def add(actions: Any) -> None:
     """Declare the command line."""
-    made = actions.add_parser("graph", help="draw who may call whom")
+    made = actions.add_parser(
+        "graph",
+        help="draw who may call whom",
+        epilog="exit codes: 0 it is drawn, also if no call is possible; 1 the policy does not "
+        "load, there is no such qube, or a refusal; 2 usage",
+    )
     inputs.add_options(made)
     for option, what in (
         ("--service", "of this service"),
@@ -55,7 +63,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     found = graph.rows(
         policy.rules,
         system,
-        wanted(arguments, ask=not arguments.no_ask, deny=arguments.deny),
+        wanted(arguments, policy, system, ask=not arguments.no_ask, deny=arguments.deny),
     )
     bundles = graph.bundles(found)
     boxes = graph.boxes(bundles, alike=not arguments.each)
@@ -80,15 +88,39 @@ def unbroken(arguments: argparse.Namespace, client: Client) -> PolicySet:
     return policy
 
 
-def wanted(arguments: argparse.Namespace, *, ask: bool, deny: bool) -> Filter:
-    """What the options ask to be drawn."""
+def wanted(
+    arguments: argparse.Namespace, policy: PolicySet, system: SystemInfo, *, ask: bool, deny: bool
+) -> Filter:
+    """What the options ask to be drawn; on stderr, which services no rule names.
+
+    Raises:
+        QubeNotFoundError: there is no such qube.
+    """
     from caisson.policy import Action
     from caisson.policy.graph import Filter
 
     actions = {Action.ALLOW}
     actions |= {Action.ASK} if ask else set()
     actions |= {Action.DENY} if deny else set()
-    return Filter(arguments.service, arguments.source, arguments.target, actions)
+    sources, targets = arguments.source, arguments.target
+    if not arguments.quiet:
+        names.note_unnamed(arguments.service or (), policy.rules)
+    return Filter(
+        arguments.service,
+        sources and [names.qube(each, system) for each in sources],
+        targets and [name for each in targets for name in _ends(each, system)],
+        actions,
+    )
+
+
+def _ends(target: str, system: SystemInfo) -> tuple[str, ...]:
+    """What a call to a target may be drawn to: where it goes, or if denied, what was asked for."""
+    if target in _KEYWORDS:
+        return (target,)
+    base = target.removeprefix(_DISPOSABLE)
+    if base != target:
+        return (_DISPOSABLE + names.qube(base, system),)
+    return (target, names.qube(target, system))
 
 
 def _form(output: Path | None) -> str:

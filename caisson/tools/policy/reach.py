@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
+from caisson.errors import CaissonError
 from caisson.tools import command, terminal
-from caisson.tools.policy import inputs
+from caisson.tools.policy import inputs, names
 
 if TYPE_CHECKING:
     from caisson.policy import Rule
     from caisson.policy.flow import Options
 
 FAILS = 3
+
+_OUTSIDE = ("internet", "@internet")
 
 
 def add(actions: Any) -> None:
@@ -29,8 +34,8 @@ def add(actions: Any) -> None:
         "or `any`, joined by `and`, negated by "
         "`not`. It holds only if no system with any qubes has the flow.\n"
         "docs/concepts/information-flow.md says what is counted, and what is not.\n"
-        "exit codes: 0 the answer was given, every assertion holds; 1 a refusal; 2 usage; "
-        "3 an assertion fails, or may fail",
+        "exit codes: 0 the answer was given, every assertion holds; 1 a refusal; 2 usage, or a "
+        "file of assertions cannot be used; 3 an assertion fails, or may fail",
     )
     made.add_argument("qube", metavar="QUBE", nargs="?", help="a qube, or `internet`")
     made.add_argument("--to", metavar="QUBE", help="tell only the way to this one")
@@ -73,7 +78,11 @@ def add(actions: Any) -> None:
         help="assume that the replies of this service carry nothing; may be repeated",
     )
     made.add_argument(
-        "--services", metavar="SERVICE", nargs="+", help="leave out the calls of all others"
+        "--service",
+        metavar="SERVICE",
+        action="append",
+        dest="services",
+        help="leave out the calls of all others; repeat for several",
     )
     made.add_argument("--json", action="store_true", help="an object")
     inputs.add_options(made)
@@ -83,7 +92,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Answer about one qube, or check assertions.
 
     Raises:
-        UsageError: neither is asked for, or both.
+        UsageError: neither is asked for, or both, or the file of assertions cannot be used.
         CaissonError: the policy is broken, or there is no such qube, or an assertion is none.
     """
     checks = bool(arguments.assertions or arguments.assert_file)
@@ -104,7 +113,10 @@ def _answer(arguments: argparse.Namespace, client: Client) -> int:
 
     rules = _rules(arguments, client)
     facts = Facts.from_dict(inputs.domains_of(arguments, client))
-    options = _options(arguments, frozenset(arguments.one_way))
+    for each in filter(None, (arguments.qube, arguments.to)):
+        if each not in _OUTSIDE:
+            names.qube(each, facts.system)
+    options = _options(arguments, rules, arguments.one_way)
     flows = Flows(rules, facts, options)
     chains = (flows.inward if arguments.inward else flows.onward)(arguments.qube)
     if arguments.to is not None:
@@ -129,16 +141,31 @@ def _check(arguments: argparse.Namespace, client: Client) -> int:
 
     rules = _rules(arguments, client)
     file: Path | None = arguments.assert_file
-    listed = Assertions() if file is None else read_assertions(file)
-    options = _options(arguments, frozenset([*arguments.one_way, *listed.one_way]))
-    assumed = [parse_assumption(text) for text in [*listed.assume, *arguments.assume]]
-    assertions = [parse_assertion(text) for text in [*listed.assertions, *arguments.assertions]]
+    with _unusable_is_usage(file):
+        listed = Assertions() if file is None else read_assertions(file)
+        assumed = [parse_assumption(text) for text in listed.assume]
+        assertions = [parse_assertion(text) for text in listed.assertions]
+    options = _options(arguments, rules, [*arguments.one_way, *listed.one_way])
+    assumed += [parse_assumption(text) for text in arguments.assume]
+    assertions += [parse_assertion(text) for text in arguments.assertions]
     verdicts = [check(each, rules, options, assumed) for each in assertions]
     if arguments.json:
         reach_telling.dump_verdicts(verdicts, options)
     else:
         reach_telling.tell_verdicts(verdicts, options)
     return 0 if all(verdict.answer is Answer.HOLDS for verdict in verdicts) else FAILS
+
+
+@contextlib.contextmanager
+def _unusable_is_usage(file: Path | None) -> Iterator[None]:
+    """As of a table: that an assertion fails is another exit code than that there is none."""
+    try:
+        yield
+    except CaissonError as error:
+        raise command.UsageError(error.message, error.hint) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise command.UsageError(f"`{file}` cannot be read: {reason}") from None
 
 
 def _rules(arguments: argparse.Namespace, client: Client) -> tuple[Rule, ...]:
@@ -155,14 +182,18 @@ def _rules(arguments: argparse.Namespace, client: Client) -> tuple[Rule, ...]:
     return policy.rules
 
 
-def _options(arguments: argparse.Namespace, one_way: frozenset[str]) -> Options:
+def _options(
+    arguments: argparse.Namespace, rules: Sequence[Rule], one_way: Sequence[str]
+) -> Options:
     from caisson.policy.flow import Options
     from caisson.tools.policy.powers import power, powerful
 
+    if not arguments.quiet:
+        names.note_unnamed([*one_way, *(arguments.services or ())], rules)
     return Options(
         power=power,
         admin_services=powerful(),
         asking=not arguments.no_ask,
-        one_way=one_way,
+        one_way=frozenset(one_way),
         only=None if arguments.services is None else frozenset(arguments.services),
     )

@@ -50,7 +50,7 @@ def tell_chains(arguments: argparse.Namespace, chains: Sequence[Chain], options:
         print(terminal.cell(f"{name:{width}}  {why}"))
     left = len(chains) - len(shown)
     if left:
-        print(f"and {left} disposables that may come to be (`--disposables`)")
+        print(f"and {left} disposable{'s' * (left != 1)} that may come to be (`--disposables`)")
 
 
 def _tell_one(arguments: argparse.Namespace, chains: Sequence[Chain]) -> None:

@@ -23,6 +23,7 @@ from caisson.policy.outcome import Allow, Ask, Decision, Deny
 from caisson.policy.rules import Action
 from caisson.tools import terminal
 from caisson.tools.policy import broken
+from caisson.tools.policy.names import question
 
 if TYPE_CHECKING:
     from caisson.policy import Request
@@ -87,8 +88,7 @@ def lines(
     yield Text(heading(explanation.request), "bold")
     yield from _section("the call", _told(explanation.before, explanation.decision))
     for field, names in near.items():
-        guesses = " or ".join(f"`{name}`" for name in names)
-        hint = f"did you mean {guesses}?" if names else "list the qubes with `qvm-ls`"
+        hint = question(names) or "list the qubes with `qvm-ls`"
         yield _plain(f"  hint: the {field.replace('_', ' ')} is no qube; {hint}")
     yield from _rules(explanation, every=every)
     yield from _section("then", _told(explanation.after, explanation.decision))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
 from caisson.tools import command, terminal
-from caisson.tools.policy import inputs
+from caisson.tools.policy import inputs, tables
 
 if TYPE_CHECKING:
     from caisson.policy.table import Result
@@ -22,7 +22,7 @@ def add(actions: Any) -> None:
         epilog="The format of tables, which are TOML, is described in "
         "`docs/guides/test-a-policy.md`. An option wins over what a table names.\n"
         "exit codes: 0 all decisions are as expected; 1 a decision is another, or the policy does "
-        "not load; 2 a table cannot be used",
+        "not load; 2 usage, or a table cannot be used",
     )
     made.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a table")
     made.add_argument("--json", action="store_true", help="an object")
@@ -61,14 +61,8 @@ def _judged(path: Path, arguments: argparse.Namespace, client: Client) -> list[R
     from caisson.store import policy_tables
 
     table = policy_tables.read_table(path)
-    policy = system = None
-    if arguments.policy_dir is None:
-        policy = policy_tables.policy_of(table, path)
-    if arguments.system_info is None:
-        system = policy_tables.system_info_of(table, path)
-    chosen = policy or inputs.policy_of(arguments, client)
-    known = system or inputs.system_of(arguments, client)
-    return [judge(case, chosen, known) for case in table.cases]
+    policy, system = tables.inputs_of(table, path, arguments, client)
+    return [judge(case, policy, system) for case in table.cases]
 
 
 def _report(results: dict[Path, list[Result]], failed: dict[Path, list[Result]]) -> dict[str, Any]:
@@ -94,4 +88,6 @@ def _tell(results: dict[Path, list[Result]], failed: dict[Path, list[Result]]) -
     if results:
         checked = sum(map(len, results.values()))
         wrong = sum(map(len, failed.values()))
-        print(f"{checked} decisions checked, {wrong or 'none'} not as expected")
+        print(
+            f"{checked} decision{'s' * (checked != 1)} checked, {wrong or 'none'} not as expected"
+        )

@@ -14,7 +14,7 @@ import pytest
 
 from caisson.errors import CaissonError
 from caisson.model.declarations import PROPERTIES
-from caisson.tools import command, properties, qvm_run, running, selection, terminal
+from caisson.tools import command, properties, qvm_run, running, selection, terminal, umbrella
 from caisson.tools.command import UsageError
 from caisson.tools.parallel import at_once
 
@@ -268,11 +268,21 @@ def test_every_option_and_word_is_explained() -> None:
         (["caisson", "policy", "explain", "w"], ["work", "web"]),
         (["caisson", "policy", "explain", "work", "we"], ["web"]),
         (["caisson", "policy", "explain", "work", "web", "qubes.F"], ["qubes.Filecopy"]),
+        (["caisson", "policy", "reach", "we"], ["web"]),
+        (["caisson", "policy", "reach", "web", "--to", "w"], ["work", "web"]),
+        (["caisson", "policy", "reach", "--one-way", "qubes.F"], ["qubes.Filecopy"]),
+        (["caisson", "policy", "graph", "--service", "qubes.Start"], ["qubes.StartApp"]),
+        (["caisson", "policy", "revoke", ""], ["grant-1", "grant-2"]),
+        (["caisson", "policy", "revoke", "grant-1", "grant-"], ["grant-1", "grant-2"]),
     ],
 )
 def test_shell_offers_what_fits(typed: list[str], offered: list[str], tmp_path: Path) -> None:
-    """In a real bash, with commands in the place of ours that know two qubes and a pool."""
-    for name, text in (("qvm-ls", "work\nweb"), ("qvm-pool", "NAME  DRIVER\nfast  file")):
+    """In a real bash, with commands in the place of ours that know two of each thing, or one."""
+    for name, text in (
+        ("qvm-ls", "work\nweb"),
+        ("qvm-pool", "NAME  DRIVER\nfast  file"),
+        ("caisson", "ID       SOURCE\ngrant-1  work\ngrant-2  work"),
+    ):
         program = tmp_path / name
         program.write_text(f"#!/bin/sh\nprintf '%b\\n' '{text}'\n")
         program.chmod(0o755)
@@ -289,6 +299,58 @@ def test_shell_offers_what_fits(typed: list[str], offered: list[str], tmp_path: 
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
     assert (shown.stdout.split(), shown.stderr) == (offered, "")
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert command.main(umbrella.parser(), umbrella.run, words) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    return error
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("policy", "explain", "a", "b", "s.X", "--nosuch"), "caisson policy explain"),
+        (("policy", "decide", "word"), "caisson policy decide"),
+        (("policy", "grants", "--nosuch"), "caisson policy grants"),
+        (("template", "build", "x", "--nosuch"), "caisson template build"),
+        (("up", "--nosuch"), "caisson up"),
+    ],
+)
+def test_what_an_action_does_not_know_is_answered_with_its_own_help(
+    words: tuple[str, ...], asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of the whole command does not tell the options of its actions."""
+    assert _refused(capsys, *words) == (
+        f"error: unrecognized arguments: {words[-1]}\nhint: `{asked} --help`\n"
+    )
+
+
+def test_missing_action_is_answered_with_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a second look, and each of them once."""
+    assert _refused(capsys, "policy") == (
+        "error: the following arguments are required: ACTION\n"
+        "hint: use `decide`, `diff`, `explain`, `grant`, `grants`, `graph`, `reach`, `revoke` or "
+        "`test`; `caisson policy --help`\n"
+    )
+    assert _refused(capsys, "policy", "explian").count("explain") == 1
+
+
+@pytest.mark.parametrize(
+    "action", ["diff", "explain", "grants", "graph", "reach", "revoke", "test"]
+)
+def test_help_of_an_action_says_what_it_is_for_and_its_exit_codes(
+    action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The codes on a line of their own."""
+    with pytest.raises(SystemExit):
+        umbrella.parser().parse_args(["policy", action, "--help"])
+    usage, purpose, *_, last = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith("usage: ")
+    assert purpose[0].isupper()
+    assert purpose.endswith(".")
+    assert "\nexit codes: 0 " in f"\n{last}"
 
 
 def test_many_things_are_done_at_once_and_told_in_order() -> None:

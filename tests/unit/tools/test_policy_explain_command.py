@@ -102,6 +102,34 @@ def test_name_that_no_qube_has_is_told_with_close_ones(explained: Any):
     assert "list the qubes with `qvm-ls`" in explained("work", "x" * 1000, "s.X")[1]
 
 
+def test_table_of_expectations_tells_policy_and_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What fails in CI can be explained where no qube is; options win, errors name the table."""
+    table = tmp_path / "some.policy.toml"
+    expected = '[[expect]]\nsource = "a"\ntarget = "b"\nservice = "s.X"\ndecision = "ask"\n'
+    for name, action in (("one", "ask"), ("two", "deny")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.policy").write_text(f"s.X * a b {action}\n")
+
+    def run(system: str, *words: object) -> tuple[int, str, str]:
+        table.write_text(f'policy-dir = "one"\n{system}\n{expected}')
+        argv = ["caisson", "policy", "explain", "a", "b", "s.X", "--table", table, *words]
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        return umbrella.main(), *capsys.readouterr()
+
+    assert "a person is asked, because of a.policy:1" in run("[system]\na = {}\nb = {}")[1]
+    other = run("[system]\na = {}\nb = {}", "--policy-dir", tmp_path / "two")
+    assert "denied by a.policy:1" in other[1]
+    code, told, error = run("[system]\na = {colour = 'red'}")
+    assert (code, told) == (2, "")
+    assert error.startswith(f"error: table `{table}`: `system.a` has the unknown key `colour`\n")
+    (tmp_path / "one/a.policy").write_text("s.X * a b\n")
+    code, told, error = run("[system]\na = {}\nb = {}")
+    assert (code, told) == (1, "denied, as every call is, until the policy is mended\n")
+    assert error.startswith("error: a.policy:1")
+
+
 def test_json_counts_rules_of_other_services_unless_all_are_wanted(explained: Any):
     """Scripts get the same, typed."""
     told = json.loads(explained("work", "vault", "s.X", "--json")[1])

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,53 @@ def test_an_unknown_ending_is_refused(
     code, _, err = _ours(capfd, *options, "-o", "picture.bmp")
     assert code == 1
     assert "`.bmp`" in err
+
+
+@pytest.mark.parametrize("draw", [_upstream, _ours])
+@pytest.mark.parametrize("option", ["--source", "--target"])
+def test_a_qube_that_is_none_is_refused(
+    options: list[str],
+    capfd: pytest.CaptureFixture[str],
+    draw: Callable[..., tuple[int, str, str]],
+    option: str,
+) -> None:
+    """An empty picture because of a slip would say that nothing is possible."""
+    error = "error: there is no qube `vualt`\nhint: did you mean `vault`?\n"
+    assert draw(capfd, option, "vualt", *options) == (1, "", error)
+    if option == "--target":
+        assert draw(capfd, option, "@dispvm:vualt", *options) == (1, "", error)
+
+
+@pytest.mark.parametrize("draw", [_upstream, _ours])
+def test_a_service_that_no_rule_names_is_noted(
+    options: list[str],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    draw: Callable[..., tuple[int, str, str]],
+) -> None:
+    """And drawn as rules for every service have it, if there are any."""
+    note = "note: no rule names the service `s.W`; did you mean "
+    code, out, err = draw(capfd, "--service", "s.W", *options)
+    assert code == 0
+    assert "vault" not in out
+    assert err.startswith(note)
+    assert note not in draw(capfd, "--service", "s.W", "-q", *options)[2]
+    (tmp_path / "policy/40-more.policy").write_text("* * net work allow\n")
+    _, out, err = draw(capfd, "--service", "s.W", *options)
+    assert "s.W" in out
+    assert "net" in out
+    assert err.startswith(note)
+
+
+def test_every_form_of_a_target_is_understood(
+    options: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Keywords are what denied calls ask for; names of the admin qube are one."""
+    (tmp_path / "policy/30-user.policy").write_text(
+        "s.X * work @adminvm allow\ns.Y * work @dispvm deny\ns.Y * work @default deny\n"
+    )
+    for target in ("@adminvm", "dom0"):
+        assert "s.X" in _upstream(capfd, *options, "--target", target)[1]
+    for target in ("@dispvm", "@default"):
+        out = _upstream(capfd, *options, "--full-output", "--target", target)[1]
+        assert ("s.Y" in out, "s.X" in out) == (True, False)

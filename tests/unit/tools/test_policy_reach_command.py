@@ -113,8 +113,8 @@ def test_replies_can_be_taken_to_carry_nothing(reach: Callable[..., Told]) -> No
 
 def test_other_services_can_be_left_out(reach: Callable[..., Told]) -> None:
     """The wiring stays."""
-    assert reach("wallet", "--to", "work", "--services", "my.Restore")[1].startswith("nothing")
-    assert reach("net", "--to", "work", "--services", "my.Restore")[1].startswith("  1. net → work")
+    assert reach("wallet", "--to", "work", "--service", "my.Restore")[1].startswith("nothing")
+    assert reach("net", "--to", "work", "--service", "my.Restore")[1].startswith("  1. net → work")
 
 
 def test_who_may_administer_a_qube_exchanges_data_with_it(
@@ -122,7 +122,7 @@ def test_who_may_administer_a_qube_exchanges_data_with_it(
 ) -> None:
     """The call goes to dom0, but it is about the qube that was named."""
     (tmp_path / "policy.d/20-admin.policy").write_text(ADMIN)
-    _, out, _ = reach("work", "--to", "backup", "--services", "admin.vm.Start")
+    _, out, _ = reach("work", "--to", "backup", "--service", "admin.vm.Start")
     assert out == (
         "  1. work → backup: work may administer qubes: "
         "`admin.vm.Start` of `backup` (20-admin.policy:1)\n"
@@ -246,9 +246,59 @@ def test_bad_file_is_refused(
 ) -> None:
     """Nothing holds because a file was misread."""
     (tmp_path / "flows.toml").write_text(text)
-    code, _, err = reach("--assert-file", str(tmp_path / "flows.toml"))
-    assert code == 1
+    code, out, err = reach("--assert-file", str(tmp_path / "flows.toml"))
+    assert (code, out) == (2, "")
     assert expected in err
+
+
+def test_missing_file_is_told_from_an_assertion_that_fails(reach: Callable[..., Told]) -> None:
+    """As a table that cannot be used: 2, with the name of the file."""
+    code, out, err = reach("--assert-file", "/nonexistent.toml")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: `/nonexistent.toml` cannot be read: no such file or directory\n")
+
+
+@pytest.mark.parametrize("option", ["--one-way", "--service"])
+def test_service_that_no_rule_names_is_noted(reach: Callable[..., Told], option: str) -> None:
+    """A slip in a filter reads as if nothing could flow; one in a file does, too."""
+    note = "note: no rule names the service `qubes.Fileopy`; did you mean `qubes.Filecopy`?\n"
+    code, _, err = reach("wallet", option, "qubes.Fileopy", option, "my.Backup")
+    assert (code, err.count("note: ")) == (0, 1)
+    assert note in err
+    assert note not in reach("wallet", option, "qubes.Fileopy", "-q")[2]
+    assertion = ("--assert", "tag:vault never reaches netvm")
+    assert note in reach(*assertion, option, "qubes.Fileopy")[2]
+    assert "note: no rule names the service `x`\n" in reach("wallet", option, "x")[2]
+
+
+def test_service_in_a_file_that_no_rule_names_is_noted(
+    reach: Callable[..., Told], tmp_path: Path
+) -> None:
+    """Such a file may be older than the policy."""
+    file = tmp_path / "flows.toml"
+    file.write_text('assert = ["tag:vault never reaches netvm"]\none_way = ["my.Bakup"]\n')
+    assert "`my.Bakup`; did you mean `my.Backup`?" in reach("--assert-file", str(file))[2]
+
+
+def test_option_of_services_leaves_the_qube_alone(reach: Callable[..., Told]) -> None:
+    """One name each, so that the qube may stand behind it."""
+    before = reach("wallet", "--service", "my.Backup", "--service", "my.Restore")
+    assert before[0] == 0
+    assert reach("--service", "my.Backup", "--service", "my.Restore", "wallet") == before
+    assert "wallet calls `my.Backup` of `backup`" in before[1]
+
+
+@pytest.mark.parametrize("words", [("walet",), ("work", "--to", "walet"), ("walet", "--from")])
+def test_name_that_no_qube_has_is_answered_with_close_ones(
+    reach: Callable[..., Told], words: tuple[str, ...]
+) -> None:
+    """A slip costs one look."""
+    assert reach(*words) == (
+        1,
+        "",
+        "error: there is no qube `walet`\nhint: did you mean `wallet`?\n",
+    )
+    assert reach("internet")[0] == 0
 
 
 @pytest.mark.parametrize(

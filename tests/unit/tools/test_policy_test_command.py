@@ -81,6 +81,35 @@ def test_table_that_holds_is_one_line(place: Path, tested: Any):
     assert tested(path) == (0, "3 decisions checked, none not as expected\n", "")
 
 
+def test_one_decision_is_one(place: Path, tested: Any):
+    """A table with one expectation."""
+    path = place / "test_some.policy.toml"
+    (place / "policy/a.policy").write_text("s.X * * * ask\n")
+    path.write_text(TABLE.rpartition("[[expect]]")[0].replace('["work", "vault"]', '"work"'))
+    assert tested(path)[1].endswith("\n1 decision checked, 1 not as expected\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "values"),
+    [
+        ("decision", "alow", "allow, deny, ask"),
+        ("reason", "no-rul", "syntax, no-rule, rule, bad-target, bad-source, "),
+    ],
+)
+def test_value_that_is_none_is_answered_with_those_that_are(
+    place: Path, tested: Any, key: str, value: str, values: str
+):
+    """Of what has a few values only."""
+    path = place / "test_some.policy.toml"
+    path.write_text(TABLE.replace('decision = "ask"', f'decision = "deny"\n{key} = "{value}"'))
+    if key == "decision":
+        path.write_text(TABLE.replace('"ask"', f'"{value}"'))
+    code, _, error = tested(path)
+    assert code == 2
+    assert f"expectation 2: key `{key}`: invalid enum value '{value}'\n" in error
+    assert f"hint: known are {values}" in error
+
+
 def test_json_tells_the_same(place: Path, tested: Any):
     """For each table, each failure with its entry, its call and the decision."""
     path = place / "test_some.policy.toml"
@@ -223,3 +252,20 @@ def test_guide_shows_what_works(pytester: pytest.Pytester, tmp_path: Path):
     (tmp_path / "policy.d").symlink_to(TOP / "policy.d")
     done = pytester.runpytest_inprocess(*ALONE, tmp_path, "--rootdir", tmp_path)
     done.assert_outcomes(passed=10)
+
+
+def test_guide_shows_how_to_explain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Its command line knows the qubes of the table, and decides as the table does."""
+    guide = (TOP / "docs/guides/test-a-policy.md").read_text()
+    (table,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    (line,) = re.findall(r"^`(caisson policy explain .*?)`", guide, re.MULTILINE)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_mail.policy.toml").write_text(table)
+    (tmp_path / "policy.d").mkdir()
+    (tmp_path / "policy.d/30-user.policy").write_text("qubes.VMExec * mail vault allow\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", line.split())
+    assert umbrella.main() == 0
+    assert "allowed by 30-user.policy:1: it goes to `vault`" in capsys.readouterr().out
