@@ -145,8 +145,10 @@ def domains_of_json(text: bytes, where: str) -> dict[str, dict[str, Any]]:
     try:
         return msgspec.json.decode(text, type=dict[str, dict[str, dict[str, Any]]])["domains"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+        missing = isinstance(error, KeyError)
+        reason = "the key `domains` is missing" if missing else str(error)
         raise ValueRefusedError(
-            f"{where} is not system information: {error}",
+            f"{where} is not system information: {reason}",
             hint='it has the form `{"domains": {NAME: {…}}}`, as `internal.GetSystemInfo` gives it',
         ) from None
 

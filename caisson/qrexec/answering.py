@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import select
 import socket
 import stat
@@ -94,10 +95,20 @@ class Answering:
             sock.close()
             raise DaemonError(
                 f"cannot listen at `{self._path}`: {(e.strerror or str(e)).lower()}",
-                hint="socket paths have at most 107 bytes: choose a shorter one",
+                hint=self._remedy(e),
             ) from None
         self._listener = sock
         self._resume()
+
+    def _remedy(self, error: OSError) -> str | None:
+        match error.errno:
+            case None:
+                return "socket paths have at most 107 bytes: choose a shorter one"
+            case errno.ENOENT | errno.ENOTDIR:
+                return f"make the directory `{self._path.parent}` first"
+            case errno.EADDRINUSE:
+                return "what is there is no socket: choose another place"
+        return None
 
     def close(self) -> None:
         """Take the socket away, and every connection."""

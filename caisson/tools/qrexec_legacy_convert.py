@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
 from caisson.paths import Paths
-from caisson.tools import command, interrupts, standalone_policy, terminal
+from caisson.tools import command, interrupts, terminal
 from caisson.tools.command import FAILURE
+from caisson.tools.policy import inputs
 
 if TYPE_CHECKING:
     from caisson.policy import Files
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--dry-run", "-n", action="store_true", help="print what would change, and change nothing"
     )
-    standalone_policy.add_system_info(made)
+    inputs.add_system_option(made)
     return made
 
 
@@ -84,13 +85,12 @@ def _compare(conversion: Conversion, arguments: argparse.Namespace, client: Clie
     from caisson.policy.analysis import differences
     from caisson.policy.legacy import same_rules
     from caisson.tools.policy import diff_words
-    from caisson.tools.policy.inputs import system_of
 
     if same_rules(conversion.before, conversion.after):
         terminal.say("every service has the same rules in the same order as before")
         return
     with terminal.Progress("comparing decisions"):
-        system = system_of(arguments, client)
+        system = inputs.system_of(arguments, client)
         found = differences(conversion.before, conversion.after, system, existing_only=True)
     if not found:
         terminal.say("every call between the qubes that exist is decided as before")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from caisson.admin.client import Client
 from caisson.tools import command, standalone_policy, terminal
 from caisson.tools.command import UsageError
+from caisson.tools.policy import inputs
 
 if TYPE_CHECKING:
     from caisson.qrexec.advising import Sockets
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="a directory of policy files; a second one is overridden by the first\n"
         "(default: those of the instance)",
     )
-    standalone_policy.add_system_info(made)
+    inputs.add_system_option(made)
     for option, what in (
         ("--socket-path", "where programs ask for decisions"),
         ("--eval-socket-path", "the socket of the service `policy.EvalSimple`"),
@@ -59,14 +60,15 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             "name one with --socket-path; the broker serves `/run/qubes/policy.sock` already",
         )
     logs.configure()
-    asyncio.run(_serve(arguments, client, sockets))
+    standalone = standalone_policy.Standalone(arguments, client, arguments.policy_path)
+    inputs.system_of(arguments, client)  # fails now rather than by denying every call
+    asyncio.run(_serve(standalone, sockets))
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, client: Client, sockets: Sockets) -> None:
+async def _serve(standalone: standalone_policy.Standalone, sockets: Sockets) -> None:
     from caisson.daemons.notify import Notifier
 
-    standalone = standalone_policy.Standalone(arguments, client, arguments.policy_path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,13 +6,14 @@ import argparse
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caisson.admin.client import Client
 from caisson.errors import DaemonError
 from caisson.paths import Paths
 from caisson.tools import command, standalone_policy, terminal
 from caisson.tools.command import FAILURE, UsageError
+from caisson.tools.policy import inputs
 
 if TYPE_CHECKING:
     from caisson.qrexec.policy_messages import Query
@@ -33,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
         "target", metavar="TARGET", help="what it calls: a qube, `@default`, `@dispvm` …"
     )
     made.add_argument("service", metavar="SERVICE[+ARGUMENT]", help="service that it calls")
-    made.add_argument("more", nargs="*", help=argparse.SUPPRESS)
+    # With a default it is not told among what is required.
+    made.add_argument("more", nargs="*", default=[], help=argparse.SUPPRESS)
     made.add_argument(
         "--just-evaluate",
         action="store_true",
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="decide here, by the policy in this directory (default: ask the broker)",
     )
-    standalone_policy.add_system_info(made)
+    inputs.add_system_option(made)
     return made
 
 
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     if arguments.path is None and arguments.system_info is None:
         answer = _asked(Paths(Path(client.root)).policy_socket, encode_query(query))
     else:
-        answer = _decided(arguments, client, encode_query(query))
+        answer = _decided(arguments, client, query)
     terminal.emit(answer)
     return FAILURE if answer == DENIED else 0
 
@@ -108,13 +110,20 @@ def _asked(path: Path, request: bytes) -> bytes:
     return answer
 
 
-def _decided(arguments: argparse.Namespace, client: Client, request: bytes) -> bytes:
-    """What the socket would answer, by another policy or system."""
+def _decided(arguments: argparse.Namespace, client: Client, query: Query) -> bytes:
+    """What the socket would answer, by another policy or system; why, where no rule says so.
+
+    Raises:
+        CaissonError: there is no such policy, or the system is not known.
+        OSError: the system's file cannot be read.
+    """
     import asyncio
 
     import structlog
 
     from caisson.daemons import logs
+    from caisson.policy import Ask, Deny, Reason
+    from caisson.qrexec.policy_messages import encode_query
 
     if arguments.verbose:
         logs.configure()
@@ -122,9 +131,18 @@ def _decided(arguments: argparse.Namespace, client: Client, request: bytes) -> b
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     directories = [] if arguments.path is None else [arguments.path]
     standalone = standalone_policy.Standalone(arguments, client, directories)
+    decision = standalone.view().judge(
+        query.source, query.service, query.argument, query.target, query.requested_source
+    )
+    if isinstance(decision, Deny) and decision.reason not in {Reason.RULE, Reason.NO_RULE}:
+        terminal.say(f"denied: {decision.text}")
+
+    def tell(record: dict[str, Any]) -> None:
+        if isinstance(decision, Ask) and record["decision"] != "allow":
+            terminal.say(f"denied: {record['reason']}")
 
     async def decide() -> bytes:
-        answer = await standalone.adviser().answer(request, os.getuid())
+        answer = await standalone.adviser(tell).answer(encode_query(query), os.getuid())
         await standalone.told()
         return answer
 

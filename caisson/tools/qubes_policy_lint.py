@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caisson.admin.client import Client
-from caisson.errors import CaissonError
-from caisson.names import shown
-from caisson.paths import Paths
-from caisson.tools import command
+from caisson.errors import CaissonError, DaemonError
+from caisson.tools import command, terminal
 from caisson.tools.command import FAILURE
 from caisson.tools.policy import inputs
 from caisson.tools.terminal import Progress, cell
@@ -62,6 +60,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Check the files, and print what was found."""
     from caisson.policy.analysis import Severity
 
+    if arguments.policy_dir is not None:
+        inputs.check_directories([arguments.policy_dir], quiet=arguments.quiet)
     texts = {name: _read(name) for name in dict.fromkeys(arguments.files)}
     with Progress("checking"):
         found = sorted(dict.fromkeys(_findings(arguments, client, texts)))
@@ -86,10 +86,15 @@ def _read(name: str) -> bytes:
         else:
             with Path(name).open("rb") as file:
                 text = file.read(LARGEST_FILE + 1)
+    except IsADirectoryError:
+        raise CaissonError(
+            f"`{cell(name)}` is a directory", hint="name the files in it that are to be checked"
+        ) from None
     except (OSError, ValueError) as error:
-        raise CaissonError(f"`{shown(name)}` cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CaissonError(f"`{cell(name)}` cannot be read: {reason.lower()}") from None
     if len(text) > LARGEST_FILE:
-        raise CaissonError(f"`{shown(name)}` is larger than {LARGEST_FILE} bytes")
+        raise CaissonError(f"`{cell(name)}` is larger than {LARGEST_FILE} bytes")
     return text
 
 
@@ -98,12 +103,31 @@ def _findings(
 ) -> Iterator[Finding]:
     from caisson.policy.analysis import lint_text
 
-    system = inputs.system_of(arguments, client) if arguments.system_info else None
+    errors = {
+        name: lint_text(name, text, legacy=arguments.include_service)
+        for name, text in texts.items()
+    }
+    for found in errors.values():
+        yield from found
+    if arguments.syntax_only:
+        return
+    system = _system(arguments, client)
     for name, text in texts.items():
-        errors = lint_text(name, text, legacy=arguments.include_service)
-        yield from errors
-        if not errors and not arguments.syntax_only:
-            yield from _warnings(arguments, client, name, text, system)
+        if not errors[name]:
+            yield from _warnings(arguments, client, name, text, system, errors)
+
+
+def _system(arguments: argparse.Namespace, client: Client) -> SystemInfo | None:
+    """The qubes that there are; None where no daemon tells, which a person is told."""
+    try:
+        return inputs.system_of(arguments, client)
+    except DaemonError as error:
+        if not arguments.quiet:
+            terminal.say(
+                f"note: names of qubes and tags were not checked: {error.message}\n"
+                "hint: `--system-info FILE` names those that there are"
+            )
+        return None
 
 
 def _warnings(
@@ -112,8 +136,18 @@ def _warnings(
     name: str,
     text: bytes,
     system: SystemInfo | None,
+    errors: dict[str, list[Finding]],
 ) -> Iterator[Finding]:
-    """What is odd about a file without errors."""
+    """What is odd about a file without errors.
+
+    Args:
+        arguments: the command line.
+        client: the instance.
+        name: the file, as it was named.
+        text: what it says.
+        system: the qubes that there are.
+        errors: what is wrong with each of the files that were named.
+    """
     import msgspec
 
     from caisson.errors import PolicyError
@@ -132,7 +166,10 @@ def _warnings(
     try:
         rules, files = _directory(client, directory)
     except PolicyError as error:
-        yield finding_of(error, file=str(directory))
+        broken = finding_of(error, file=str(directory))
+        named = _named(errors, directory / broken.file) or broken.file
+        if not errors.get(named):
+            yield msgspec.structs.replace(broken, file=named)
         return
     for finding in (*_odd(arguments, rules, files, system), *empty_includes(files)):
         if finding.file == key:
@@ -141,7 +178,7 @@ def _warnings(
 
 def _member(arguments: argparse.Namespace, client: Client, name: str) -> tuple[Path, str] | None:
     """The policy directory in which a file stands, and its name there."""
-    directories: Sequence[Path] = Paths(Path(client.root)).policy_dirs
+    directories: Sequence[Path] = inputs.paths_of(client).policy_dirs
     if arguments.policy_dir is not None:
         directories = (arguments.policy_dir,)
     path = Path(name).resolve()
@@ -149,6 +186,12 @@ def _member(arguments: argparse.Namespace, client: Client, name: str) -> tuple[P
         if name != _STDIN and path.is_relative_to(directory.resolve()):
             return directory, str(path.relative_to(directory.resolve()))
     return None
+
+
+def _named(names: Iterable[str], path: Path) -> str | None:
+    """How the command line names a file, if it does."""
+    real = path.resolve()
+    return next((n for n in names if n != _STDIN and Path(n).resolve() == real), None)
 
 
 def _directory(client: Client, directory: Path) -> tuple[tuple[Rule, ...], Files]:
@@ -160,7 +203,7 @@ def _directory(client: Client, directory: Path) -> tuple[tuple[Rule, ...], Files
     from caisson.policy import parse_policy
     from caisson.store.policy_files import read_legacy_directory, read_policy_directory
 
-    paths = Paths(Path(client.root))
+    paths = inputs.paths_of(client)
     run, etc = paths.policy_dirs
     files = read_policy_directory(directory)
     if directory not in (run, etc):

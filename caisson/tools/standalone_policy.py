@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from caisson.admin.client import Client
 from caisson.errors import CaissonError
 from caisson.paths import Paths
 from caisson.tools.command import UsageError
+from caisson.tools.policy import inputs
 
 if TYPE_CHECKING:
     from caisson.qrexec.advising import Adviser
@@ -23,40 +24,34 @@ _NO_GRANTS = Path("/proc/0/grants.json")
 """There is no process of that number, so no such file either."""
 
 
-def add_system_info(made: argparse.ArgumentParser) -> None:
-    """Declare `--system-info`."""
-    made.add_argument(
-        "--system-info",
-        metavar="FILE",
-        type=Path,
-        help="the JSON of `internal.GetSystemInfo` (default: the running system)",
-    )
-
-
 @dataclass(frozen=True)
 class _Elsewhere(Paths):
     """An instance, but for where its policy is."""
 
-    directories: tuple[Path, Path] | None = None
+    directories: tuple[Path, Path] = field(kw_only=True)
 
     @property
     def policy_dirs(self) -> tuple[Path, Path]:
-        """The directories that were named, or the instance's."""
-        return self.directories or super().policy_dirs
+        """The directories that were named."""
+        return self.directories
 
     @property
     def grants(self) -> Path:
         """What the instance grants for a while is no part of another policy."""
-        return super().grants if self.directories is None else _NO_GRANTS
+        return _NO_GRANTS
 
 
 class Standalone:
     """What a stand-alone program decides on: files as they are now, and the system as it is now.
 
     Args:
-        arguments: with `system_info`, as `add_system_info` declares it.
+        arguments: with `system_info`, as `inputs.add_system_option` declares it.
         client: the instance, asked where no file is named.
         directories: directories of policy, the one that wins first; none: the instance's.
+
+    Raises:
+        UsageError: there are too many directories.
+        CaissonError: one of them is none.
     """
 
     def __init__(
@@ -67,21 +62,38 @@ class Standalone:
 
         if len(directories) > _MOST_DIRECTORIES:
             raise UsageError("a policy consists of at most two directories")
-        named = (directories[0], directories[-1]) if directories else None
-        self._paths = _Elsewhere(Path(client.root), named)
+        if directories:
+            inputs.check_directories(directories, quiet=arguments.quiet)
+            self._paths: Paths = _Elsewhere(
+                Path(client.root), directories=(directories[0], directories[-1])
+            )
+        else:
+            self._paths = inputs.paths_of(client)
         self._arguments = arguments
         self._client = client
         self._rules = Rules(self._paths)
         self._known = Known()
         self._telling: set[asyncio.Task[None]] = set()
 
-    def adviser(self) -> Adviser:
-        """Decides by it; asks who answers for the instance, and writes no audit log."""
+    def view(self) -> View:
+        """What is decided on at this moment.
+
+        Raises:
+            CaissonError: the system is not known.
+            OSError: its file cannot be read.
+        """
+        return self._view(inputs.domains_of(self._arguments, self._client))
+
+    def adviser(self, write: Callable[[dict[str, Any]], None] = lambda _record: None) -> Adviser:
+        """Decides by it; asks who answers for the instance.
+
+        Args:
+            write: gets the audit records, of which no log is kept.
+        """
         from caisson.qrexec.advising import Adviser
         from caisson.qrexec.asking import Person
 
-        person = Person(self._paths, self._known, self._background)
-        return Adviser(self._situation, person, lambda _record: None)
+        return Adviser(self._situation, Person(self._paths, self._known, self._background), write)
 
     async def told(self) -> None:
         """Return when the person was told of everything."""
@@ -95,13 +107,16 @@ class Standalone:
 
     async def _situation(self) -> View:
         from caisson.qrexec.calls import CallError
-        from caisson.qrexec.judging import View
-        from caisson.tools.policy.inputs import domains_of
 
         try:
-            domains = await asyncio.to_thread(domains_of, self._arguments, self._client)
+            domains = await asyncio.to_thread(inputs.domains_of, self._arguments, self._client)
         except (CaissonError, OSError) as e:
             raise CallError(f"the system is not known: {e}") from None
+        return self._view(domains)
+
+    def _view(self, domains: dict[str, dict[str, Any]]) -> View:
+        from caisson.qrexec.judging import View
+
         self._known.clear()
         self._known.take(domains)
         return View(self._rules.current(), self._known.system)

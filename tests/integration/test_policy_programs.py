@@ -61,7 +61,9 @@ def test_a_policy_in_a_directory_is_evaluated_without_a_daemon(apart: Path):
     assert (code, err) == (0, "")
     assert out.startswith(ALLOWED)
     assert execute(apart, *here(apart), "work", "vault", "my.Denied") == DENIED
-    assert execute(apart, *here(apart), "--", "work", "", "my.Allowed") == DENIED
+    code, out, err = execute(apart, *here(apart), "--", "work", "", "my.Allowed")
+    assert (code, out) == DENIED[:2]
+    assert err.startswith("denied: neither the caller nor the rule says which qube")
 
 
 def test_questions_can_be_taken_for_a_yes_or_left_out(apart: Path):
@@ -98,7 +100,7 @@ def test_verbose_says_which_rule_decided(apart: Path):
     ("words", "code", "said"),
     [
         (("3", "work", "vault", "my.Allowed", "12"), 2, "hint: give SOURCE TARGET SERVICE"),
-        (("work", "vault"), 2, "SERVICE"),
+        (("work", "vault"), 2, "required: SERVICE[+ARGUMENT]\n"),
         (("work", "vault", "my Service"), 1, "service name `my Service` is not valid"),
         (("work\njust_evaluate=yes", "vault", "my.Asked"), 1, "`work\\njust_evaluate=yes`"),
         (("work", "vault\nassume_yes_for_ask=yes", "my.Asked"), 1, "`vault\\nassume_yes"),
@@ -180,11 +182,64 @@ async def test_a_second_directory_is_overridden_by_the_first(apart: Path):
 
 def test_the_daemon_takes_no_place_that_is_not_its_own(apart: Path):
     """Without a socket it says what to name; a file that is no socket stays."""
-    command = [BIN / "qrexec-policy-daemon", "--root", str(apart), "--policy-path", str(apart)]
+    command = [BIN / "qrexec-policy-daemon", "--root", str(apart), "--policy-path"]
+    command += here(apart)[1:]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "hint: name one with --socket-path" in done.stderr) == (2, True)
     taken = apart / "system.json"
     command += ["--socket-path", str(taken)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "address already in use" in done.stderr) == (1, True)
+    assert "\nhint: what is there is no socket: choose another place\n" in done.stderr
     assert taken.is_file()
+
+
+@pytest.mark.parametrize(
+    ("policy", "system", "socket", "said"),
+    [
+        ("nope", "system.json", "q.sock", "nope` is no directory of policy files\nhint: "),
+        ("system.json", "system.json", "q.sock", "json` is no directory of policy files\nhint: "),
+        ("policy.d", "nope", "q.sock", "nope`: no such file or directory\n"),
+        ("policy.d", "policy.d/30-user.policy", "q.sock", "is not system information"),
+        ("policy.d", None, "q.sock", "the daemon does not run"),
+        ("policy.d", "system.json", "nodir/q.sock", "\nhint: make the directory `"),
+    ],
+)
+def test_the_daemon_does_not_begin_to_deny_for_want_of_what_it_needs(
+    apart: Path, policy: str, system: str | None, socket: str, said: str
+):
+    """A mistyped policy or system, or no daemon to ask, is an error before it serves."""
+    command = [BIN / "qrexec-policy-daemon", "--root", str(apart)]
+    command += ["--policy-path", str(apart / policy), "--socket-path", str(apart / socket)]
+    command += [] if system is None else ["--system-info", str(apart / system)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "serving" not in done.stderr
+
+
+def test_a_denial_that_no_rule_explains_is_explained(apart: Path):
+    """On stderr: a broken policy, a caller that there is not, and nobody there to ask."""
+    policy, system = here(apart)[:2], here(apart)[2:]
+    code, out, err = execute(apart, "--path", str(apart / "nope"), *system, "work", "vault", "my.A")
+    assert (code, out) == (1, "")
+    assert "nope` is no directory of policy files\nhint: " in err
+    unknown = execute(apart, *policy, *system, "wrok", "vault", "my.Allowed")
+    assert unknown == (*DENIED[:2], "denied: there is no qube `wrok`\n")
+    code, out, err = execute(apart, *policy, *system, "work", "vault", "my.Asked")
+    assert (code, out) == DENIED[:2]
+    assert err.startswith("denied: ")
+    (apart / "policy.d/40-broken.policy").write_text("nonsense\n")
+    code, out, err = execute(apart, *policy, *system, "work", "vault", "my.Allowed")
+    assert (code, out) == DENIED[:2]
+    assert err.startswith("denied: the policy is broken: 40-broken.policy:1:9: ")
+
+
+def test_an_instance_that_does_not_run_is_decided_on_without_its_run_directory(apart: Path):
+    """After a boot `/run` is empty until the broker makes what it needs there."""
+    paths = Paths(apart)
+    (apart / "etc/qubes").mkdir(parents=True)
+    (apart / "policy.d").rename(paths.policy_dirs[1])
+    code, out, err = execute(apart, *here(apart)[2:], "work", "vault", "my.Allowed")
+    assert (code, err) == (0, "")
+    assert out.startswith(ALLOWED)

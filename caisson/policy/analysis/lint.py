@@ -85,7 +85,8 @@ class _Words:
 
     def __init__(self, system: SystemInfo | None, services: Collection[str]) -> None:
         self._system = system
-        self._services = sorted(services)
+        self._services = frozenset(services)
+        self._lower = {service.lower(): service for service in sorted(services)}
         qubes = system.domains.values() if system else ()
         self._names = [qube.name for qube in qubes]
         self._tags = sorted({tag for qube in qubes for tag in qube.tags})
@@ -114,9 +115,8 @@ class _Words:
     def _service(self, service: str) -> Iterator[_Oddity]:
         if service == EVERY or not self._services or service in self._services:
             return
-        close = get_close_matches(service, self._services, 1, 0.9)
-        same = [known for known in self._services if known.lower() == service.lower()]
-        for known in (same or close)[:1]:
+        for close in get_close_matches(service.lower(), self._lower, 1, 0.9):
+            known = self._lower[close]
             yield (
                 "service",
                 "service-typo",

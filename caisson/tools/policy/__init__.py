@@ -11,7 +11,18 @@ from types import ModuleType
 
 from caisson.admin.client import Client
 from caisson.tools import command
-from caisson.tools.policy import decide, diff, explain, grant, grants, graph, reach, revoke, test
+from caisson.tools.policy import (
+    decide,
+    diff,
+    explain,
+    grant,
+    grants,
+    graph,
+    reach,
+    revoke,
+    system_info,
+    test,
+)
 
 _MODULES: dict[str, ModuleType] = {
     "decide": decide,
@@ -22,6 +33,7 @@ _MODULES: dict[str, ModuleType] = {
     "graph": graph,
     "reach": reach,
     "revoke": revoke,
+    "system-info": system_info,
     "test": test,
 }
 

@@ -25,7 +25,8 @@ def add(actions: Any) -> None:
         description="Tell every call that two policies decide differently: of the qubes that there "
         "are, and by classes\nof tags, types and names of those that there could be. Nothing is "
         "sampled.",
-        epilog="exit codes: 0 they decide the same; 1 failure; 3 they differ",
+        epilog="exit codes: 0 they decide the same; 1 one does not load, or a refusal; "
+        "3 they differ",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Compare, and tell."""
     from caisson.policy.analysis import differences
 
-    old, new = _old(arguments, client), _given(arguments.new)
+    old, new = _old(arguments, client), _new(arguments)
     system = _system(arguments, client)
     with terminal.Progress("comparing"):
         found = differences(old, new, system, existing_only=arguments.existing_only)
@@ -65,19 +66,45 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     return DIFFERENT if found else 0
 
 
-def _old(arguments: argparse.Namespace, client: Client) -> PolicySet | BrokenPolicy:
-    if arguments.old is not None:
-        return _given(arguments.old)
-    return inputs.policy_in_force(client)
+def _old(arguments: argparse.Namespace, client: Client) -> PolicySet:
+    if arguments.old is None:
+        return _sound(inputs.policy_in_force(client), "the policy in force")
+    return _sound(_given(arguments.old, arguments), f"the old policy `{arguments.old}`")
 
 
-def _given(path: Path) -> PolicySet | BrokenPolicy:
+def _new(arguments: argparse.Namespace) -> PolicySet:
+    return _sound(_given(arguments.new, arguments), f"the new policy `{arguments.new}`")
+
+
+def _given(path: Path, arguments: argparse.Namespace) -> PolicySet | BrokenPolicy:
     """The policy of a path that must be there: a typo is not a policy that denies everything."""
+    from caisson.errors import PolicyError
+    from caisson.policy import BrokenPolicy, parse_policy
+    from caisson.store.policy_files import read_policy_file
+
+    if path.is_dir():
+        return inputs.read_policy(path, quiet=arguments.quiet)
     if not path.exists():
         raise CaissonError(
-            f"`{path}` does not exist", hint="name a directory of policy files, or one file"
+            f"`{path}` does not exist",
+            hint="name a directory of policy files, or one file",
         )
-    return inputs.read_policy(path)
+    try:
+        return parse_policy(read_policy_file(path))
+    except PolicyError as error:
+        return BrokenPolicy(error)
+
+
+def _sound(policy: PolicySet | BrokenPolicy, what: str) -> PolicySet:
+    """The policy, unless it is broken: that everything else is denied is nothing to list."""
+    from caisson.policy import BrokenPolicy
+
+    if not isinstance(policy, BrokenPolicy):
+        return policy
+    raise CaissonError(
+        f"{what} does not load: {policy.error.message}",
+        policy.error.hint or "`qubes-policy-lint` lists every mistake in a file",
+    )
 
 
 def _system(arguments: argparse.Namespace, client: Client) -> SystemInfo:

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from caisson.errors import PolicyError
 from caisson.policy import Domain, SystemInfo
 from caisson.policy.analysis import Change, Differences, Direction, Outcome, Possible, Relation
 from caisson.policy.analysis.slices import Label
@@ -26,11 +25,9 @@ _ITSELF = {
 
 def as_dict(found: Differences) -> dict[str, Any]:
     """The difference for a script."""
-    old, new = found.broken
     return {
         "existing": [_change(change) for change in found.existing],
         "future": [_possible(possible) for possible in found.future],
-        "broken": {"old": old and old.message, "new": new and new.message},
     }
 
 
@@ -72,8 +69,6 @@ def tell(found: Differences, system: SystemInfo, *, whole: bool) -> None:
         system: the qubes that exist.
         whole: print every name, however many there are.
     """
-    for which, error in zip(("old", "new"), found.broken, strict=True):
-        _tell_broken(which, error)
     if not found:
         say("the policies decide the same")
         return
@@ -89,11 +84,6 @@ def tell(found: Differences, system: SystemInfo, *, whole: bool) -> None:
             _print(_future_lines(possible))
     if not existing and not future:
         say("only calls of the admin qube differ, which no policy judges")
-
-
-def _tell_broken(which: str, error: PolicyError | None) -> None:
-    if error is not None:
-        say(f"note: the {which} policy is broken, and denies everything: {error.message}")
 
 
 def _print(lines: Iterator[str]) -> None:

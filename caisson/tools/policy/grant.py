@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     service, _, argument = arguments.service.partition("+")
     argument = _EVERY if argument == _EVERY else f"+{argument}"
     tell = (lambda _text: None) if arguments.quiet else terminal.say
-    tell(_today(arguments, client, service, argument))
+    today, condition = _today(arguments, client, service, argument)
+    tell(today)
     wanted = {
         "source": arguments.source,
         "target": arguments.target,
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         "user": arguments.user,
     }
     print(client.text("caisson.policy.Grant", payload=json.dumps(wanted).encode()))
-    tell(f"from now until {_clock(seconds)} it is allowed")
+    tell(f"from now until {_clock(seconds)} it is allowed{condition}")
     return 0
 
 
@@ -94,19 +95,24 @@ def duration(untrusted: str) -> int:
     return seconds
 
 
-def _today(arguments: argparse.Namespace, client: Client, service: str, argument: str) -> str:
-    """What the policy says before the grant is made."""
+def _today(
+    arguments: argparse.Namespace, client: Client, service: str, argument: str
+) -> tuple[str, str]:
+    """What the policy says before the grant is made, and on what the grant depends."""
     from caisson.policy import BrokenPolicy, Request, decide
 
     in_force = argparse.Namespace(policy_dir=None, system_info=None)
     policy = inputs.policy_of(in_force, client)
     if isinstance(policy, BrokenPolicy):
-        return "the policy is broken: every call is denied, granted or not, until it is mended"
+        return (
+            "the policy is broken: every call is denied, granted or not, until it is mended",
+            ", once the policy is mended",
+        )
     asked = "+" if argument == _EVERY else argument
     request = Request(service, asked, arguments.source, arguments.target)
     said = _said(decide(request, policy, inputs.system_of(in_force, client)))
     about = "a call without an argument" if argument == _EVERY else "the call"
-    return f"until now {about} is {said}"
+    return f"until now {about} is {said}", ""
 
 
 def _said(decision: Decision) -> str:

@@ -116,16 +116,18 @@ def test_scripts_get_all_of_it(diff: Diff) -> None:
     assert set(change["targets"]) == {"work", "vault", "net"}
     assert change["calls"] == 2
     assert [c["source"] for c in found["future"]] == ["work"]
-    assert found["broken"] == {"old": None, "new": None}
 
 
-def test_broken_policy_denies_everything_and_says_where(diff: Diff) -> None:
-    """That is what it would do in force."""
-    code, out, err = diff("s.X * work vault allow\n", "s.X * work\n")
-    assert code == 3
-    assert "the new policy is broken" in err
-    assert "30-user.policy:1:11" in err
-    assert "narrower: s.X\n    allow (30-user.policy:1) → deny notify=no" in out
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_broken_policy_is_an_error_with_its_place(diff: Diff, which: str) -> None:
+    """That everything else is denied would be hundreds of lines about one mistake."""
+    texts = {"old": "s.X * work vault allow\n", "new": "s.X * work vault allow\n"}
+    texts[which] = "s.X * work\n"
+    code, out, err = diff(**texts)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: the {which} policy `")
+    assert "does not load: 30-user.policy:1:11: a rule needs 5 fields" in err
+    assert "\nhint: " in err
 
 
 def test_text_of_policies_is_printed_without_control_characters(diff: Diff) -> None:

@@ -117,6 +117,69 @@ def test_names_are_looked_up_where_a_system_is_given(
     assert found["hint"] == "is `work` meant?"
 
 
+def test_names_that_cannot_be_looked_up_are_a_note(
+    instance: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a daemon nobody shall take silence for a check; the syntax needs no names."""
+    file = instance / "a.policy"
+    file.write_text("s.X * wrk @anyvm ask\n")
+    assert _lint(instance, "--strict", file, file) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("note: names of qubes and tags were not checked: the daemon does not ")
+    assert error.count("note: ") == error.count("hint: `--system-info FILE`") == 1
+    for option in ("--syntax-only", "--quiet"):
+        assert _lint(instance, option, file) == 0
+        assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s.X * a b ask\n")))
+    assert _lint(instance, "-") == 0
+    assert capsys.readouterr().err.startswith("note: names of qubes")
+
+
+def test_mistyped_service_is_found_whatever_its_case(
+    instance: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A letter that is missing and a letter of the other case are one slip."""
+    file = instance / "a.policy"
+    file.write_text("qubes.Opnurl * work @anyvm ask\n")
+    assert _lint(instance, file) == 0
+    assert "`qubes.Opnurl` (is `qubes.OpenURL` meant?)" in capsys.readouterr().out
+
+
+def test_error_is_listed_once_whatever_file_is_looked_at(
+    instance: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is checked with its directory has the name by which it was given."""
+    broken = instance / "broken.d"
+    broken.mkdir()
+    (broken / "a.policy").write_text("s.X\ns.Y\n")
+    (broken / "b.policy").write_text("s.X * work vault allow\n")
+    (broken / "c.policy").write_text("s.X * work vault allow\n")
+    assert _lint(instance, "--policy-dir", broken, *sorted(broken.iterdir())) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" error")[0] for line in lines] == [
+        f"{broken}/a.policy:{number}:" for number in (1, 2)
+    ]
+    (broken / "a.policy").write_text("!include include/none\n")
+    assert _lint(instance, "--policy-dir", broken, *sorted(broken.iterdir())) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{broken}/a.policy:1: error: ")
+
+
+def test_what_cannot_be_checked_is_said_in_words(
+    instance: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory in the place of a file, none in the place of one, a file of something else."""
+    file, system = instance / "a.policy", instance / "system.json"
+    file.write_text("")
+    system.write_text("{}")
+    assert _lint(instance, instance) == 1
+    assert capsys.readouterr().err.startswith(f"error: `{instance}` is a directory\nhint: ")
+    assert _lint(instance, "--policy-dir", instance / "nope", file) == 1
+    assert "nope` is no directory of policy files\nhint: " in capsys.readouterr().err
+    assert _lint(instance, "--system-info", system, file) == 1
+    assert "is not system information: the key `domains` is missing" in capsys.readouterr().err
+
+
 def test_redundant_rules_are_found_where_asked_for(
     instance: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
