@@ -31,6 +31,7 @@ from caisson.store.policy_files import (
     read_legacy_directory,
     read_policy_directory,
 )
+from caisson.store.policy_lock import changing_policy
 
 LARGEST = 1024 * 1024
 """Bytes that a file may have which is written here: some 20,000 rules."""
@@ -52,6 +53,7 @@ class PolicyStore:
     """
 
     def __init__(self, paths: Paths, lock_seconds: float = LOCK_SECONDS) -> None:
+        self._paths = paths
         self._over, self._base = paths.policy_dirs
         self._legacy = paths.root / "etc/qubes-rpc/policy"
         self._lock_seconds = lock_seconds
@@ -146,7 +148,7 @@ class PolicyStore:
     def _change(self, file: PolicyFile, change: Callable[[bytes | None], bytes | None]) -> Changed:
         with (
             PolicyDirectory.opened(self._base) as directory,
-            directory.locked(self._lock_seconds),
+            changing_policy(self._paths, self._lock_seconds),
         ):
             old = directory.content(file)
             new = change(old)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from admin_rig import Daemon, daemon_rig
-from broker_rig import until
+from admin_rig import Answer, Daemon, daemon_rig
+from broker_rig import PATIENCE, until
 from security.test_broker_admin_attacks import Attacker
 
 pytestmark = pytest.mark.root
@@ -115,3 +120,45 @@ async def test_payloads_of_those_who_may_not_write_are_not_even_read():
         for each in waiting:
             each.close()
         await until(lambda: not lines)
+
+
+HOLD = """
+import fcntl, os, sys
+for path in sys.argv[1:]:
+    try:
+        fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("held", flush=True)
+    except PermissionError:
+        print("refused", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_nobody(*paths: Path) -> Iterator[list[str]]:
+    """Somebody without rights or groups who locks what can be locked; what came of each."""
+    command = [sys.executable, "-c", HOLD, *map(str, paths)]
+    somebody = {"user": 65_534, "group": 65_534, "extra_groups": []}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", **somebody
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        yield [holder.stdout.readline().strip() for _ in paths]
+        holder.stdin.close()
+
+
+async def test_nobody_on_the_machine_can_keep_the_policy_from_being_changed():
+    """The lock is on what only root can open, and not on the directory, which all may read."""
+    async with daemon_rig(POLICY, "mgmt") as daemon:
+        paths = daemon.rig.paths
+
+        async def replaced(content: bytes) -> Answer:
+            call = daemon.call("mgmt", "dom0", "policy.Replace+40-web", b"any\n" + content)
+            return await asyncio.wait_for(call, PATIENCE)
+
+        assert (await replaced(b"# One.\n")).code == 0
+        attacked = (folder(daemon), paths.run, paths.policy_lock)
+        with held_by_nobody(*attacked) as came:
+            assert came == ["held", "held", "refused"]
+            assert (await replaced(b"# Two.\n")).code == 0
