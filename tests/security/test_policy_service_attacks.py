@@ -122,6 +122,44 @@ async def test_payloads_of_those_who_may_not_write_are_not_even_read():
         await until(lambda: not lines)
 
 
+async def test_who_may_write_one_policy_cannot_break_all_of_it_beyond_repair():
+    """What qubesd can read as root and the broker cannot is refused, and the next call counts."""
+    async with daemon_rig(POLICY, "mgmt") as daemon:
+
+        async def replaced(content: str) -> Answer:
+            payload = f"any\n{content}".encode()
+            return await daemon.call("mgmt", "dom0", "policy.Replace+40-web", payload)
+
+        closed = folder(daemon) / "include/closed"
+        closed.parent.mkdir(exist_ok=True)
+        closed.write_text("# Nothing.\n")
+        closed.chmod(0o600)
+        for line in (
+            "!include-dir /root",
+            "!include /etc/shadow",
+            "!include /proc/self/environ",
+            "!include-service my.X * /etc/shadow",
+            "!include ../../../../../../../../etc/shadow",
+            "!include include/closed",
+        ):
+            answer = await replaced(f"{line}\n")
+            assert (answer.code, answer.out) == (1, b""), answer
+            assert answer.err.startswith(b"PolicyAdminSyntaxException "), answer.err
+        assert (await replaced("# Mended.\n")).code == 0
+
+
+async def test_errors_do_not_tell_which_files_the_machine_has():
+    """QSB-099: the same words for one that exists and one that does not, and no place in it."""
+    async with daemon_rig(POLICY, "mgmt") as daemon:
+        told = set()
+        for path in ("/etc/shadow", "/etc/nobody", "/root", "/nobody", "/proc/self/environ"):
+            payload = f"any\n!include {path}\n".encode()
+            answer = await daemon.call("mgmt", "dom0", "policy.Replace+40-web", payload)
+            told.add(answer.err.replace(path.encode(), b"PATH"))
+        assert len(told) == 1
+        assert b"40-web.policy:1: `PATH` lies outside the policy directory\n" in told.pop()
+
+
 HOLD = """
 import fcntl, os, sys
 for path in sys.argv[1:]:
