@@ -148,6 +148,11 @@ class Paths:
         return (self.run / "policy.d", self.etc / "policy.d")
 
     @property
+    def policy_lock(self) -> Path:
+        """Held by whoever changes policy files; nobody but root can open it."""
+        return self.run / "policy.lock"
+
+    @property
     def grants(self) -> Path:
         """The permissions that hold for a while."""
         return self.run / "grants/grants.json"

@@ -110,6 +110,13 @@ def considered(files: Files, directory: str = "") -> list[str]:
     return [prefix + name for name in names]
 
 
+def service_file(name: str) -> re.Match[str] | None:
+    """Service and argument of a legacy file; None where files of that name are ignored."""
+    if name.startswith(".") or name.endswith(_NOT_SERVICE_FILES):
+        return None
+    return _SERVICE_FILE.fullmatch(name)
+
+
 def included_path(path: str) -> str:
     """The key under which an included path stands in its mapping."""
     return posixpath.normpath(path)
@@ -296,8 +303,7 @@ def _service_files(legacy: Files) -> Iterator[tuple[str, str, str]]:
     """Service, argument and name of the files that speak about a service, in their order."""
     found = []
     for name in legacy:
-        match = _SERVICE_FILE.fullmatch(name)
-        if match and not name.startswith(".") and not name.endswith(_NOT_SERVICE_FILES):
+        if match := service_file(name):
             service, argument = match.groups()
             # The file without an argument speaks last: `+…` sorts before the marker.
             found.append((service, argument or "~", name))

@@ -1,19 +1,17 @@
 """One file of the policy directory: its name, what a caller takes it for, and how it is changed.
 
 Everything goes through descriptors of the directory and follows no symbolic link; whoever writes
-holds a lock on the directory; a crash leaves the old file or the new one.
+holds the lock of `policy_lock`; a crash leaves the old file or the new one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import grp
 import hashlib
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +30,6 @@ from caisson.store.policy_files import LARGEST_FILE
 
 INCLUDES = "include"
 
-_PAUSE = 0.02
 _GROUP = "qubes"
 _MODE = 0o664
 _DIRECTORY_MODE = 0o2775
@@ -159,30 +156,6 @@ class PolicyDirectory:
             yield cls(descriptor)
         finally:
             os.close(descriptor)
-
-    @contextmanager
-    def locked(self, seconds: float) -> Iterator[None]:
-        """Keep other writers out, of this process and of others.
-
-        Raises:
-            PolicyAdminError: another one did not end within `seconds`.
-        """
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(self._top, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise PolicyAdminError(
-                        "somebody else is changing the policy", hint="try again"
-                    ) from None
-                time.sleep(_PAUSE)
-            else:
-                break
-        try:
-            yield
-        finally:
-            fcntl.flock(self._top, fcntl.LOCK_UN)
 
     def names(self, *, included: bool) -> list[str]:
         """The names of all policies, or of all included files, sorted."""

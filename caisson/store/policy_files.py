@@ -15,7 +15,7 @@ from caisson.names import shown
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet, parse_policy
 from caisson.policy.grants import rules_of
-from caisson.policy.load import SUFFIX, Files, included_path
+from caisson.policy.load import SUFFIX, Files, included_path, service_file
 from caisson.policy.parse import referenced_paths
 from caisson.store.grants import GrantFile, preceded
 
@@ -58,7 +58,7 @@ def read_policy_directory(directory: Path, looked_at: dict[str, bool] | None = N
     """
     reading = _Reading(directory, looked_at)
     for name in reading.names():
-        if name.endswith(SUFFIX) and not name.startswith("."):
+        if _is_policy(name):
             reading.add(name)
     return reading.with_included()
 
@@ -89,7 +89,8 @@ def read_legacy_directory(directory: Path, looked_at: dict[str, bool] | None = N
     if not reading.exists():
         return {}
     for name in reading.names():
-        reading.add(name)
+        if service_file(name):
+            reading.add(name)
     return reading.with_included()
 
 
@@ -120,6 +121,10 @@ def files_with(files: Files, directory: Path, path: Path, content: bytes | None)
     if content is None:
         return {name: text for name, text in changed.items() if not is_it(name)}
     return changed
+
+
+def _is_policy(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.startswith(".")
 
 
 class _Reading:
@@ -164,9 +169,16 @@ class _Reading:
             PolicyError: it cannot be read, or is too much.
         """
         try:
-            return self._read(name)
+            found = self._read(name)
+            lost = not found and name not in self._files and (self._directory / name).is_symlink()
         except OSError as e:
             raise self._error(name, f"policy file cannot be read: {e.strerror}") from None
+        if lost:
+            # What it should lead to could be what denies. What is itself no file is no policy.
+            raise self._error(
+                name, "policy file cannot be read: it is a link that leads to no file"
+            )
+        return found
 
     def with_included(self) -> Files:
         """All files, and what they include.
@@ -194,7 +206,7 @@ class _Reading:
             return []
         else:
             self._files[f"{key}/"] = b""
-            inner = [f"{key}/{name}" for name in names if name.endswith(SUFFIX)]
+            inner = [f"{key}/{name}" for name in names if _is_policy(name)]
             # One that cannot be read may not be passed over: it could be the one that denies.
             return [name for name in inner if self.add(name)]
         try:

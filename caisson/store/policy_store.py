@@ -6,8 +6,10 @@ Specification sheet `qrexec`, section 4.4.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from caisson.errors import (
@@ -16,9 +18,11 @@ from caisson.errors import (
     PolicyRequestError,
     PolicySyntaxError,
 )
+from caisson.names import shown
 from caisson.paths import Paths
 from caisson.policy import Files, PolicySet, parse_policy
-from caisson.policy.load import SUFFIX
+from caisson.policy.load import SUFFIX, included_path
+from caisson.policy.parse import referenced_paths
 from caisson.store.policy_directory import (
     Changed,
     PolicyDirectory,
@@ -31,6 +35,7 @@ from caisson.store.policy_files import (
     read_legacy_directory,
     read_policy_directory,
 )
+from caisson.store.policy_lock import changing_policy
 
 LARGEST = 1024 * 1024
 """Bytes that a file may have which is written here: some 20,000 rules."""
@@ -52,8 +57,9 @@ class PolicyStore:
     """
 
     def __init__(self, paths: Paths, lock_seconds: float = LOCK_SECONDS) -> None:
+        self._paths = paths
         self._over, self._base = paths.policy_dirs
-        self._legacy = paths.root / "etc/qubes-rpc/policy"
+        self._legacy = paths.legacy_policy
         self._lock_seconds = lock_seconds
 
     def names(self, *, included: bool) -> list[str]:
@@ -139,14 +145,14 @@ class PolicyStore:
         try:
             return self._parsed(None, self._files_over())
         except PolicyError as error:
-            raise _elsewhere(error) from None
+            raise self._elsewhere(error) from None
 
     # The one way in which a file changes.
 
     def _change(self, file: PolicyFile, change: Callable[[bytes | None], bytes | None]) -> Changed:
         with (
             PolicyDirectory.opened(self._base) as directory,
-            directory.locked(self._lock_seconds),
+            changing_policy(self._paths, self._lock_seconds),
         ):
             old = directory.content(file)
             new = change(old)
@@ -167,18 +173,57 @@ class PolicyStore:
                 f"`{file.path}` would have {len(content)} bytes; {LARGEST} is the most",
                 hint="split it, or use tags instead of names",
             )
+        self._check_includes(file, content or b"")
         change = (self._base / file.path, content)
         try:
             self._parsed(change)
         except PolicyError as error:
-            raise _in(file, error) from None
+            raise self._in(file, error) from None
         # What is broken under /run already cannot be mended here, and must not stand in the way.
         if self._loads_over():
             try:
                 self._parsed(change, self._files_over())
             except PolicyError as error:
                 # The file of that name may be another one, under /run.
-                raise _elsewhere(error) from None
+                raise self._elsewhere(error) from None
+
+    def _check_includes(self, file: PolicyFile, content: bytes) -> None:
+        """Refuse to include what lies outside the directory, whether it exists or not.
+
+        qubesd reads it as root: the broker might not, and errors would tell what it says.
+
+        Raises:
+            PolicySyntaxError: with the line.
+        """
+        directory = os.path.realpath(self._base)
+        for number, line in enumerate(content.splitlines(), 1):
+            for path in referenced_paths(line):
+                real = Path(os.path.realpath(self._base / included_path(path)))
+                if not real.is_relative_to(directory):
+                    raise PolicySyntaxError(
+                        f"{file.path}:{number}: `{shown(path)}` lies outside the policy directory",
+                        hint="only an editor in the admin qube can include that",
+                    )
+
+    def _check_readable(self, names: Iterable[str], directory: Path, but: Path) -> None:
+        """Refuse to include what the broker, which is in no group, cannot read.
+
+        Args:
+            names: of the files that were not read before.
+            directory: where the names begin.
+            but: the file that changes, and is made readable.
+
+        Raises:
+            PolicySyntaxError: with the file.
+        """
+        ends = {Path(os.path.realpath(each)) for each in (self._base, self._over, self._legacy)}
+        for name in names:
+            real = Path(os.path.realpath(directory / name))
+            if real != Path(os.path.realpath(but)) and not _is_for_everybody(real, ends):
+                raise PolicySyntaxError(
+                    f"{self._told(name)} cannot be read by the broker",
+                    hint="in the admin qube, let everybody read it: `chmod o+r`",
+                )
 
     def _loads_over(self) -> bool:
         """Whether there are files under /run, and the policy as it is loads with them."""
@@ -200,7 +245,11 @@ class PolicyStore:
         """The policy as the files say it, with a change, and with other files over them."""
 
         def changed(files: Files, directory: Path) -> Files:
-            return files if change is None else files_with(files, directory, *change)
+            if change is None:
+                return files
+            after = files_with(files, directory, *change)
+            self._check_readable(after.keys() - files.keys(), directory, change[0])
+            return after
 
         return parse_policy(
             changed(read_policy_directory(self._base), self._base),
@@ -208,20 +257,42 @@ class PolicyStore:
             changed(read_legacy_directory(self._legacy), self._legacy),
         )
 
+    # What may be told.
 
-def _in(file: PolicyFile, error: PolicyError) -> PolicySyntaxError:
-    """The error as whoever changes this file may be told: in full where it is about the file."""
-    if error.file == file.path:
-        return PolicySyntaxError(error.message, error.hint)
-    told = _elsewhere(error)
-    told.hint = f"it was broken already, or needs `{file.path}` as it is"
-    return told
+    def _in(self, file: PolicyFile, error: PolicyError) -> PolicySyntaxError:
+        """The error as whoever changes this file may be told: in full where it is about that."""
+        if error.file == file.path:
+            return PolicySyntaxError(error.message, error.hint)
+        told = self._elsewhere(error)
+        told.hint = f"it was broken already, or needs `{file.path}` as it is"
+        return told
+
+    def _elsewhere(self, error: PolicyError) -> PolicySyntaxError:
+        """The error without a word of what other files say, which is none of the caller's business.
+
+        QSB-099: whoever may write one file must not read others by the errors that it provokes;
+        a line and a column tell the length of lines.
+        """
+        return PolicySyntaxError(f"the policy does not load because of {self._told(error.file)}")
+
+    def _told(self, name: str | None) -> str:
+        """A file's name, if it is one of the policy directories."""
+        path = Path(os.path.normpath(self._base / (name or "..")))
+        directories = (self._base, self._over, self._legacy)
+        inside = any(path.is_relative_to(directory) for directory in directories)
+        return f"`{name}`" if inside else "another file"
 
 
-def _elsewhere(error: PolicyError) -> PolicySyntaxError:
-    """The error without a word of what other files say, which is none of the caller's business.
-
-    QSB-099: whoever may write one file must not read others by the errors that it provokes.
-    """
-    place = ":".join(str(part) for part in (error.file, error.line, error.column) if part)
-    return PolicySyntaxError(f"the policy does not load at `{place}`")
+def _is_for_everybody(real: Path, ends: Collection[Path]) -> bool:
+    """Whether everybody may read a file, and pass the directories between it and one of `ends`."""
+    needed = stat.S_IROTH
+    for path in (real, *real.parents):
+        if path in ends:
+            break
+        try:
+            if not path.stat().st_mode & needed:
+                return False
+        except OSError:
+            return False
+        needed = stat.S_IXOTH
+    return True

@@ -7,10 +7,8 @@ same file, until `confirm`. A failure in the middle undoes what was done.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -160,32 +158,3 @@ class Swap:
 def _link_again(saved: Path, path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(saved, path, follow_symlinks=False)
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep others who change policy files out, as the policy Admin API does.
-
-    Raises:
-        CaissonError: the directory is missing, or somebody else changes files.
-    """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as e:
-        raise CaissonError(
-            f"the policy directory `{directory}` cannot be opened: {(e.strerror or '').lower()}"
-        ) from None
-    try:
-        _lock(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CaissonError(
-            "somebody else changes policy files just now", hint="try again"
-        ) from None

@@ -46,11 +46,11 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Plan, compare, do, compare again, and ask."""
     from caisson.policy.legacy import convert
-    from caisson.store.policy_swap import locked
+    from caisson.store.policy_lock import changing_policy
 
     paths = Paths(Path(client.root))
-    _, base = paths.policy_dirs
-    with locked(base):
+    # Whoever only looks needs no lock, which is root's.
+    with contextlib.nullcontext() if arguments.dry_run else changing_policy(paths):
         files, over, legacy = _read(paths)
         conversion = convert(files, over, legacy)
         if conversion is None:

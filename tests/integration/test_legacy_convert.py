@@ -18,6 +18,7 @@ from caisson.paths import Paths
 from caisson.policy import PolicySet
 from caisson.policy.legacy import same_rules
 from caisson.store.policy_files import load_policy
+from caisson.store.policy_lock import changing_policy
 
 BIN = Path(sys.executable).parent
 OLD = {
@@ -51,9 +52,10 @@ class Machine:
         return policy
 
     def tree(self) -> dict[str, tuple[int, str]]:
-        """All files."""
-        files = (path for path in sorted(self.paths.root.rglob("*")) if path.is_file())
-        return {str(path): (path.stat().st_ino, path.read_text()) for path in files}
+        """All files but the lock, which stays."""
+        files = {path for path in self.paths.root.rglob("*") if path.is_file()}
+        files.discard(self.paths.policy_lock)
+        return {str(path): (path.stat().st_ino, path.read_text()) for path in sorted(files)}
 
     def convert(self, *options: str, answer: str = "") -> tuple[int, str, str]:
         """Run the command; exit code, stdout, stderr."""
@@ -192,3 +194,14 @@ def test_escapes_in_old_files_do_not_reach_the_terminal(machine: Machine):
         os.close(ours)
     assert b"\\x1b]0;owned\\x07" in said
     assert b"\x1b" not in said
+
+
+def test_nothing_is_converted_while_the_daemon_changes_policy(machine: Machine):
+    """It is refused at once; whoever only looks takes no lock and needs none."""
+    before = machine.tree()
+    with changing_policy(machine.paths):
+        code, _, err = machine.convert("--yes")
+        assert (code, machine.tree()) == (1, before)
+        assert err.startswith("error: somebody else is changing the policy\n")
+        assert machine.convert("--dry-run")[0] == 0
+    assert machine.convert("--yes")[0] == 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from admin_rig import Daemon, daemon_rig
-from broker_rig import until
+from admin_rig import Answer, Daemon, daemon_rig
+from broker_rig import PATIENCE, until
 from security.test_broker_admin_attacks import Attacker
 
 pytestmark = pytest.mark.root
@@ -115,3 +120,83 @@ async def test_payloads_of_those_who_may_not_write_are_not_even_read():
         for each in waiting:
             each.close()
         await until(lambda: not lines)
+
+
+async def test_who_may_write_one_policy_cannot_break_all_of_it_beyond_repair():
+    """What qubesd can read as root and the broker cannot is refused, and the next call counts."""
+    async with daemon_rig(POLICY, "mgmt") as daemon:
+
+        async def replaced(content: str) -> Answer:
+            payload = f"any\n{content}".encode()
+            return await daemon.call("mgmt", "dom0", "policy.Replace+40-web", payload)
+
+        closed = folder(daemon) / "include/closed"
+        closed.parent.mkdir(exist_ok=True)
+        closed.write_text("# Nothing.\n")
+        closed.chmod(0o600)
+        for line in (
+            "!include-dir /root",
+            "!include /etc/shadow",
+            "!include /proc/self/environ",
+            "!include-service my.X * /etc/shadow",
+            "!include ../../../../../../../../etc/shadow",
+            "!include include/closed",
+        ):
+            answer = await replaced(f"{line}\n")
+            assert (answer.code, answer.out) == (1, b""), answer
+            assert answer.err.startswith(b"PolicyAdminSyntaxException "), answer.err
+        assert (await replaced("# Mended.\n")).code == 0
+
+
+async def test_errors_do_not_tell_which_files_the_machine_has():
+    """QSB-099: the same words for one that exists and one that does not, and no place in it."""
+    async with daemon_rig(POLICY, "mgmt") as daemon:
+        told = set()
+        for path in ("/etc/shadow", "/etc/nobody", "/root", "/nobody", "/proc/self/environ"):
+            payload = f"any\n!include {path}\n".encode()
+            answer = await daemon.call("mgmt", "dom0", "policy.Replace+40-web", payload)
+            told.add(answer.err.replace(path.encode(), b"PATH"))
+        assert len(told) == 1
+        assert b"40-web.policy:1: `PATH` lies outside the policy directory\n" in told.pop()
+
+
+HOLD = """
+import fcntl, os, sys
+for path in sys.argv[1:]:
+    try:
+        fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("held", flush=True)
+    except PermissionError:
+        print("refused", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_nobody(*paths: Path) -> Iterator[list[str]]:
+    """Somebody without rights or groups who locks what can be locked; what came of each."""
+    command = [sys.executable, "-c", HOLD, *map(str, paths)]
+    somebody = {"user": 65_534, "group": 65_534, "extra_groups": []}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", **somebody
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        yield [holder.stdout.readline().strip() for _ in paths]
+        holder.stdin.close()
+
+
+async def test_nobody_on_the_machine_can_keep_the_policy_from_being_changed():
+    """The lock is on what only root can open, and not on the directory, which all may read."""
+    async with daemon_rig(POLICY, "mgmt") as daemon:
+        paths = daemon.rig.paths
+
+        async def replaced(content: bytes) -> Answer:
+            call = daemon.call("mgmt", "dom0", "policy.Replace+40-web", b"any\n" + content)
+            return await asyncio.wait_for(call, PATIENCE)
+
+        assert (await replaced(b"# One.\n")).code == 0
+        attacked = (folder(daemon), paths.run, paths.policy_lock)
+        with held_by_nobody(*attacked) as came:
+            assert came == ["held", "held", "refused"]
+            assert (await replaced(b"# Two.\n")).code == 0

@@ -239,13 +239,51 @@ class TestFiles:
 
     KINDS = ("fifo", "directory", "dangling", "/dev/zero", "/dev/null", "/dev/tty")
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["fifo", "directory"])
     def test_what_is_no_file_is_no_policy(self, paths: Paths, kind: str):
         """It is ignored, as upstream does it, and never waited for."""
         self._make(paths.policy_dirs[1] / "a.policy", kind)
         policy = load_policy(paths)
         assert isinstance(policy, PolicySet), policy.error
         assert policy.rules == ()
+
+    @pytest.mark.parametrize("target", ["/nonexistent", "/dev/null/x", "/dev/zero", "fifo", "/"])
+    @pytest.mark.parametrize("place", ["run", "etc", "included", "legacy"])
+    def test_link_that_leads_to_no_file_denies_everything(
+        self, paths: Paths, place: str, target: str
+    ):
+        """What it led to when it was made may be what denies, on a disk that is not there now."""
+        run, etc = paths.policy_dirs
+        (etc / "b.policy").write_text(f"{ALLOW}!include-dir include\n")
+        (etc / "include").mkdir()
+        paths.legacy_policy.mkdir(parents=True)
+        link = {
+            "run": run / "a.policy",
+            "etc": etc / "a.policy",
+            "included": etc / "include/a.policy",
+            "legacy": paths.legacy_policy / "s.X",
+        }[place]
+        os.mkfifo(link.parent / "fifo")
+        assert isinstance(load_policy(paths), PolicySet)
+        link.symlink_to(target)
+        policy = load_policy(paths)
+        assert isinstance(policy, BrokenPolicy)
+        assert policy.error.message == (
+            f"{link}: policy file cannot be read: it is a link that leads to no file"
+        )
+
+    def test_link_whose_name_no_policy_has_is_ignored(self, paths: Paths):
+        """Such as the locks of editors, which are dangling links."""
+        etc = paths.policy_dirs[1]
+        (etc / "b.policy").write_text("!include-dir include\n")
+        (etc / "include").mkdir()
+        paths.legacy_policy.mkdir(parents=True)
+        for directory in (etc, etc / "include"):
+            for name in (".#a.policy", "a.policy.old"):
+                self._make(directory / name, "dangling")
+        for name in (".#s.X", "s.X.rpmsave", "s.X.swp", "s.X~"):
+            self._make(paths.legacy_policy / name, "dangling")
+        assert isinstance(load_policy(paths), PolicySet)
 
     @pytest.mark.parametrize("kind", [*KINDS, "loop"])
     @pytest.mark.parametrize("form", ["!include {}", "!include-service s.X * {}"])

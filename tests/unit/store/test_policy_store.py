@@ -20,6 +20,7 @@ from caisson.errors import (
     PolicySyntaxError,
     PolicyTokenError,
 )
+from caisson.names import shown
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet
 from caisson.store.policy_directory import PolicyFile, Token
@@ -167,7 +168,7 @@ def test_an_included_file_stays_as_long_as_it_is_needed(
         "!include-service my.Web * include/../include//web",
     ):
         (folder / "90-more.policy").write_text(f"{directive}\n")
-        with pytest.raises(PolicySyntaxError, match=r"90-more\.policy:1:"):
+        with pytest.raises(PolicySyntaxError, match=r"90-more\.policy`"):
             store.remove(WEB, ANY)
         with pytest.raises(PolicySyntaxError):
             store.replace(WEB, ANY, b"work vault maybe\n")
@@ -198,12 +199,12 @@ def test_what_legacy_files_and_run_need_is_kept(store: PolicyStore, paths: Paths
     legacy = paths.root / "etc/qubes-rpc/policy"
     legacy.mkdir(parents=True)
     (legacy / "my.Old").write_text(f"$include:{folder}/include/web\n")
-    with pytest.raises(PolicySyntaxError, match=r"my\.Old:1"):
+    with pytest.raises(PolicySyntaxError, match=r"`my\.Old`"):
         store.remove(WEB, ANY)
     (legacy / "my.Old").unlink()
     over = paths.run / "policy.d/30-user.policy"
     over.write_text(f"!include-service {CANARY} * {folder}/include/web\n")
-    with pytest.raises(PolicySyntaxError, match=r"30-user\.policy:1:") as caught:
+    with pytest.raises(PolicySyntaxError, match=r"30-user\.policy`") as caught:
         store.remove(WEB, ANY)
     assert CANARY not in str(caught.value)
     over.write_text("broken\n")
@@ -252,7 +253,7 @@ def test_errors_say_nothing_of_what_other_files_say(store: PolicyStore, folder: 
             lambda: store.files_for("my.Service"),
             lambda: register(store),
         ):
-            with pytest.raises(PolicySyntaxError, match=r"95-secret\.policy:1:\d+`") as caught:
+            with pytest.raises(PolicySyntaxError, match=r"95-secret\.policy`") as caught:
                 change()
             assert CANARY not in str(caught.value)
     secret.unlink()
@@ -260,6 +261,109 @@ def test_errors_say_nothing_of_what_other_files_say(store: PolicyStore, folder: 
     with pytest.raises(PolicySyntaxError) as caught:
         store.replace(USER, ANY, b"!include include/secret\n")
     assert CANARY not in str(caught.value)
+
+
+OUTSIDE = (
+    "../outside", "include/../../outside", "ROOT/outside", "//ROOT/outside", "/proc/self/environ",
+    "/", "..", "link", "links/outside", "links/none", "../none", "ROOT/none",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+@pytest.mark.parametrize(
+    "form",
+    ["!include {}", "!include-service s.X * {}", "!include-dir {}", "$include:{}", " !include {} "],
+)
+def test_what_lies_outside_the_directory_cannot_be_included(
+    store: PolicyStore, folder: Path, path: str, form: str
+):
+    """Qubesd reads as root, so the policy would load for it and not for the broker.
+
+    The error names the line, and is the same whether the file exists or not (QSB-099).
+    """
+    (folder.parent / "outside").write_text(RULE.decode())
+    (folder / "link").symlink_to(folder.parent / "outside")
+    (folder / "links").symlink_to(folder.parent)
+    before = snapshot(folder)
+    path = path.replace("ROOT", str(folder.parent))
+    content = f"# About it.\r\n# \u2028\r{form.format(path)}\n".encode()
+    for file in (USER, WEB, PolicyFile.parse("95-new", included=False)):
+        with pytest.raises(PolicySyntaxError) as caught:
+            store.replace(file, ANY, content)
+        said = f"{file.path}:3: `{shown(path)}` lies outside the policy directory"
+        assert caught.value.message == said
+    assert snapshot(folder) == before
+
+
+def test_what_an_administrator_includes_from_outside_stays_so(
+    store: PolicyStore, paths: Paths, folder: Path
+):
+    """Only new text is judged: other files may be written, and that one may be removed."""
+    outside = folder.parent / "outside"
+    outside.write_bytes(RULE)
+    mine = folder / "95-mine.policy"
+    mine.write_text(f"!include ../outside\n!include {outside}\n")
+    store.replace(USER, ANY, b"# New.\n")
+    store.replace(WEB, ANY, b"work vault deny\n")
+    assert store.files_for("my.Service") == ["outside"]
+    store.remove(PolicyFile.parse("95-mine", included=False), ANY)
+    assert store.files_for("my.Service") == []
+    assert isinstance(load_policy(paths), PolicySet)
+
+
+def test_what_lies_in_the_directory_is_included_by_any_name(store: PolicyStore, folder: Path):
+    """Absolute, over `..` or a link that stays inside, and as a directory."""
+    (folder / "link").symlink_to("include")
+    (folder / "include/1.policy").write_bytes(RULE)
+    for path in (f"{folder}/include/1.policy", "include/../include/1.policy", "link/1.policy"):
+        store.replace(USER, ANY, f"!include {path}\n!include-dir include\n".encode())
+        assert store.files_for("my.Service") == ["1"]
+
+
+@pytest.mark.parametrize("closed", ["include/1.policy", "include"])
+@pytest.mark.parametrize("line", ["!include include/1.policy", "!include-dir include"])
+def test_what_the_broker_cannot_read_cannot_be_included(
+    store: PolicyStore, folder: Path, closed: str, line: str
+):
+    """Else the policy would load for qubesd, and every call would be denied."""
+    (folder / "90-more.policy").unlink()
+    (folder / "include/1.policy").write_bytes(RULE)
+    (folder / closed).chmod(0o750 if closed == "include" else 0o640)
+    before = snapshot(folder)
+    with pytest.raises(PolicySyntaxError, match=r"`include.* cannot be read by the broker"):
+        store.replace(USER, ANY, f"{line}\n".encode())
+    assert snapshot(folder) == before
+    (folder / closed).chmod(0o755 if closed == "include" else 0o644)
+    store.replace(USER, ANY, f"{line}\n".encode())
+
+
+def test_a_link_leads_no_included_directory_to_what_the_broker_cannot_read(
+    store: PolicyStore, folder: Path, tmp_path: Path
+):
+    """What a directory lists counts like what a line names."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(RULE)
+    secret.chmod(0o600)
+    (folder / "include/1.policy").symlink_to(secret)
+    with pytest.raises(PolicySyntaxError, match=r"`include/1\.policy` cannot be read by"):
+        store.replace(USER, ANY, b"!include-dir include\n")
+
+
+def test_errors_name_no_file_outside_and_no_place_in_another(store: PolicyStore, folder: Path):
+    """A column tells how long a line is (QSB-099); of the file that changes all is told."""
+    outside = folder.parent / CANARY
+    outside.write_text("nonsense\n")
+    (folder / "95-mine.policy").write_text(f"!include ../{CANARY}\n")
+    told = "the policy does not load because of "
+    with pytest.raises(PolicySyntaxError) as caught:
+        store.replace(USER, ANY, b"# Fine.\n")
+    assert caught.value.message == f"{told}another file"
+    (folder / "95-mine.policy").write_text("\n  nonsense\n")
+    with pytest.raises(PolicySyntaxError) as caught:
+        store.replace(USER, ANY, b"# Fine.\n")
+    assert caught.value.message == f"{told}`95-mine.policy`"
+    with pytest.raises(PolicySyntaxError, match=r"^95-mine\.policy:1:9: "):
+        store.replace(PolicyFile.parse("95-mine", included=False), ANY, b"nonsense\n")
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

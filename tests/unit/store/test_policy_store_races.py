@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
@@ -22,6 +21,7 @@ from caisson.policy import PolicySet
 from caisson.store import policy_directory
 from caisson.store.policy_directory import PolicyFile, Token
 from caisson.store.policy_files import load_policy, read_policy_directory
+from caisson.store.policy_lock import changing_policy
 from caisson.store.policy_store import PolicyStore
 
 # --- links and other traps -----------------------------------------------------------------
@@ -182,16 +182,12 @@ def test_of_many_writers_with_one_token_exactly_one_wins(paths: Paths, folder: P
     assert (folder / "30-user.policy").read_bytes() == f"# {won.index(True)}\n".encode()
 
 
-def test_a_writer_does_not_wait_for_ever(store: PolicyStore, folder: Path):
+def test_a_writer_does_not_wait_for_ever(store: PolicyStore, paths: Paths):
     """Whoever holds the lock stops writers only, and only for a while."""
-    holder = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(holder, fcntl.LOCK_EX)
+    with changing_policy(paths):
         with pytest.raises(PolicyAdminError, match="somebody else is changing the policy"):
             store.replace(USER, ANY, b"")
         assert store.read(USER) == RULE
-    finally:
-        os.close(holder)
     store.replace(USER, ANY, b"")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caisson.errors import CaissonError
-from caisson.store.policy_swap import Swap, UndoError, locked
+from caisson.store.policy_swap import Swap, UndoError
 
 
 @pytest.fixture
@@ -124,14 +124,3 @@ def test_a_link_stays_a_link(here: Path):
     assert (here / "kept.policy").read_text() == "ours\n"
     done.undo()
     assert tree(here) == before
-
-
-def test_two_do_not_change_policy_at_the_same_time(here: Path):
-    """The second one is told to try again."""
-    directory = here / "policy.d"
-    with locked(directory), pytest.raises(CaissonError, match="somebody else"), locked(directory):
-        pass
-    with locked(directory):
-        pass
-    with pytest.raises(CaissonError, match="cannot be opened"), locked(here / "nowhere"):
-        pass
