@@ -331,8 +331,8 @@ def test_missing_action_is_answered_with_all(capsys: pytest.CaptureFixture[str])
     """Without a second look, and each of them once."""
     assert _refused(capsys, "policy") == (
         "error: the following arguments are required: ACTION\n"
-        "hint: use `decide`, `diff`, `explain`, `grant`, `grants`, `graph`, `reach`, `revoke` or "
-        "`test`; `caisson policy --help`\n"
+        "hint: use `decide`, `diff`, `explain`, `grant`, `grants`, `graph`, `reach`, `revoke`, "
+        "`system-info` or `test`; `caisson policy --help`\n"
     )
     assert _refused(capsys, "policy", "explian").count("explain") == 1
 
