@@ -1,15 +1,16 @@
 """Questions to a person, and notices: fair among qubes, few for each, none of a muted one.
 
-A question takes the turn of the qube that stands behind it (`origin_of`). It costs a token when
-it is shown; allowing gives the token back, so that only what the person did not want runs out.
+A question takes the turn of the `Asker` it is counted for. It costs a token when it is shown;
+allowing gives the token back, so that only what the person did not want runs out.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from caisson.errors import CaissonError
 from caisson.names import DOM0
@@ -23,14 +24,31 @@ from caisson.qrexec.turns import Turns
 
 QUESTIONS_AT_ONCE = 10
 SECONDS_A_QUESTION = 12.0
-"""Unwanted questions of a qube: ten, and five a minute for good."""
+"""Unwanted questions of an asker: ten, and five a minute for good."""
 
 NOTICES_AT_ONCE = 10
 SECONDS_A_NOTICE = 6.0
 MOST_NOTICES = 4
-"""Notices on their way at the same time, of all qubes."""
+"""Notices on their way at the same time to one place."""
 
 _DISPOSABLE = "disp-created-by-"
+
+
+class Asker(NamedTuple):
+    """Whose questions count together: a qube's, or those of all disposables that came of it.
+
+    Args:
+        gui: the qube where the person sits.
+        name: the qube.
+        disposables: its disposables are meant, not the qube itself.
+    """
+
+    gui: str
+    name: str
+    disposables: bool = False
+
+    def __str__(self) -> str:
+        return f"disposables of `{self.name}`" if self.disposables else f"`{self.name}`"
 
 
 class Person:
@@ -57,7 +75,7 @@ class Person:
         self._questions = Allowance(QUESTIONS_AT_ONCE, SECONDS_A_QUESTION, clock)
         self._notices = Allowance(NOTICES_AT_ONCE, SECONDS_A_NOTICE, clock)
         self._mutes = Mutes(clock)
-        self._notices_under_way = 0
+        self._notices_under_way: Counter[str] = Counter()
 
     async def ask(self, call: Call, ask: Ask, gui: str) -> prompt.Answer:
         """Ask which target the call may go to; cancelling takes the question back.
@@ -70,34 +88,36 @@ class Person:
         Raises:
             CaissonError: nobody could be asked, nobody answered, or the qube asks too often.
         """
-        origin = origin_of(self._known.system, call.source)
-        if mute := self._mutes.find(origin):
-            return _unheard(origin, mute)
-        if not self._questions.has(origin):
-            raise _too_often(origin)
+        counted = counted_for(self._known.system, call.source, gui)
+        seen = seen_as(self._known.system, call.source, gui)
+        if mute := self._mutes.find(seen):
+            return _unheard(seen, mute)
+        if not self._questions.has(counted):
+            raise _too_often(counted)
         try:
-            async with self._turns[gui].turn(origin):
-                return await self._ask(call, ask, gui, origin)
+            async with self._turns[gui].turn(counted):
+                return await self._ask(call, ask, counted, seen)
         except CaissonError as e:
             sparing.warning("nobody could be asked", qube=call.source, error=str(e))
             raise
 
-    async def _ask(self, call: Call, ask: Ask, gui: str, origin: str) -> prompt.Answer:
-        """Ask in the qube's turn."""
+    async def _ask(self, call: Call, ask: Ask, counted: Asker, seen: Asker) -> prompt.Answer:
+        """Ask in the asker's turn."""
         # What the person said to an earlier question holds for those that waited.
-        if mute := self._mutes.find(origin):
-            return _unheard(origin, mute)
-        if not self._questions.take(origin):
-            raise _too_often(origin)
+        if mute := self._mutes.find(seen):
+            return _unheard(seen, mute)
+        if not self._questions.take(counted):
+            raise _too_often(counted)
+        waiting = self._turns[seen.gui].waiting(counted)
         try:
-            answer = await self._put(gui, self._question(call, ask, gui, origin))
+            answer = await self._put(seen.gui, self._question(call, ask, seen.name, waiting))
         except prompt.NobodyError:
-            self._questions.give_back(origin)
+            self._questions.give_back(counted)
             raise
         if answer.target is not None:
-            self._questions.give_back(origin)
+            self._questions.give_back(counted)
         elif answer.for_now:
-            self._mutes.begin(origin, answer.by)
+            self._mutes.begin(seen, answer.by)
         return answer
 
     async def _put(self, gui: str, question: prompt.Question) -> prompt.Answer:
@@ -105,13 +125,14 @@ class Person:
             return await prompt.ask(self._paths.prompt_agent, question)
         return await gui_qube.ask(self._paths.dom0_socket, gui, question)
 
-    def _question(self, call: Call, ask: Ask, gui: str, origin: str) -> prompt.Question:
+    def _question(self, call: Call, ask: Ask, origin: str, waiting: int) -> prompt.Question:
+        """What is asked; a GUI qube learns from it of no qube that is not involved."""
         targets = list(ask.targets)
+        find = self._known.system.find
         involved = {call.source, *(t.removeprefix("@dispvm:") for t in targets)}
-        domains = self._known.system.domains
-        icons = {d.name: d.icon for d in domains.values() if d.icon}
-        bases = [d for d in domains.values() if d.template_for_dispvms]
-        icons |= {f"@dispvm:{d.name}": d.icon for d in bases if d.icon}
+        domains = {name: domain for name in involved if (domain := find(name))}
+        icons = {name: d.icon for name, d in domains.items() if d.icon}
+        bases = {t: icons.get(t.removeprefix("@dispvm:")) for t in targets}
         walls = {name: self._known.infos.get(name, {}).get("isolation") for name in involved}
         return prompt.Question(
             source=call.source,
@@ -119,27 +140,29 @@ class Person:
             argument=f"+{call.argument}",
             targets=targets,
             default_target=ask.default_target or "",
-            icons=icons,
-            labels={n: d.label for n in involved if (d := domains.get(n)) and d.label},
+            icons=icons | {target: icon for target, icon in bases.items() if icon},
+            labels={name: d.label for name, d in domains.items() if d.label},
             isolation={name: str(wall) for name, wall in walls.items() if wall},
             origin=origin,
-            waiting=self._turns[gui].waiting(origin),
+            waiting=waiting,
         )
 
     def tell(self, call: Call, resolution: str, target: str) -> None:
         """Tell the person what happened to a call, if somebody listens and is not flooded."""
-        source = self._known.system.find(call.source)
-        if source is None or source.guivm is None or self._notices_under_way >= MOST_NOTICES:
+        system = self._known.system
+        source = system.find(call.source)
+        if source is None or (gui := source.guivm) is None:
             return
-        origin = origin_of(self._known.system, call.source)
-        if not self._notices.take(origin):
+        if self._notices_under_way[gui] >= MOST_NOTICES:
             return
-        mute = self._mutes.find(origin)
+        if not self._notices.take(counted_for(system, call.source, gui)):
+            return
+        mute = self._mutes.find(seen_as(system, call.source, gui))
         muted = round(mute.left) if mute else 0
         argument = f"+{call.argument}"
         notice = prompt.Notice(resolution, call.service, argument, call.source, target, muted)
-        self._notices_under_way += 1
-        self._background(self._tell(source.guivm, notice))
+        self._notices_under_way[gui] += 1
+        self._background(self._tell(gui, notice))
 
     async def _tell(self, gui: str, notice: prompt.Notice) -> None:
         try:
@@ -148,35 +171,61 @@ class Person:
             else:
                 await gui_qube.notify(self._paths.dom0_socket, gui, notice)
         finally:
-            self._notices_under_way -= 1
+            self._notices_under_way[gui] -= 1
 
 
-def origin_of(system: SystemInfo, source: str) -> str:
-    """The qube whose turn a question takes: whoever made the disposable that asks.
+def counted_for(system: SystemInfo, source: str, gui: str) -> Asker:
+    """Whose turn and tokens a question takes.
 
-    A qube gains nothing by making disposables, nor by those that they make in turn. What the
-    admin qube made stands for itself.
+    The disposables of a qube, and those that they make in turn, are as one: a qube gains one
+    more asker by making them, and they take nothing from the qube itself.
     """
-    seen: set[str] = set()
-    while source not in seen:
-        seen.add(source)
-        domain = system.find(source)
-        marks = () if domain is None else (t for t in domain.tags if t.startswith(_DISPOSABLE))
-        creator = min(marks, default="").removeprefix(_DISPOSABLE)
-        if creator in {"", DOM0}:
-            break
-        source = creator
-    return source
+    line = _line_of(system, source)
+    return Asker(gui, line[-1], len(line) > 1)
 
 
-def _unheard(origin: str, mute: Mute) -> prompt.Answer:
+def seen_as(system: SystemInfo, source: str, gui: str) -> Asker:
+    """Whom the person is told of, and can deny for a while: nobody who asks elsewhere.
+
+    The last in line that asks at the same place as all those before it.
+    """
+    first, *makers = _line_of(system, source)
+    line = [first, *takewhile(lambda name: _gui_of(system, name) == gui, makers)]
+    return Asker(gui, line[-1], len(line) > 1)
+
+
+def _line_of(system: SystemInfo, source: str) -> list[str]:
+    """The qube, whoever made it if it is a disposable, and so on.
+
+    What the admin qube made stands for itself.
+    """
+    line = [source]
+    while (maker := _maker_of(system, line[-1])) not in {"", DOM0, *line}:
+        line.append(maker)
+    return line
+
+
+def _maker_of(system: SystemInfo, name: str) -> str:
+    domain = system.find(name)
+    marks = () if domain is None else (t for t in domain.tags if t.startswith(_DISPOSABLE))
+    return min(marks, default="").removeprefix(_DISPOSABLE)
+
+
+def _gui_of(system: SystemInfo, name: str) -> str | None:
+    domain = system.find(name)
+    return None if domain is None else domain.guivm
+
+
+def _unheard(asker: Asker, mute: Mute) -> prompt.Answer:
     minutes, seconds = divmod(round(mute.left), 60)
-    reason = f"`{origin}` is denied for now, for {minutes} min {seconds} s more"
+    verb = "are" if asker.disposables else "is"
+    reason = f"{asker} {verb} denied for now, for {minutes} min {seconds} s more"
     return prompt.Answer(None, mute.by, reason=reason)
 
 
-def _too_often(origin: str) -> CaissonError:
+def _too_often(asker: Asker) -> CaissonError:
+    verb = "ask" if asker.disposables else "asks"
     return CaissonError(
-        f"`{origin}` asks too often: beyond {QUESTIONS_AT_ONCE} questions that were not wanted,"
+        f"{asker} {verb} too often: beyond {QUESTIONS_AT_ONCE} questions that were not wanted,"
         f" one every {SECONDS_A_QUESTION:.0f} s"
     )

@@ -1,16 +1,16 @@
-"""What a person puts up with: how often a qube may ask, and which qubes are not heard for now.
+"""What a person puts up with: how often one may ask, and who is not heard for now.
 
-Kept by the qube whose turn a question takes (`asking.origin_of`), on a monotonic clock, in
-memory: a broker that starts anew has forgotten it.
+Kept for each asker (`asking.Asker`), on a monotonic clock, in memory: a broker that starts anew
+has forgotten it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 MUTED_FOR = 600.0
-"""Seconds for which a qube is not heard after `deny all from this qube for now`."""
+"""Seconds for which an asker is not heard after `deny all from ... for now`."""
 
 _MANY = 1024
 
@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 
 
 class Allowance:
-    """So many at once, and another every few seconds: a bucket of tokens for each qube.
+    """So many at once, and another every few seconds: a bucket of tokens for each asker.
 
     Args:
         burst: tokens in a full bucket.
@@ -30,46 +30,46 @@ class Allowance:
         self._burst = burst
         self._seconds = seconds
         self._clock = clock
-        self._levels: dict[str, tuple[float, float]] = {}
+        self._levels: dict[Hashable, tuple[float, float]] = {}
         self._many = _MANY
 
-    def has(self, origin: str) -> bool:
+    def has(self, asker: Hashable) -> bool:
         """Whether a token is there."""
-        return self._level(origin) >= 1
+        return self._level(asker) >= 1
 
-    def take(self, origin: str) -> bool:
+    def take(self, asker: Hashable) -> bool:
         """Take a token, if one is there."""
-        level = self._level(origin)
+        level = self._level(asker)
         if level < 1:
             return False
         if len(self._levels) >= self._many:
             self._forget_full()
-        self._levels[origin] = (level - 1, self._clock())
+        self._levels[asker] = (level - 1, self._clock())
         return True
 
-    def give_back(self, origin: str) -> None:
+    def give_back(self, asker: Hashable) -> None:
         """What the token was taken for did not cost anything."""
-        if origin in self._levels:
-            self._levels[origin] = (min(self._burst, self._level(origin) + 1), self._clock())
+        if asker in self._levels:
+            self._levels[asker] = (min(self._burst, self._level(asker) + 1), self._clock())
 
-    def _level(self, origin: str) -> float:
-        level, then = self._levels.get(origin, (self._burst, 0.0))
+    def _level(self, asker: Hashable) -> float:
+        level, then = self._levels.get(asker, (self._burst, 0.0))
         return min(self._burst, level + (self._clock() - then) / self._seconds)
 
     def _forget_full(self) -> None:
-        self._levels = {o: v for o, v in self._levels.items() if self._level(o) < self._burst}
+        self._levels = {a: v for a, v in self._levels.items() if self._level(a) < self._burst}
         self._many = max(_MANY, 2 * len(self._levels))
 
 
 class Mute(NamedTuple):
-    """Who does not want to hear from a qube, and for how many seconds more."""
+    """Who does not want to hear from an asker, and for how many seconds more."""
 
     by: str
     left: float
 
 
 class Mutes:
-    """The qubes that are not heard for now.
+    """The askers that are not heard for now.
 
     Args:
         clock: seconds that never run backwards.
@@ -77,16 +77,16 @@ class Mutes:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._until: dict[str, tuple[float, str]] = {}
+        self._until: dict[Hashable, tuple[float, str]] = {}
 
-    def begin(self, origin: str, by: str) -> None:
-        """Do not hear this qube from now on."""
+    def begin(self, asker: Hashable, by: str) -> None:
+        """Do not hear this asker from now on."""
         now = self._clock()
-        self._until = {o: entry for o, entry in self._until.items() if entry[0] > now}
-        self._until[origin] = (now + MUTED_FOR, by)
+        self._until = {a: entry for a, entry in self._until.items() if entry[0] > now}
+        self._until[asker] = (now + MUTED_FOR, by)
 
-    def find(self, origin: str) -> Mute | None:
-        """Whether the qube is not heard."""
-        until, by = self._until.get(origin, (0.0, ""))
+    def find(self, asker: Hashable) -> Mute | None:
+        """Whether the asker is not heard."""
+        until, by = self._until.get(asker, (0.0, ""))
         left = until - self._clock()
         return Mute(by, left) if by and left > 0 else None

@@ -6,7 +6,8 @@ are asked at once, and the first answer counts; who may put a socket there is de
 rights of the directory, who may answer by the group `qubes`.
 
 An answer is bounded in size and time; whatever is not `allow:TARGET` is a refusal, and
-`deny:for-now` besides asks not to be asked for this qube for a while (others read it as `deny`).
+`deny:for-now` besides asks not to be asked for this qube, or for the disposables of its creator,
+for a while (others read it as `deny`).
 An agent that goes away without a word has not answered.
 """
 
@@ -49,11 +50,12 @@ class Question(msgspec.Struct, frozen=True):
         argument: `+` and the argument.
         targets: what the person may pick from.
         default_target: what the *policy* preselects; never the caller's wish; may be empty.
-        icons: the icon of each qube, and of `@dispvm:NAME`.
+        icons: the icon of each qube involved, and of each target `@dispvm:NAME`.
         labels: the colour of each qube involved, as `0xRRGGBB`.
         isolation: the class of isolation of each qube involved, where known.
-        origin: the qube whose turn this is: a disposable asks in the turn of its creator.
-        waiting: how many questions of `origin` wait behind this one.
+        origin: `source`, or the qube that it is a disposable of; `deny:for-now` is about `source`
+            or all disposables of `origin`.
+        waiting: how many questions of the same asker wait behind this one.
     """
 
     source: str
@@ -88,7 +90,7 @@ class Answer(msgspec.Struct, frozen=True):
     Args:
         target: None for a refusal.
         by: the agent's user, or the GUI qube.
-        for_now: the person does not want to be asked for this qube for a while.
+        for_now: the person does not want to be asked by this asker for a while.
         reason: why it is a refusal, where the person was not asked now.
     """
 

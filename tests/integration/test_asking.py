@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,15 +23,20 @@ from caisson.paths import Paths
 from caisson.policy import Ask, Request, parse_policy
 from caisson.qrexec import prompt
 from caisson.qrexec.asking import (
+    MOST_NOTICES,
     NOTICES_AT_ONCE,
     QUESTIONS_AT_ONCE,
     SECONDS_A_QUESTION,
+    Asker,
     Person,
-    origin_of,
+    counted_for,
+    seen_as,
 )
 from caisson.qrexec.calls import Call
 from caisson.qrexec.known import Known
+from caisson.qrexec.link import address
 from caisson.qrexec.patience import MUTED_FOR
+from caisson.qrexec.turns import MOST_WAITING
 
 pytestmark = pytest.mark.root
 
@@ -64,9 +70,9 @@ class Desk:
         call.service, call.argument, call.requested = "my.Service", "x", "vault"
         return call
 
-    async def ask(self, source: str = "work") -> prompt.Answer:
+    async def ask(self, source: str = "work", rule: str = "@anyvm ask") -> prompt.Answer:
         """Ask about a call of this qube."""
-        policy = parse_policy({"30-user.policy": "* * @anyvm @anyvm ask\n"})
+        policy = parse_policy({"30-user.policy": f"* * @anyvm {rule}\n"})
         request = Request("my.Service", "+x", source, "vault")
         ask = policy.decide(request, self.known.system)
         assert isinstance(ask, Ask)
@@ -287,21 +293,42 @@ def made_by(name: str) -> dict[str, Any]:
     return {"type": "DispVM", "tags": (f"created-by-{name}", f"disp-created-by-{name}")}
 
 
-async def test_disposables_ask_in_the_turn_of_whoever_made_them(desk: Desk):
+async def test_disposables_of_a_qube_count_together_and_beside_it(desk: Desk):
     """Also those that disposables make; a loop of tags ends; the admin qube's stand alone."""
     desk.exists(
         disp1=made_by("work"), disp2=made_by("disp1"), disp3=made_by("gone"),
         disp4=made_by("dom0"), app=info("app", tags=("created-by-work",)),
         x=made_by("y"), y=made_by("x"),
     )  # fmt: skip
-    names = ("disp1", "disp2", "disp3", "disp4", "app", "x", "unknown")
-    origins = [origin_of(desk.known.system, name) for name in names]
-    assert origins == ["work", "work", "gone", "disp4", "app", "x", "unknown"]
+    names = ("work", "disp1", "disp2", "disp3", "disp4", "app", "x", "unknown")
+    askers = [str(counted_for(desk.known.system, name, "dom0")) for name in names]
+    disposables = "disposables of `work`"
+    assert askers[:4] == ["`work`", disposables, disposables, "disposables of `gone`"]
+    assert askers[4:] == ["`disp4`", "`app`", "disposables of `y`", "`unknown`"]
 
 
-async def test_disposables_add_nothing_to_what_a_qube_may_ask(desk: Desk):
+async def test_creator_that_asks_elsewhere_is_not_told_of(desk: Desk):
+    """The line of creators ends where another person answers; all of it counts together."""
+    there = {"guivm": "sys-gui"}
+    desk.exists(
+        disp1=made_by("work") | there, disp2=made_by("disp1") | there,
+        disp3=made_by("disp2"), disp4=made_by("gone"),
+    )  # fmt: skip
+    asking_at = {"disp1": "sys-gui", "disp2": "sys-gui", "disp3": "dom0", "disp4": "dom0"}
+    seen = {name: seen_as(desk.known.system, name, gui) for name, gui in asking_at.items()}
+    assert seen == {
+        "disp1": Asker("sys-gui", "disp1"),
+        "disp2": Asker("sys-gui", "disp1", disposables=True),
+        "disp3": Asker("dom0", "disp3"),
+        "disp4": Asker("dom0", "disp4"),
+    }
+    counted = {counted_for(desk.known.system, name, "sys-gui") for name in ("disp1", "disp2")}
+    assert counted == {Asker("sys-gui", "work", disposables=True)}
+
+
+async def test_any_number_of_disposables_ask_no_more_than_one_qube(desk: Desk):
     """One dialogue for all of them, and one allowance."""
-    desk.exists(**{f"disp{n}": made_by("work") for n in range(QUESTIONS_AT_ONCE)})
+    desk.exists(**{f"disp{n}": made_by("work") for n in range(QUESTIONS_AT_ONCE + 1)})
     async with desk.agent(never) as heard:
         asking = [asyncio.create_task(desk.ask(f"disp{n}")) for n in range(3)]
         await until(lambda: bool(heard))
@@ -316,8 +343,34 @@ async def test_disposables_add_nothing_to_what_a_qube_may_ask(desk: Desk):
         # One was taken back, those behind it were never shown.
         for number in range(QUESTIONS_AT_ONCE - 1):
             assert (await desk.ask(f"disp{number}")).target is None
-        with pytest.raises(CaissonError, match="`work` asks too often"):
-            await desk.ask("work")
+        with pytest.raises(CaissonError, match="disposables of `work` ask too often"):
+            await desk.ask(f"disp{QUESTIONS_AT_ONCE}")
+
+
+async def test_disposable_that_asks_too_often_does_not_silence_its_creator(desk: Desk):
+    """A hostile page in a disposable browser: the qube that opened it still asks."""
+    desk.exists(disp1=made_by("work"))
+    async with desk.agent(deny):
+        for _ in range(QUESTIONS_AT_ONCE):
+            await desk.ask("disp1")
+    async with desk.agent(lambda _: b"allow:vault"):
+        assert (await desk.ask("work")).target == "vault"
+
+
+async def test_questions_of_a_disposable_that_wait_leave_room_for_its_creator(desk: Desk):
+    """As many as may wait, and one more is refused; the creator's is shown beside the first."""
+    desk.exists(disp1=made_by("work"))
+    async with desk.agent(never) as heard:
+        asking = [asyncio.create_task(desk.ask("disp1")) for _ in range(MOST_WAITING + 1)]
+        await until(lambda: bool(heard))
+        with pytest.raises(CaissonError, match="too many questions of disposables of `work` wait"):
+            await desk.ask("disp1")
+        asking.append(asyncio.create_task(desk.ask("work")))
+        await until(lambda: len(heard) == 2)
+        assert [question["source"] for question in heard] == ["disp1", "work"]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_question_tells_how_many_wait_behind_it(desk: Desk):
@@ -328,23 +381,47 @@ async def test_question_tells_how_many_wait_behind_it(desk: Desk):
         assert [q["waiting"] for q in heard if "waiting" in q] == [0, 1, 0]
 
 
+async def test_question_names_no_qube_that_is_not_involved(desk: Desk):
+    """Icons are of the caller and the targets; others that exist are nobody's business."""
+    desk.exists(base={"template_for_dispvms": True}, other={"template_for_dispvms": True})
+    async with desk.agent(deny) as heard:
+        await desk.ask(rule="vault ask")
+        await desk.ask(rule="vault ask target=@dispvm:base")
+    first, second = (question["icons"] for question in heard if "icons" in question)
+    assert first == dict.fromkeys(("work", "vault"), "appvm-red")
+    assert second == dict.fromkeys(("work", "base", "@dispvm:base"), "appvm-red")
+
+
 # Deny all from this qube for now.
 
 
 async def test_muted_qube_is_denied_without_a_question_until_the_time_is_over(desk: Desk):
-    """By the one who said so; its disposables as well; the others are heard."""
+    """By the one who said so; its disposables and the others are heard."""
     desk.exists(disp1=made_by("work"))
     async with desk.agent(lambda _: b"deny:for-now\n") as heard:
-        answer = await desk.ask("disp1")
+        answer = await desk.ask("work")
         assert (answer.target, answer.for_now) == (None, True)
     async with desk.agent(lambda _: b"allow:vault") as heard:
-        for source in ("work", "disp1"):
-            answer = await desk.ask(source)
-            assert (answer.target, answer.by) == (None, f"uid {os.geteuid()}")
-            assert answer.reason == "`work` is denied for now, for 10 min 0 s more"
+        answer = await desk.ask("work")
+        assert (answer.target, answer.by) == (None, f"uid {os.geteuid()}")
+        assert answer.reason == "`work` is denied for now, for 10 min 0 s more"
         assert heard == []
-        assert (await desk.ask("play")).target == "vault"
+        for source in ("disp1", "play"):
+            assert (await desk.ask(source)).target == "vault"
         desk.now += MUTED_FOR
+        assert (await desk.ask("work")).target == "vault"
+
+
+async def test_muted_disposable_is_muted_with_its_like_and_without_its_creator(desk: Desk):
+    """Making another one does not help it, and it takes nobody with it."""
+    desk.exists(disp1=made_by("work"), disp2=made_by("work"), disp3=made_by("disp2"))
+    async with desk.agent(lambda _: b"deny:for-now"):
+        await desk.ask("disp1")
+    async with desk.agent(lambda _: b"allow:vault"):
+        for source in ("disp1", "disp2", "disp3"):
+            answer = await desk.ask(source)
+            assert answer.target is None
+            assert answer.reason.startswith("disposables of `work` are denied for now")
         assert (await desk.ask("work")).target == "vault"
 
 
@@ -378,3 +455,23 @@ async def test_notices_go_to_every_agent(desk: Desk):
         await until(lambda: len(first) == len(second) == 2)
         assert first[0] == second[0]
         assert first[0]["resolution"] == "allow"
+
+
+async def test_gui_qube_that_does_not_read_loses_only_its_own_notices(desk: Desk):
+    """As many as may be under way stay there; the admin qube's person is told all the same."""
+    desk.exists(work={"guivm": "sys-gui"})
+    desk.paths.dom0_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind(address(desk.paths.dom0_socket))
+        silent.listen()
+        for _ in range(MOST_NOTICES + 1):
+            desk.person.tell(desk.call("work"), "deny", "vault")
+        stuck = list(desk.tasks)
+        assert len(stuck) == MOST_NOTICES
+        async with desk.agent(deny) as heard:
+            desk.person.tell(desk.call("play"), "deny", "vault")
+            await until(lambda: len(heard) == 2)
+            assert heard[0]["source"] == "play"
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)

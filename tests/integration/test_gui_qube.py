@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from broker_rig import PATIENCE, Agent, Peer, Rig, Service, broker_rig
+from broker_rig import PATIENCE, Agent, Peer, Rig, Service, broker_rig, prompt_agent
 from grounds.whole import Whole
 
 pytestmark = pytest.mark.root
@@ -137,6 +137,28 @@ async def test_deny_for_now_works_from_a_gui_qube_too():
         assert record["answered_by"] == "qube sys-gui"
         assert record["reason"].startswith("`work` is denied for now")
         assert record["rule"] == "30-user.policy:1"
+
+
+async def test_gui_qube_mutes_and_learns_of_no_qube_but_its_own():
+    """A disposable asks there, its creator elsewhere: the creator is heard, and not named."""
+    policy = "my.Service * @tag:asks vault ask\n"
+    async with broker_rig(policy) as rig:
+        gui = await rig.run("sys-gui")
+        await rig.run("victim", tags=("asks",))
+        made = ("asks", "created-by-victim", "disp-created-by-victim")
+        await rig.run("disp1", type="DispVM", tags=made, guivm="sys-gui")
+        await rig.run("vault")
+        client = await rig.call("disp1", "vault", "my.Service+1")
+        question = await asked(gui, writes(b"deny:for-now"))
+        assert await outcome(client) == b"R"
+        assert question["origin"] == "disp1"
+        assert "victim" not in json.dumps(question)
+        assert await outcome(await rig.call("disp1", "vault", "my.Service+2")) == b"R"
+        record = await rig.audited(service="my.Service", argument="+2")
+        assert record["reason"].startswith("`disp1` is denied for now")
+        async with prompt_agent(rig, lambda _: b"deny") as questions:
+            assert await outcome(await rig.call("victim", "vault", "my.Service+3")) == b"R"
+        assert [q["source"] for q in questions] == ["victim"]
 
 
 async def test_denial_is_told_in_the_gui_qube():

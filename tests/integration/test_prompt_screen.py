@@ -322,11 +322,11 @@ async def test_escape_denies(seat: Seat):
 
 
 async def test_ctrl_x_denies_all_of_the_qube_for_now(seat: Seat):
-    """The key names the qube that is meant: whoever made the disposable."""
+    """The key names who is meant: of a disposable, all that the same qube made."""
     question = Question("disp1", "a.B", "+", ["vault"], origin="boss")
     async with seat.asked(question) as asking:
         assert "disp1 (made by boss)" in seat.text()
-        assert "deny all from boss for 10 min" in seat.text()
+        assert "deny all from disposables of boss for 10 min" in seat.text()
         await seat.wait_a_second()
         await seat.press("ctrl+x")
         answer = await asking

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import termios
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -165,14 +164,8 @@ async def test_keys_from_before_the_question_do_not_answer_it():
         agent.type(b"1\r1\r")
         asking = asyncio.create_task(answered(path))
         await agent.shows(b"Escape to deny: ")
-        until = time.monotonic() + 0.8
-        while time.monotonic() < until:
-            agent.type(b"1\r")
-            await asyncio.sleep(0.05)
-        assert not asking.done()
-        await asyncio.sleep(0.4)
-        agent.type(b"2\r")
-        assert await asking == "vault"
+        agent.type(b"1\r1\r")
+        assert await agent.type_until(asking, b"2\r") == "vault"
 
 
 async def test_scripted_answer_goes_through_the_same_protocol():
@@ -224,7 +217,8 @@ async def test_exclamation_mark_denies_what_follows_too():
         agent.type(b"!\r")
         answer = await asking
         assert (answer.target, answer.for_now) == (None, True)
-        await agent.shows(b"all of work for 10 min")
+        assert b"! to deny all from work for 10 min" in agent.seen
+        await agent.shows(b"denied, and all from work for 10 min")
 
 
 async def test_second_agent_is_asked_too_and_the_first_answer_counts():

@@ -66,17 +66,10 @@ class Dialogue(Widget, can_focus=True):
         self.chosen: str | None = None
         self.verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
-    @property
-    def _origin(self) -> str:
-        return words.plain(self._question.origin or self._question.source)
-
     def compose(self) -> ComposeResult:
         """The parts, each in lines of its own."""
         question = self._question
-        source = words.qube(question.source, question)
-        if question.origin not in {"", question.source}:
-            source.append(f" (made by {self._origin})", style="dim")
-        yield _line("source", Text("From     ") + source)
+        yield _line("source", Text("From     ") + words.source(question))
         yield Static(self._service(80), id="service", markup=False)
         yield _line("filter")
         targets = OptionList(id="targets", markup=False)
@@ -86,8 +79,8 @@ class Dialogue(Widget, can_focus=True):
         with Horizontal(id="keys"):
             yield Static("Enter: OK", id="ok", markup=False, disabled=True)
             yield Static("Escape: deny", markup=False)
-        lasting = words.duration(MUTED_FOR)
-        yield _line("for-now", Text(f"Ctrl-X: deny all from {self._origin} for {lasting}"))
+        asker, lasting = words.asker(question), words.duration(MUTED_FOR)
+        yield _line("for-now", Text(f"Ctrl-X: deny all from {asker} for {lasting}"))
         yield _line("state")
 
     def on_mount(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import termios
+import time
 import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,17 +14,14 @@ from contextlib import asynccontextmanager, contextmanager
 from rich.console import Console
 from rich.text import Text
 
-from caisson.qrexec.patience import MUTED_FOR
+from caisson.qrexec.patience import MUTED_FOR, Clock
 from caisson.qrexec.prompt import Notice, Question
 from caisson.tools.prompting import words
 from caisson.tools.prompting.agent import Asked, Verdict
+from caisson.tools.prompting.caution import Caution
 from caisson.tools.terminal import harmless
 
-DEAF = 1.0
-"""Seconds for which input is dropped after a question appears (key repeat, a blind Enter)."""
-
 _LONGEST_TYPED = 64
-_INVITATION = "Number of the target, ! to deny this qube for now, or Escape to deny: "
 _FOR_NOW = "!"
 _ESCAPE, _END, _GONE = "\x1b", "\x04", ""
 _ERASE = frozenset({"\x7f", "\b"})
@@ -78,30 +76,32 @@ class Plain(_Lines):
     Args:
         console: where questions are shown.
         descriptor: where keys come from.
+        clock: seconds that never run backwards.
     """
 
-    def __init__(self, console: Console, descriptor: int) -> None:
+    def __init__(self, console: Console, descriptor: int, clock: Clock = time.monotonic) -> None:
         super().__init__(console)
         self._descriptor = descriptor
+        self._clock = clock
 
     async def ask(self, asked: Asked) -> Verdict:
         """Show the question and read what is typed."""
         question = asked.question
         with _unbuffered(self._descriptor):
             _show(self._console, question)
-            self._write(_INVITATION)
-            verdict = await self._pick(question.targets)
+            invitation = _invitation(question)
+            self._write(invitation)
+            verdict = await self._pick(question.targets, invitation)
             self._write("\n" + _told(verdict, question) + "\n")
             return verdict
 
-    async def _pick(self, targets: list[str]) -> Verdict:
-        loop = asyncio.get_running_loop()
-        deaf_until = loop.time() + DEAF
+    async def _pick(self, targets: list[str], invitation: str) -> Verdict:
+        caution = Caution(self._clock)
         typed = ""
         async with _keys_of(self._descriptor) as keys:
             while True:
                 key = await keys.get()
-                if key and loop.time() < deaf_until:
+                if key and not caution.admits():
                     continue
                 if key in {_GONE, _ESCAPE, _END}:
                     return Verdict(None)
@@ -115,7 +115,7 @@ class Plain(_Lines):
                         return Verdict(chosen)
                     # Enter alone does nothing.
                     if typed:
-                        self._write(f"\nThere is no target `{typed}`. {_INVITATION}")
+                        self._write(f"\nThere is no target `{typed}`. {invitation}")
                     typed = ""
                 elif key.isascii() and key.isprintable() and len(typed) < _LONGEST_TYPED:
                     typed += key
@@ -129,9 +129,17 @@ def _told(verdict: Verdict, question: Question) -> str:
     if verdict.target is not None:
         return f"allowed to {harmless(verdict.target)}"
     if verdict.for_now:
-        origin = words.plain(question.origin or question.source)
-        return f"denied, and all of {origin} for {words.duration(MUTED_FOR)}"
+        return f"denied, and all from {_all_from(question)}"
     return "denied"
+
+
+def _invitation(question: Question) -> str:
+    everything = _all_from(question)
+    return f"Number of the target, ! to deny all from {everything}, or Escape to deny: "
+
+
+def _all_from(question: Question) -> str:
+    return f"{words.asker(question)} for {words.duration(MUTED_FOR)}"
 
 
 def _chosen(typed: str, targets: list[str]) -> str | None:
@@ -146,7 +154,7 @@ def _chosen(typed: str, targets: list[str]) -> str | None:
 def _show(console: Console, question: Question) -> None:
     console.print()
     line = Text()
-    line.append_text(words.qube(question.source, question))
+    line.append_text(words.source(question))
     line.append(" wants to call ")
     line.append_text(words.service(question.service, question.argument))
     console.print(line)

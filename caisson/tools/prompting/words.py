@@ -29,6 +29,21 @@ def qube(name: str, question: Question) -> Text:
     return text
 
 
+def source(question: Question) -> Text:
+    """The qube that asks, and whose disposable it is."""
+    text = qube(question.source, question)
+    if question.origin not in {"", question.source}:
+        text.append(f" (made by {plain(question.origin)})", style="dim")
+    return text
+
+
+def asker(question: Question) -> str:
+    """Who is denied by `deny for now`: the source, or the disposables of the qube it is of."""
+    if question.origin in {"", question.source}:
+        return plain(question.source)
+    return f"disposables of {plain(question.origin)}"
+
+
 def service(name: str, argument: str, longest: int = LONGEST_SHOWN) -> Text:
     """The service, bold behind its first dot, and the argument."""
     vendor, dot, rest = name.partition(".")
