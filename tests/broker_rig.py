@@ -290,11 +290,13 @@ def _fresh_root() -> Path:
 
 
 @asynccontextmanager
-async def broker_rig(policy: str = "", *, limit: int | None = None) -> AsyncIterator[Rig]:
+async def broker_rig(
+    policy: str = "", *, limit: int | None = None, kind: type[Rig] = Rig
+) -> AsyncIterator[Rig]:
     """A prepared instance with a running broker; everything is gone afterwards."""
     root = _fresh_root()
     paths = Paths(root)
-    rig = Rig(paths, None, None, root / "broker.log")  # type: ignore[arg-type]
+    rig = kind(paths, None, None, root / "broker.log")  # type: ignore[arg-type]
     rig.link = rig.make_link()
     try:
         await rig.link.start()

@@ -1,8 +1,8 @@
 """Grants: permissions for a while, each as the one `allow` line that a policy would have for it.
 
 A grant names qubes by uuid, so that a new qube with an old name gets nothing.
-It says nothing that a line of a policy could not say, and less: never every service, and no
-service of administration.
+It says nothing that a line of a policy could not say, and less: never every service, no service of
+administration, and nothing of the admin qube, which serves nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ LONGEST_SECONDS = 24 * 60 * 60
 _SECOND = 1_000_000_000
 _LONGEST_ARGUMENT = 1_024
 _ELSEWHERE = "@default"
-_ADMINISTRATION = ("admin.", "policy.")
+_ADMINISTRATION = ("admin.", "policy.", "internal.")
+_DELEGATE = "delegate it by policy: docs/guides/delegate-administration.md"
 _ID = re.compile(r"grant-[0-9a-f]{8}")
 _UUID = re.compile(r"uuid:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -36,7 +37,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         service: the service.
         argument: `*`, or starts with `+`.
         source: the calling qube, as `uuid:…`.
-        target: `uuid:…`, `@adminvm`, `@dispvm`, `@dispvm:uuid:…` or `@default`.
+        target: `uuid:…`, `@dispvm`, `@dispvm:uuid:…` or `@default`.
         expires: nanoseconds on the clock that counts from the kernel's start, suspend included;
             from this moment on the grant is void.
         redirect: where a call to `@default` goes; None for other targets.
@@ -130,10 +131,9 @@ def _check_service(service: str, argument: str) -> None:
             "a grant for every service is refused", "name one service; make a grant for each"
         )
     ServiceName.parse(service)
-    if service.startswith(_ADMINISTRATION):
+    if service.lower().startswith(_ADMINISTRATION):
         raise ValueRefusedError(
-            f"`{service}` is administration, which is not granted for a while",
-            "delegate it by policy: docs/guides/delegate-administration.md",
+            f"`{service}` is administration, which is not granted for a while", _DELEGATE
         )
     if argument != EVERY:
         if not argument.startswith("+"):
@@ -153,6 +153,11 @@ def _check_qubes(rule: Rule) -> None:
             "calls of the admin qube are not policed",
         )
     target = rule.redirect or rule.target
+    if target.kind is Kind.ADMINVM:
+        raise ValueRefusedError(
+            "what the admin qube serves is administration, which is not granted for a while",
+            _DELEGATE,
+        )
     if not _is_one_qube(target):
         raise ValueRefusedError(
             f"`{shown(str(target))}` is not one target",
@@ -166,4 +171,4 @@ def _is_one_qube(token: Token) -> bool:
     """Whether a token means one qube, or a new one, for as long as it exists and no longer."""
     if token.kind in (Kind.NAME, Kind.DISPVM_OF):
         return _UUID.fullmatch(token.value) is not None and token.value != NIL_UUID
-    return token.kind in (Kind.ADMINVM, Kind.DISPVM)
+    return token.kind is Kind.DISPVM

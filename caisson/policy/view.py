@@ -44,6 +44,8 @@ class View:
                 return  # there are other targets now
             for key, bit in _tokens_of(old, former.bit):
                 found[key] &= ~bit
+                if not found[key]:
+                    del found[key]  # or whoever sets ever new tags makes it grow
             for key, bit in _tokens_of(new, former.bit):
                 found[key] = found.get(key, 0) | bit
         self._universe, self.bit = former._universe, former.bit

@@ -222,7 +222,11 @@ async def _unless_gone(
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-        return None if task.cancelled() else task.result()
+        try:
+            return None if task.cancelled() else task.result()
+        finally:
+            # The task holds what it raises, whose traceback holds this frame: a cycle.
+            del task, waiting
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -29,7 +28,7 @@ from caisson.qrexec.daemon_link import DaemonLink
 from caisson.qrexec.daemon_services import DaemonServices
 from caisson.qrexec.deciding import LINK_PATIENCE, Decider
 from caisson.qrexec.directories import GUI_SOCKET, POLICY_SOCKET, SIMPLE_SOCKET
-from caisson.qrexec.endpoint import CLIENT_QUEUE, FIRST_MESSAGE_TIMEOUT, MOST_CALLS, Endpoint
+from caisson.qrexec.endpoint import CLIENT_QUEUE, MOST_CALLS, Endpoint
 from caisson.qrexec.judging import Judge, View
 from caisson.qrexec.known import Known
 from caisson.qrexec.link import (
@@ -106,7 +105,7 @@ class Broker:
             self._connector,
             self._spawn,
         )
-        self._silent: deque[tuple[float, Channel, Endpoint]] = deque()
+        self._silent: set[Endpoint] = set()
         self._paused: set[Endpoint] = set()
         self._sweeping = False
         self._ring: dict[Endpoint, None] = {}
@@ -247,9 +246,9 @@ class Broker:
         self._paused.add(endpoint)
         self._sweep_later()
 
-    def silent(self, channel: Channel, endpoint: Endpoint) -> None:
-        """The connection must speak in time."""
-        self._silent.append((self._loop.time() + FIRST_MESSAGE_TIMEOUT, channel, endpoint))
+    def silent(self, endpoint: Endpoint) -> None:
+        """A connection must speak in time."""
+        self._silent.add(endpoint)
         self._sweep_later()
 
     def _sweep_later(self) -> None:
@@ -260,9 +259,7 @@ class Broker:
     def _sweep(self) -> None:
         self._sweeping = False
         now = self._loop.time()
-        while self._silent and self._silent[0][0] <= now:
-            _, channel, endpoint = self._silent.popleft()
-            endpoint.expire(channel)
+        self._silent = {endpoint for endpoint in self._silent if endpoint.expire(now)}
         paused, self._paused = self._paused, set()
         for endpoint in paused:
             endpoint.resume()

@@ -137,8 +137,9 @@ class Channel:
             self._on_message(bytes(_view[:count]))
 
     def _gone(self, reason: str) -> None:
+        on_closed = self._on_closed
         self.close()
-        self._on_closed(reason)
+        on_closed(reason)
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> bool:
         """Send, or queue while the peer does not read; duplicates what it queues.
@@ -219,8 +220,14 @@ class Channel:
         self._sock.close()
         self._sock = None
         self._drained = None
+        # They refer to the session and its call: a cycle, which would outlive both by far.
+        self._on_message = self._on_closed = _ignore
         while self._out:
             _close_all(self._out.popleft()[1])
+
+
+def _ignore(_: object) -> None:
+    return
 
 
 def _duplicates(descriptors: Sequence[int]) -> list[int]:

@@ -217,6 +217,8 @@ class DaemonLink:
             return await future
         finally:
             self._requests.pop(number, None)
+            # It holds what it raises, whose traceback holds this frame: a cycle.
+            del future
 
     def _lose(self, why: str) -> None:
         if self._sock is None:

@@ -111,8 +111,8 @@ class Owner(Protocol):
     def agent_gone(self, endpoint: Endpoint) -> None:
         """The admitted agent's session ended."""
 
-    def silent(self, channel: Channel, endpoint: Endpoint) -> None:
-        """A new connection: it must speak in time."""
+    def silent(self, endpoint: Endpoint) -> None:
+        """A new connection: call `expire` until none is silent."""
 
     def connections_changed(self, by: int) -> None:
         """The number of open connections changed."""
@@ -139,7 +139,8 @@ class Endpoint:
         self._listener: socket.socket | None = None
         self._accepting = False
         self._sessions: set[Channel] = set()
-        self._silent: set[Channel] = set()
+        # Until when each must have spoken.
+        self._silent: dict[Channel, float] = {}
         self._applicants: deque[tuple[Channel, Hello]] = deque()
         self._applicant: tuple[Channel, Hello] | None = None
         self._agent_hello: Hello | None = None
@@ -251,9 +252,9 @@ class Endpoint:
             CLIENT_QUEUE,
         )
         self._sessions.add(channel)
-        self._silent.add(channel)
+        self._silent[channel] = self._loop.time() + FIRST_MESSAGE_TIMEOUT
         self._owner.connections_changed(1)
-        self._owner.silent(channel, self)
+        self._owner.silent(self)
         channel.start()
 
     def end_session(self, channel: Channel) -> None:
@@ -265,15 +266,16 @@ class Endpoint:
         """The session is closed, or will be when its last words are sent."""
         if channel in self._sessions:
             self._sessions.discard(channel)
-            self._silent.discard(channel)
+            self._silent.pop(channel, None)
             self._owner.connections_changed(-1)
             self.resume()
 
-    def expire(self, channel: Channel) -> None:
-        """Close the session if it has not spoken yet."""
-        if channel in self._silent:
+    def expire(self, now: float) -> bool:
+        """Close the sessions that should have spoken by now; whether others are silent."""
+        for channel in [c for c, deadline in self._silent.items() if deadline <= now]:
             sparing.info("a silent connection is closed", qube=self.name, pid=channel.pid)
             self.end_session(channel)
+        return bool(self._silent)
 
     def _left(self, channel: Channel, reason: str) -> None:
         if reason:
@@ -285,7 +287,7 @@ class Endpoint:
 
     def _first(self, channel: Channel, untrusted: bytes) -> None:
         """The first message tells the role."""
-        self._silent.discard(channel)
+        self._silent.pop(channel, None)
         try:
             message = parse_admin(untrusted) if self.is_admin else parse_client(untrusted)
         except CaissonError as e:

@@ -141,19 +141,21 @@ async def ask(path: Path, question: Question, patience: float = ANSWER_TIMEOUT) 
 async def _first_of(reached: list[socket.socket], message: bytes) -> Answer | CaissonError:
     """The first answer; if there is none, what the last agent failed of."""
     outcome: Answer | CaissonError = PromptError("no prompt agent answered")
-    async with asyncio.TaskGroup() as group:
-        asked = {group.create_task(_outcome(sock, message)) for sock in reached}
-        try:
-            while asked and isinstance(outcome, CaissonError):
-                done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                outcomes = [task.result() for task in done]
-                answers = [o for o in outcomes if isinstance(o, Answer)]
-                # Of two that came together a refusal counts.
-                answers.sort(key=lambda a: a.target is not None)
-                outcome = [*answers, *outcomes][0]
-        finally:
-            for task in asked:
-                task.cancel()
+    # No task group: one that is cancelled is a cycle, which would keep the call in memory.
+    asked = {asyncio.ensure_future(_outcome(sock, message)) for sock in reached}
+    try:
+        while asked and isinstance(outcome, CaissonError):
+            done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            outcomes = [task.result() for task in done]
+            answers = [o for o in outcomes if isinstance(o, Answer)]
+            # Of two that came together a refusal counts.
+            answers.sort(key=lambda a: a.target is not None)
+            outcome = [*answers, *outcomes][0]
+    finally:
+        for task in asked:
+            task.cancel()
+        if asked:
+            await asyncio.wait(asked)
     return outcome
 
 

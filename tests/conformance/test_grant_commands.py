@@ -140,6 +140,10 @@ async def test_a_grant_whose_qube_is_gone_is_listed_as_void(daemon: Daemon) -> N
     ("words", "code", "error"),
     [
         (("work", "net", "admin.vm.List"), 1, "`admin.vm.List` is administration"),
+        (("work", "net", "Internal.List"), 1, "`Internal.List` is administration"),
+        (("work", "dom0", "qubes.FeaturesRequest"), 1, "what the admin qube serves is"),
+        (("work", "@adminvm", "my.A"), 1, "what the admin qube serves is"),
+        (("work", "@default", "my.A", "--target", "dom0"), 1, "what the admin qube serves is"),
         (("work", "net", "*"), 1, "a grant for every service is refused"),
         (("dom0", "net", "my.A"), 1, "`dom0` is not a calling qube"),
         (("@anyvm", "net", "my.A"), 1, "qube name `@anyvm` is not valid"),
@@ -177,12 +181,12 @@ async def test_the_daemons_log_tells_who_granted_and_revoked_what(
     daemon: Daemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The list forgets what is over; the log does not."""
-    payload = b'{"source":"work","target":"@adminvm","service":"my.A","seconds":9}'
+    payload = b'{"source":"work","target":"@dispvm","service":"my.A","seconds":9}'
     name = await daemon.ok("caisson.policy.Grant", payload=payload)
     await daemon.ok(f"caisson.policy.Revoke+{name}")
     granted, revoked = capsys.readouterr().out.splitlines()
     uuid = daemon.qubes.system.qubes["work"].uuid
-    assert f"my.A + uuid:{uuid} @adminvm allow" in granted
+    assert f"my.A + uuid:{uuid} @dispvm allow" in granted
     for line, what in ((granted, "granted"), (revoked, "revoked")):
         assert what in line
         assert f"by={os.geteuid()} id={name}" in line

@@ -72,16 +72,17 @@ async def test_a_call_is_denied_granted_allowed_revoked_and_denied():
         assert exception(await daemon.ask(f"caisson.policy.Revoke+{name}")) == "QubesException"
 
 
-async def test_qubesd_obeys_a_grant_as_the_broker_does():
-    """Calls to the admin qube are judged twice: both must let it pass, and both stop."""
+async def test_no_service_of_the_admin_qube_is_granted():
+    """All that it serves changes what it holds: `qubes.FeaturesRequest` is administration too."""
     async with daemon_rig("* * * * deny\n", "work") as daemon:
-        call = ("work", "dom0", "qubes.NotifyTools")
-        assert (await daemon.call(*call)).verdict == b"R"
-        name = await granting(daemon, target="dom0", service="qubes.NotifyTools")
-        answer = await daemon.call(*call)
-        assert (answer.out, answer.code) == (b"0\0", 0)
-        await daemon.ask(f"caisson.policy.Revoke+{name}")
-        assert (await daemon.call(*call)).verdict == b"R"
+        wanted = {"source": "work", "service": "qubes.NotifyTools", "seconds": 60}
+        for to in ({"target": "dom0"}, {"target": "@default", "redirect": "@adminvm"}):
+            answer = await daemon.ask(
+                "caisson.policy.Grant+", payload=json.dumps(wanted | to).encode()
+            )
+            assert exception(answer) == "QubesValueError"
+        assert await listed(daemon) == []
+        assert (await daemon.call("work", "dom0", "qubes.NotifyTools")).verdict == b"R"
 
 
 @pytest.mark.parametrize("again", ["work", "vault"])
@@ -114,8 +115,10 @@ def _side(qube: str) -> str:
 
 async def test_only_the_admin_qube_grants():
     """Not even a policy that allows everything lets a qube list, grant or revoke."""
-    async with daemon_rig("* * * * allow target=dom0\n* * * dom0 allow\n", "work") as daemon:
-        name = await granting(daemon, target="dom0")
+    async with daemon_rig(
+        "* * * * allow target=dom0\n* * * dom0 allow\n", "work", "vault"
+    ) as daemon:
+        name = await granting(daemon)
         for service in ("Grant", "Grants", f"Revoke+{name}", "Revoke+all"):
             answer = await daemon.call("work", "dom0", f"caisson.policy.{service}")
             assert answer.verdict[:4] == b"E127", service

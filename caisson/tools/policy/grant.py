@@ -36,8 +36,8 @@ def add(actions: Any) -> None:
     made.add_argument(
         "service",
         metavar="SERVICE[+ARG]",
-        help="the service, with just this argument; `+*` for any. Never `*`, `admin.*` or "
-        "`policy.*`: administration is delegated by policy",
+        help="the service, with just this argument; `+*` for any. Never `*`, `admin.*`, "
+        "`policy.*` or `internal.*`, nor any of `dom0`: administration is delegated by policy",
     )
     made.add_argument(
         "--for",

@@ -23,6 +23,7 @@ from caisson.store.policy_directory import PolicyFile, Token
 from caisson.store.policy_files import load_policy, read_policy_directory
 from caisson.store.policy_lock import changing_policy
 from caisson.store.policy_store import PolicyStore
+from caisson.store.registered_arguments import MOST_OF_ONE
 
 # --- links and other traps -----------------------------------------------------------------
 
@@ -221,6 +222,27 @@ def test_a_rule_of_yours_is_not_widened(store: PolicyStore, folder: Path):
         register(store)
     register(store, "key-2")
     assert _registered(folder) == ["my.Back +key-2 work vault allow"]
+
+
+def test_one_qube_registers_only_so_many_arguments_of_a_service(store: PolicyStore, folder: Path):
+    """One qube could fill the file that all share; others, and the same again, still have room."""
+    rules = [f"my.Back +k-{n} work vault allow" for n in range(MOST_OF_ONE)]
+    (folder / "60-registered-arguments.policy").write_text("\n".join(rules))
+    for source in ("work", "web"):
+        with pytest.raises(PolicyAdminError, match="has 64 registered"):
+            register(store, "one-more", source)
+    register(store, "k-0")
+    assert _registered(folder) == rules
+    register(store, "one-more", target="keys")
+    assert len(_registered(folder)) == MOST_OF_ONE + 1
+
+
+def test_rules_of_yours_do_not_count_as_registered(store: PolicyStore, folder: Path):
+    """What a person wrote takes no room from a qube."""
+    rules = [f"my.Back +k-{n} work vault allow" for n in range(MOST_OF_ONE)]
+    (folder / "80-mine.policy").write_text("\n".join(rules))
+    register(store)
+    assert len(_registered(folder)) == 1
 
 
 def test_registering_goes_on_below_what_is_there(store: PolicyStore, folder: Path):
