@@ -21,7 +21,7 @@ import msgspec
 
 from caisson.policy.analysis.census import Case, Census
 from caisson.policy.analysis.outcome import Direction, Outcome, content, direction, outcome_of
-from caisson.policy.analysis.profiles import Plan, picks
+from caisson.policy.analysis.profiles import Demand, Plan, demanded, picks
 from caisson.policy.analysis.slices import NOBODY, Entry, Label, Slice, kept
 from caisson.policy.analysis.tables import Table, implied, keys_of, table_of
 from caisson.policy.index import Index
@@ -254,6 +254,8 @@ class _Search:
                 for rule in (e.rule for e in entries if e.rule.action is not Action.DENY):
                     for plan in picks((_offer(rule),)):
                         yield (rule.source,), plan
+                        if preselected := _preselected(plan, entry.rule.default_target):
+                            yield (rule.source,), preselected
 
     @cached_property
     def _list_changes(self) -> list[_Extra]:
@@ -319,6 +321,27 @@ class _Search:
 def _offer(rule: Rule) -> Token:
     """What a rule adds to lists, or takes from them."""
     return rule.redirect or rule.target
+
+
+def _preselected(plan: Plan, default: Token | None) -> Plan | None:
+    """The way in which a list offers what a question preselects; None if it does not that way."""
+    if default is None:
+        return None
+    target, base = plan.target, plan.base
+    match plan.kind, default.kind:
+        case Kind.NAME, Kind.NAME | Kind.ADMINVM:
+            wanted = demanded([default])
+        case Kind.DISPVM_OF | Kind.DISPVM, Kind.DISPVM_OF:
+            wanted = demanded([default], frozenset({Kind.DISPVM_OF}))
+        case Kind.DISPVM_OF, Kind.DISPVM:
+            # The source makes its disposables from the base that is on the list.
+            return Plan(Kind.DISPVM, base=target)
+        case _:
+            return None
+    both = (target or base or Demand()).also(wanted or Demand())
+    if both is None or both in (target, base):
+        return None
+    return Plan(plan.kind, both if target else None, both if base else None)
 
 
 def _same_effect(pair: _Pair) -> bool:
