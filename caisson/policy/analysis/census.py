@@ -55,7 +55,7 @@ class Census:
     Args:
         system: the qubes that there are; they stay as they are, but may be started.
         rules: all rules that matter.
-        any_admin: whether it is unknown which tags dom0 has.
+        any_admin: whether it is unknown which tags dom0 has, and its default_dispvm.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Census:
             admin = msgspec.structs.replace(self._admin, tags=tags)
             cast = {role: admin if q.name == "dom0" else q for role, q in cast.items()}
         source = cast["source"]
-        if not self._exists(source.name):
+        if not self._exists(source.name) or (self.any_admin and source.name == "dom0"):
             source = msgspec.structs.replace(source, default_dispvm=cast["base"].name)
         else:
             # It has its own, or none.

@@ -66,7 +66,7 @@ class Forecast:
         old: the rules of the one.
         new: the rules of the other.
         system: the qubes that there are.
-        any_admin: whether it is unknown which tags dom0 has.
+        any_admin: whether it is unknown which tags dom0 has, and its default_dispvm.
     """
 
     def __init__(

@@ -79,6 +79,11 @@ def test_preselected_admin_qube_with_an_unknown_tag_is_not_redundant():
     assert _redundant("s.X * work @tag:u ask default_target=dom0\ns.X * @anyvm @tag:u ask") == []
 
 
+def test_disposables_of_the_admin_qube_are_not_redundant():
+    """Which default_dispvm dom0 has is not known either."""
+    assert _redundant("s.X * dom0 @dispvm allow") == []
+
+
 def test_default_target_that_no_list_can_offer_is_no_change():
     """No rule offers a disposable, so none is preselected."""
     asking = "s.X * @anyvm @tag:u ask"
