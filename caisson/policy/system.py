@@ -165,11 +165,11 @@ def _domain(name: str, info: Mapping[str, Any]) -> Domain:
             f"system information about `{shown(str(name))}` is malformed: {e}",
             hint="it must be as `internal.GetSystemInfo` gives it",
         ) from None
-    # A qube that is called like a token could not be told from what the token stands for.
-    if not name or name.startswith("uuid:"):
+    if not name:
         raise _no_name(name, name)
+    # A qube that is called like a token could not be told from what the token stands for.
     for reference in (name, domain.default_dispvm, domain.relayvm):
-        if reference and reference[0] in "@*":
+        if reference and (reference[0] in "@*" or reference.startswith("uuid:")):
             raise _no_name(name, reference)
     return domain
 

@@ -2,7 +2,7 @@
 
 The format is described in `docs/guides/test-a-policy.md`.
 A table that could not fail is refused: one without expectations, with keys that nothing reads, or
-that expects the denial of a call from or to a qube that does not exist, without saying so.
+that expects a denial which holds even if all is allowed, without saying so.
 Pure: `caisson.store.policy_tables` reads the files.
 """
 
@@ -19,11 +19,11 @@ import msgspec
 
 from caisson.errors import CaissonError
 from caisson.names import QubeName, ServiceArgument, ServiceName, shown
-from caisson.policy import BrokenPolicy, PolicySet
-from caisson.policy.outcome import Decision, Reason, Request
+from caisson.policy import BrokenPolicy, PolicySet, parse_policy
+from caisson.policy.outcome import Decision, Deny, Reason, Request
 from caisson.policy.rules import Action
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import NIL_UUID
+from caisson.policy.tokens import NIL_UUID, is_admin_qube
 
 MOST_CASES = 100_000
 """What the lists of a table may multiply to."""
@@ -33,6 +33,8 @@ _DOMAIN_KEYS = tuple(name for name in Domain.__struct_fields__ if name != "name"
 _DOM0 = {"type": "AdminVM", "uuid": NIL_UUID.removeprefix("uuid:"), "power_state": "Running"}
 _QUBE = {"type": "AppVM", "power_state": "Running"}
 _REFERENCES = ("default_dispvm", "relayvm", "guivm")
+_ALLOW_ALL = parse_policy({"all.policy": "* * * * allow"})
+_STATE_IT = "state the `reason` if that is meant"
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -237,6 +239,8 @@ def _entry_cases(number: int, expected: Expectation) -> Iterator[Case]:
     lists = [
         _several(number, key, getattr(expected, key)) for key in ("source", "target", "service")
     ]
+    for source in lists[0]:
+        _check_source(number, source)
     for source, target, descriptor in product(*lists):
         name, _, argument = descriptor.partition("+")
         try:
@@ -246,6 +250,19 @@ def _entry_cases(number: int, expected: Expectation) -> Iterator[Case]:
             raise TableError(f"expectation {number}: {error.message}", error.hint) from None
         request = Request(service, given, source, target, expected.requested_source)
         yield Case(number, request, expected)
+
+
+def _check_source(number: int, source: str) -> None:
+    if is_admin_qube(source):
+        raise TableError(
+            f"expectation {number} has `{shown(source)}` as `source`, whose calls no policy judges",
+            "leave it out",
+        )
+    if source[:1] in ("", "@", "*"):
+        raise TableError(
+            f"expectation {number} has `{shown(source)}` as `source`, which is no qube",
+            "name the qubes, as a list if there are several",
+        )
 
 
 def _several(number: int, key: str, value: str | list[str]) -> list[str]:
@@ -303,17 +320,18 @@ def judge(case: Case, policy: PolicySet | BrokenPolicy, system: SystemInfo) -> R
     """Decide one case.
 
     Raises:
-        TableError: a denial is expected for a name that no qube has: it would hold for any policy.
+        TableError: a denial is expected that holds even if all is allowed, without its `reason`.
         PolicyError: the policy is broken: it denies everything, so denials would hold.
     """
     if isinstance(policy, BrokenPolicy):
         raise policy.error
-    _check_names(case, system)
+    _check_denial(case, system)
     decision = policy.decide(case.request, system)
     return Result(case, decision, tuple(_differences(case.expectation, decision.as_dict())))
 
 
-def _check_names(case: Case, system: SystemInfo) -> None:
+def _check_denial(case: Case, system: SystemInfo) -> None:
+    """Refuse a denial that says nothing of the policy, unless its `reason` is stated."""
     expected, request = case.expectation, case.request
     if expected.decision is not Action.DENY or expected.reason is not None:
         return
@@ -323,8 +341,15 @@ def _check_names(case: Case, system: SystemInfo) -> None:
             near = get_close_matches(name[:64], system.domains, 1)
             raise TableError(
                 f"expectation {case.number} is about `{shown(name)}`, which is no qube",
-                f"did you mean `{near[0]}`?" if near else "state the `reason` if that is meant",
+                f"did you mean `{near[0]}`?" if near else _STATE_IT,
             )
+    even = _ALLOW_ALL.decide(request, system)
+    # Where the caller names nobody, it is the policy that says whom it gets.
+    if isinstance(even, Deny) and request.target not in ("", "@default"):
+        why = even.text.removesuffix(f" ({even.location})")
+        raise TableError(
+            f"expectation {case.number} holds even if all is allowed: {case}: {why}", _STATE_IT
+        )
 
 
 def _differences(expected: Expectation, came: Mapping[str, Any]) -> Iterator[Difference]:

@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--redundant",
         action="store_true",
-        help="find rules too without which every call is decided the same; takes longer",
+        help="find rules too without which every call is decided the same; "
+        "takes long for hundreds of rules",
     )
     made.add_argument("--strict", action="store_true", help="fail on warnings too")
     made.add_argument("--json", action="store_true", help="a list of objects")

@@ -12,6 +12,7 @@ from test_policy_language import policies, requests, systems
 
 from caisson.policy import BrokenPolicy, Request, SystemInfo, decide, parse_policy
 from caisson.policy.table import Expectation, Table, TableError, judge, parse_table
+from caisson.policy.tokens import is_admin_qube
 
 KEYS = [
     *("source", "target", "service", "decision", "requested_source", "to", "user", "autostart"),
@@ -68,6 +69,8 @@ def test_expectation_of_what_is_decided_holds_and_of_anything_else_fails(
     policy, system = parse_policy({"30-user.policy": text}), SystemInfo.from_dict(domains)
     assert not isinstance(policy, BrokenPolicy)
     for call in calls:
+        if is_admin_qube(call.source):
+            continue  # no policy judges it, so a table has no word for it
         entry = _entry(call, decide(call, policy, system).as_dict())
         (case,) = parse_table(entry).cases
         assert judge(case, policy, system).differences == ()

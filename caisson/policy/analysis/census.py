@@ -55,7 +55,7 @@ class Census:
     Args:
         system: the qubes that there are; they stay as they are, but may be started.
         rules: all rules that matter.
-        any_admin: whether it is unknown which tags dom0 has.
+        any_admin: whether it is unknown which tags dom0 has, and its default_dispvm.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class Census:
         tokens = {t for r in rules for t in (r.source, r.target, r.redirect, r.default_target) if t}
         taken = {token.value for token in tokens} | set(system.domains)
         self._names = {role: unused(taken, f"new-{role}") for role in _ROLES}
+        # Neither dom0 nor a RemoteVM can be one.
+        self._relay = _made(unused(taken, "new-relay"), Demand(), CLASSES[0])
         named = {token.value for token in tokens if token.kind is Kind.TYPE}
         # A RemoteVM is called in a way of its own, and stands for no other.
         unnamed = [type_ for type_ in CLASSES[:-1] if type_ not in named]
@@ -149,7 +151,7 @@ class Census:
             role = next(role for role in _ROLES if role in roles)
             name = demand.name or self._names[role]
             types = self._types if demand.type is None else (demand.type,)
-            found = [_made(name, demand, type_) for type_ in types]
+            found = [_made(name, demand, type_, self._relay.name) for type_ in types]
         admin = self._find("dom0", demand) if not known else None
         if admin is not None and meets(admin, demand):
             found.append(admin)
@@ -180,7 +182,7 @@ class Census:
             admin = msgspec.structs.replace(self._admin, tags=tags)
             cast = {role: admin if q.name == "dom0" else q for role, q in cast.items()}
         source = cast["source"]
-        if not self._exists(source.name):
+        if not self._exists(source.name) or (self.any_admin and source.name == "dom0"):
             source = msgspec.structs.replace(source, default_dispvm=cast["base"].name)
         else:
             # It has its own, or none.
@@ -190,7 +192,7 @@ class Census:
         cast_names = set(qubes)
         self._complete(qubes, mentioned)
         made = tuple(q for q in qubes.values() if not self._exists(q.name))
-        optional = frozenset(qube.name for qube in made) - cast_names
+        optional = frozenset(qube.name for qube in made) - cast_names - {self._relay.name}
         picked = None
         if pick is not None:
             picked = cast["pick"].name if "pick" in cast else source.default_dispvm
@@ -211,13 +213,14 @@ class Census:
         for qube in list(qubes.values()):
             for reference in (qube.default_dispvm, qube.relayvm):
                 if reference and reference not in qubes:
-                    found = self._find(reference, Demand())
+                    made = reference == self._relay.name
+                    found = self._relay if made else self._find(reference, Demand())
                     if found is not None:
                         qubes[found.name] = found
 
 
 @lru_cache(maxsize=8192)
-def _made(name: str, demand: Demand, type_: str) -> Domain:
+def _made(name: str, demand: Demand, type_: str, relay: str | None = None) -> Domain:
     """A qube that meets a demand, and of which rules get as much as they can."""
     return Domain(
         name,
@@ -225,7 +228,7 @@ def _made(name: str, demand: Demand, type_: str) -> Domain:
         uuid=demand.uuid or str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
         tags=demand.tags,
         template_for_dispvms=True,
-        relayvm="dom0" if type_ == "RemoteVM" else None,
+        relayvm=relay if type_ == "RemoteVM" else None,
         transport_rpc="new.Transport" if type_ == "RemoteVM" else None,
         power_state=_RUNNING,
     )

@@ -21,7 +21,7 @@ import msgspec
 
 from caisson.policy.analysis.census import Case, Census
 from caisson.policy.analysis.outcome import Direction, Outcome, content, direction, outcome_of
-from caisson.policy.analysis.profiles import Plan, picks
+from caisson.policy.analysis.profiles import Demand, Plan, demanded, picks
 from caisson.policy.analysis.slices import NOBODY, Entry, Label, Slice, kept
 from caisson.policy.analysis.tables import Table, implied, keys_of, table_of
 from caisson.policy.index import Index
@@ -66,7 +66,7 @@ class Forecast:
         old: the rules of the one.
         new: the rules of the other.
         system: the qubes that there are.
-        any_admin: whether it is unknown which tags dom0 has.
+        any_admin: whether it is unknown which tags dom0 has, and its default_dispvm.
     """
 
     def __init__(
@@ -83,18 +83,25 @@ class Forecast:
 
     def compare(self, slice_: Slice) -> None:
         """Find all that differs for the services of a slice."""
-        if [e.meaning for e in slice_.old] == [e.meaning for e in slice_.new]:
-            return
-        search = _Search(self._census, self._index, slice_)
-        for pair in search.pairs():
-            found = search.difference(pair)
-            if found is None:
-                continue
+        for pair, found in self._differences(slice_):
             # How the lists of the example differ is no difference between services.
             places = [entry and entry.rule.location for entry in pair]
             key = (*places, found.old.decision, found.new.decision)
             labels, first = self._found.get(key, ((), found))
             self._found[key] = (labels + slice_.labels, first)
+
+    def differ(self, slice_: Slice) -> bool:
+        """Whether anything differs for the services of a slice."""
+        return next(self._differences(slice_), None) is not None
+
+    def _differences(self, slice_: Slice) -> Iterator[tuple[_Pair, Possible]]:
+        if [e.meaning for e in slice_.old] == [e.meaning for e in slice_.new]:
+            return
+        search = _Search(self._census, self._index, slice_)
+        for pair in search.pairs():
+            found = search.difference(pair)
+            if found is not None:
+                yield pair, found
 
     def changes(self) -> list[Possible]:
         """All that was found, each pair of rules once."""
@@ -150,24 +157,30 @@ class _Search:
     def pairs(self) -> Iterator[_Pair]:
         """The pairs of rules that could decide one call, and differently."""
         old, new = self._entries
-        for one, other in self._crossing():
-            pair = (None if one is None else old[one], None if other is None else new[other])
-            if not _same_effect(pair) or (pair[0] and pair[0].lists):
-                yield pair
+        unlike: dict[object, list[int | None]] = {}
+        for one, others in self._crossing():
+            entry = _at(old, one)
+            if entry is not None and entry.lists:
+                yield from ((entry, _at(new, other)) for other in others)
+                continue
+            # Long policies have few effects, so most pairs need not be looked at one by one.
+            effect = _effect(entry)
+            key = (effect, one is None or one in self._kept)
+            if key not in unlike:
+                unlike[key] = [n for n in others if _effect(_at(new, n)) != effect]
+            yield from ((entry, _at(new, other)) for other in unlike[key])
         for one, other in self._kept.items():
             if old[one].lists and self._list_changes:
                 yield old[one], new[other]
 
-    def _crossing(self) -> Iterator[tuple[int | None, int | None]]:
-        """All pairs of numbers, without those where the change left both as they were."""
+    def _crossing(self) -> Iterator[tuple[int | None, Sequence[int | None]]]:
+        """Each old number with new ones, without those where the change left both as they were."""
         old, new = self._entries
         behind = set(self._kept.values())
         fresh = [number for number in range(len(new)) if number not in behind]
+        every = (*range(len(new)), None)
         for one in (*range(len(old)), None):
-            if one is None or one in self._kept:
-                yield from ((one, other) for other in fresh)
-            else:
-                yield from ((one, other) for other in (*range(len(new)), None))
+            yield one, fresh if one is None or one in self._kept else every
 
     def difference(self, pair: _Pair) -> Possible | None:
         """A call that both rules decide, and differently."""
@@ -254,14 +267,17 @@ class _Search:
                 for rule in (e.rule for e in entries if e.rule.action is not Action.DENY):
                     for plan in picks((_offer(rule),)):
                         yield (rule.source,), plan
+                        if preselected := _preselected(plan, entry.rule.default_target):
+                            yield (rule.source,), preselected
 
     @cached_property
     def _list_changes(self) -> list[_Extra]:
         """The ways to be on the list of one policy and not on that of the other."""
         old, new = self._entries
         found: dict[object, _Extra | None] = {}
-        for one, other in self._crossing():
-            pair = (None if one is None else old[one], None if other is None else new[other])
+        for pair in (
+            (_at(old, one), _at(new, other)) for one, others in self._crossing() for other in others
+        ):
             offering = [entry.rule.action is not Action.DENY for entry in pair if entry]
             if offering.count(True) != 1 or self._is_hidden(pair):
                 continue
@@ -321,9 +337,37 @@ def _offer(rule: Rule) -> Token:
     return rule.redirect or rule.target
 
 
+def _preselected(plan: Plan, default: Token | None) -> Plan | None:
+    """The way in which a list offers what a question preselects; None if it does not that way."""
+    if default is None:
+        return None
+    target, base = plan.target, plan.base
+    match plan.kind, default.kind:
+        case Kind.NAME, Kind.NAME | Kind.ADMINVM:
+            wanted = demanded([default])
+        case Kind.DISPVM_OF | Kind.DISPVM, Kind.DISPVM_OF:
+            wanted = demanded([default], frozenset({Kind.DISPVM_OF}))
+        case Kind.DISPVM_OF, Kind.DISPVM:
+            # The source makes its disposables from the base that is on the list.
+            return Plan(Kind.DISPVM, base=target)
+        case _:
+            return None
+    both = (target or base or Demand()).also(wanted or Demand())
+    if both is None or both in (target, base):
+        return None
+    return Plan(plan.kind, both if target else None, both if base else None)
+
+
 def _same_effect(pair: _Pair) -> bool:
-    old, new = (NOBODY if entry is None else entry.effect for entry in pair)
-    return old == new
+    return _effect(pair[0]) == _effect(pair[1])
+
+
+def _effect(entry: Entry | None) -> tuple[object, ...]:
+    return NOBODY if entry is None else entry.effect
+
+
+def _at(entries: Sequence[Entry], number: int | None) -> Entry | None:
+    return None if number is None else entries[number]
 
 
 def _always_starts(pair: _Pair) -> bool:

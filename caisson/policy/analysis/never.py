@@ -56,9 +56,7 @@ def redundant_rules(rules: Sequence[Rule]) -> list[Rule]:
     for number, rule in enumerate(rules):
         without = (*rules[:number], *rules[number + 1 :])
         forecast = Forecast(rules, without, SystemInfo({}), any_admin=True)
-        for slice_ in slices(rules, without):
-            forecast.compare(slice_)
-        if not forecast.changes():
+        if not any(forecast.differ(slice_) for slice_ in slices(rules, without)):
             found.append(rule)
     return found
 

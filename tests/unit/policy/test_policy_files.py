@@ -278,6 +278,8 @@ def test_malformed_system_information_is_refused():
         ("uuid:1", {}),
         ("work", {"default_dispvm": "@tag:t1"}),
         ("work", {"relayvm": "*"}),
+        ("work", {"default_dispvm": "uuid:00000000-0000-4000-8000-000000000001"}),
+        ("work", {"relayvm": "uuid:1"}),
     ],
 )
 def test_qube_that_is_called_like_a_token_is_refused(name: str, info: dict[str, str]):

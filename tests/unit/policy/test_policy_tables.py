@@ -197,6 +197,61 @@ def test_denial_for_a_name_that_no_qube_has_must_be_meant(keys: dict[str, Any]):
         judge(table.cases[0], POLICY, table.system)
 
 
+REMOTE = (
+    SYSTEM
+    + """
+rem = { type = "RemoteVM", relayvm = "vault", transport_rpc = "x.T" }
+lost = { type = "RemoteVM" }
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"target": "@anyvm"}, "bad-target"),
+        ({"target": "@tag:t1"}, "bad-target"),
+        ({"target": "@dispvm:@tag:t1"}, "bad-target"),
+        ({"target": "@dispvm:vault"}, "bad-target"),
+        ({"target": "@dispvm", "source": "vault"}, "no-target"),
+        ({"requested_source": "rem"}, "bad-source"),
+        ({"requested_source": "vault"}, "bad-source"),
+        ({"target": "lost"}, "relay"),
+        ({"target": "work"}, "loopback"),
+        ({"source": ["work", "vault"], "target": ["vault", "work"]}, "loopback"),
+        ({"source": "vault", "requested_source": "rem", "target": "rem"}, "loopback"),
+    ],
+)
+def test_denial_that_holds_even_if_all_is_allowed_must_be_meant(keys: dict[str, Any], why: str):
+    """It says nothing of the policy; with its reason stated it is a test."""
+    all_allowed = parse_policy({"30-user.policy": "* * * * allow"})
+
+    def came(**stated: str) -> set[str]:
+        table = parse_table(REMOTE + _expect(decision="deny", **keys, **stated))
+        assert isinstance(table.system, SystemInfo)
+        results = [judge(case, all_allowed, table.system) for case in table.cases]
+        return {str(result.decision.as_dict().get("reason")) for result in results}
+
+    with pytest.raises(TableError, match="holds even if all is allowed") as caught:
+        came()
+    assert "all.policy" not in caught.value.message
+    assert why in came(reason=why)
+
+
+@pytest.mark.parametrize("target", ["@default", "", "vault", "dvm", "@adminvm", "@dispvm:dvm"])
+def test_denial_that_a_policy_decides_is_a_test(target: str):
+    """No reason need be stated."""
+    assert _differences(service="s.W", decision="deny", target=target) == []
+
+
+@pytest.mark.parametrize("source", ["dom0", "@adminvm", "@anyvm", "@tag:t1", "*", ""])
+@pytest.mark.parametrize("keys", [{}, {"decision": "deny", "reason": "rule"}])
+def test_source_that_no_policy_judges_is_refused(source: str, keys: dict[str, Any]):
+    """Calls of dom0 are not put to the policy, and a token is no caller."""
+    with pytest.raises(TableError, match="as `source`"):
+        parse_table(SYSTEM + _expect(source=["work", source], **keys))
+
+
 def test_broken_policy_holds_no_denial():
     """It denies everything, so every expected denial would be a test that cannot fail."""
     table = parse_table(SYSTEM + _expect(decision="deny"))
