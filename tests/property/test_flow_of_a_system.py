@@ -139,7 +139,7 @@ class Plain:
             yield SystemInfo.from_dict(self.domains)
             return
         base = self.made[caller][1]
-        for default in {base, self.domains[base]["default_dispvm"] or base}:
+        for default in {base, self.domains[base]["default_dispvm"]}:
             own = {**self.domains[caller], "default_dispvm": default}
             yield SystemInfo.from_dict({**self.domains, caller: own})
 

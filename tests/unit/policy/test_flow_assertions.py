@@ -14,6 +14,7 @@ from caisson.policy.flow import (
     Power,
     Verdict,
     check,
+    newborn,
     parse_assertion,
     parse_assumption,
 )
@@ -216,3 +217,44 @@ def test_too_many_names_of_disposables_are_refused() -> None:
     rules = parse_policy({"a.policy": "\n".join(lines)}).rules
     with pytest.raises(CaissonError, match="name 9 disposables"):
         Flows(rules, Facts.from_dict({"dom0": {}}), OPTIONS)
+
+
+def _many(qubes: int, bases: int) -> Facts:
+    """A system of that many qubes, some of them bases of disposables."""
+    names = [f"q{i}" for i in range(qubes)]
+    domains = {
+        name: {"type": "AppVM", "template_for_dispvms": i < bases, "default_dispvm": "q0"}
+        for i, name in enumerate(names)
+    }
+    return Facts.from_dict({"dom0": {"type": "AdminVM"}, **domains})
+
+
+def test_names_of_disposables_cost_no_square_of_them() -> None:
+    """That a rule knows the name of a disposable does not mean that it knows what *that* makes."""
+    lines = [f"s.X * disp{i} @anyvm allow" for i in range(1, 9)]
+    rules = parse_policy({"a.policy": "\n".join([*lines, "s.X * @anyvm @dispvm allow"])}).rules
+    facts = _many(6, 2)
+    made = newborn.all_of(facts, rules)
+    assert len(made) == 6 * 2 * 9 * 2
+    ends = {chain.end for chain in Flows(rules, facts, OPTIONS).onward("q5")}
+    assert "new disposable of q0 named disp8, made by q5" in ends
+    assert "new disposable of q0, made by a disposable of q5" in ends
+
+
+def test_the_name_of_a_maker_counts_where_a_rule_knows_its_tag() -> None:
+    """What `disp7` makes has tags that a rule may ask for, so it is there."""
+    policy = (
+        "s.X * @anyvm @dispvm allow\n"
+        "s.Y * @tag:created-by-disp7 q1 allow\ns.Y * @tag:disp-created-by-disp8 q2 allow"
+    )
+    rules = parse_policy({"a.policy": policy}).rules
+    ends = {chain.end for chain in Flows(rules, _many(4, 1), OPTIONS).onward("q3")}
+    assert {"q1", "q2"} <= ends
+
+
+def test_too_many_kinds_of_disposables_are_refused() -> None:
+    """An error says what to change, before the memory is gone."""
+    lines = [f"s.X * @tag:created-by-disp{i} @dispvm allow" for i in range(1, 9)]
+    rules = parse_policy({"a.policy": "\n".join(lines)}).rules
+    with pytest.raises(CaissonError, match="too many disposables may come to be"):
+        Flows(rules, _many(400, 40), OPTIONS)

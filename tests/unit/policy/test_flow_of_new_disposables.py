@@ -27,6 +27,7 @@ def world() -> World:
     made.app("offline-base", template_for_dispvms="True", netvm="")
     made.app("gateway-base", template_for_dispvms="True", netvm="", provides_network="True")
     made.app("own-base", template_for_dispvms="True", default_dispvm="offline-base")
+    made.app("last-base", template_for_dispvms="True", default_dispvm="")
     made.tag("online-base", "some")
     made.app("online", default_dispvm="online-base")
     made.app("offline", netvm="", default_dispvm="online-base")
@@ -48,7 +49,7 @@ def _domains(world: World) -> dict[str, dict[str, Any]]:
     }
 
 
-BASES = ["online-base", "offline-base", "gateway-base", "own-base"]
+BASES = ["online-base", "offline-base", "gateway-base", "own-base", "last-base"]
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -92,6 +93,20 @@ def test_disposable_of_a_disposable_is_what_the_model_makes(
     network = newborn.network_of(expected, facts)
     settings = (None, False) if network is None else (network.netvm, network.provides_network)
     assert (told["netvm"], told["provides_network"]) == settings
+
+
+def test_disposable_of_a_base_without_a_default_has_none_either(world: World) -> None:
+    """A rule that denies it what its base would be asked for does not speak of it."""
+    world.app("work", default_dispvm="last-base")
+    world.app("secret", netvm="")
+    policy = (
+        "s.Open * work @dispvm allow\n"
+        "s.X * @type:DispVM @dispvm:last-base deny\n"
+        "s.X * @type:DispVM @dispvm allow target=secret\n"
+    )
+    rules = parse_policy({"a.policy": policy}).rules
+    flows = Flows(rules, Facts.from_dict(_domains(world)), OPTIONS)
+    assert "secret" in {chain.end for chain in flows.onward("work")}
 
 
 def test_offline_qube_reaches_no_network_through_its_disposables(world: World) -> None:
