@@ -150,6 +150,9 @@ class _Chain:
         if source is not None and target is not None:
             if step.edge.way is Way.TEMPLATE:
                 target.template = source.name
+            if step.edge.way is Way.RELAY:
+                remote, relay = (source, target) if source.type == "RemoteVM" else (target, source)
+                remote.set_relay(relay)
             if step.edge.way is Way.BASE:
                 if target.template is not None:
                     raise Impossible

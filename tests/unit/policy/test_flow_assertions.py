@@ -13,6 +13,7 @@ from caisson.policy.flow import (
     Options,
     Power,
     Verdict,
+    Way,
     check,
     newborn,
     parse_assertion,
@@ -22,7 +23,13 @@ from caisson.policy.flow import (
 POWERS = {"admin.R": Power.READS, "admin.U": Power.USES, "admin.C": Power.CHANGES}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
 UUID = "uuid:00000000-0000-4000-8000-000000000001"
-APART = ("no type:TemplateVM", "no netvm", "no v and type:DispVM", "no t and type:DispVM")
+APART = (
+    "no type:TemplateVM",
+    "no netvm",
+    "no type:RemoteVM",
+    "no v and type:DispVM",
+    "no t and type:DispVM",
+)
 CALLS_ONLY = (*APART, "no base")
 DISPOSABLES = (*APART, "no v and base", "no t and base")
 
@@ -161,14 +168,56 @@ def test_wiring_alone_is_a_way(assertion: str, assumed: tuple[str, ...]) -> None
 
 def test_qube_on_another_machine_is_beyond_knowledge() -> None:
     """It counts as connected with the outside world, though nothing here is."""
-    assumed = ("no netvm and not type:RemoteVM", "no v and type:RemoteVM", "no base")
+    texts = ("no netvm", "no v and type:RemoteVM", "no v and relay", "no base")
+    assumed = ("no type:TemplateVM", *texts)
     policy = "s.X * v far allow"
-    texts = ("no type:TemplateVM", *assumed)
-    # Its relay has a network, so there has to be one that may.
-    verdict = _checked(policy, "v never reaches internet", *texts)
-    assert verdict.answer is Answer.UNSURE
-    verdict = _checked(policy, "v never reaches internet", "no v and netvm", "no type:TemplateVM")
+    verdict = _checked(policy, "v never reaches internet", *assumed)
     assert verdict.answer is Answer.FAILS
+    # Without a relay, no call gets there.
+    verdict = _checked(policy, "v never reaches internet", *assumed, "no relay")
+    assert verdict.answer is Answer.HOLDS
+
+
+OFFLINE = ("tag:vault has no netvm", "no tag:vault and type:TemplateVM", "no tag:vault and base")
+NOT_REMOTE = "no tag:vault and type:RemoteVM"
+
+
+def test_qube_without_a_network_may_be_a_relay() -> None:
+    """`netvm` is about network qubes only: that a vault is no relay has to be said."""
+    policy = "* * @anyvm @anyvm deny"
+    verdict = _checked(policy, "tag:vault never reaches internet", *OFFLINE, NOT_REMOTE)
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    assert [hop.way for hop in verdict.example.hops] == [Way.RELAY, Way.REMOTE]
+    assumed = (*OFFLINE, NOT_REMOTE, "no tag:vault and relay")
+    verdict = _checked(policy, "tag:vault never reaches internet", *assumed)
+    assert verdict.answer is Answer.HOLDS
+
+
+def test_qube_on_another_machine_has_no_netvm() -> None:
+    """It is outside nevertheless, so that a vault elsewhere has to be excluded by its type."""
+    assumed = (*OFFLINE, "no tag:vault and relay")
+    verdict = _checked("", "tag:vault never reaches internet", *assumed)
+    assert verdict.answer is Answer.FAILS
+
+
+def test_relay_can_be_an_end() -> None:
+    """The example has a RemoteVM that it is the relay of."""
+    verdict = _checked("s.X * v @tag:t allow", "v never reaches tag:t and relay", "no base")
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    [relay] = {d["relayvm"] for d in verdict.example.domains.values()} - {None}
+    assert verdict.example.hops[-1].target == relay
+
+
+def test_dom0_is_no_end_unless_it_is_named() -> None:
+    """It passes nothing on, and its tags are no reason to speak of it."""
+    policy = "s.X * tag-less @adminvm allow"
+    assumed = (*CALLS_ONLY, "no not name:tag-less and not type:AdminVM")
+    verdict = _checked(policy, "tag-less never reaches type:AdminVM", *assumed)
+    assert verdict.answer is Answer.FAILS
+    with pytest.raises(CaissonError, match="no qube is `tag:t`"):
+        _checked(policy, "tag-less never reaches tag:t", *assumed, "no tag:t and not type:AdminVM")
 
 
 def test_what_denies_one_half_of_a_qube_is_seen() -> None:
