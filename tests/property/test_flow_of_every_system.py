@@ -28,7 +28,7 @@ from caisson.policy.flow.newborn import Newborn
 from caisson.policy.flow.predicates import Profile
 from caisson.policy.flow.search import reach
 
-POWERS = {"admin.U": Power.USES, "admin.C": Power.CHANGES}
+POWERS = {"admin.U": Power.USES, "admin.C": Power.CHANGES, "admin.N": Power.NOTES}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
 NAMES = ["a", "b"]
 INTERNET = "@internet"
@@ -41,7 +41,9 @@ targets = (
     | st.sampled_from(["@type:TemplateVM", "@dispvm:@tag:t2"])
 )
 redirects = st.sampled_from(["a", "b", "@dispvm", "@dispvm:a", "dom0"])
-services = st.sampled_from(["* *", "s.X *", "s.X *", "s.X *", "s.X +a", "s.Y *", "admin.U *"])
+services = st.sampled_from(
+    ["* *", "s.X *", "s.X *", "s.X *", "s.X +a", "s.Y *", "admin.U *", "admin.N *"]
+)
 
 
 @st.composite

@@ -47,6 +47,7 @@ class Concrete:
         self._real = (1 << len(self._qubes)) - 1
         self._children: dict[tuple[str, str, bool, str, frozenset[str]], int] = {}
         self._siblings: dict[int, int] = {}
+        self._by_root = self._rooted()
         self._relate()
         # By base: the callers whose disposables were told already, without and with replies.
         self._told: dict[int, tuple[int, int]] = {}
@@ -173,6 +174,30 @@ class Concrete:
             # An uplink; or a network qube that nobody knows, which may be one.
             return _both(members, 1 << self.internet, Way.NETWORK)
         return ()
+
+    def templates(self, callers: int) -> Iterator[tuple[int, int]]:
+        """Callers, and the qubes at the root of their templates."""
+        for root, members in self._by_root.items():
+            if callers & members:
+                yield callers & members, 1 << root
+
+    def _rooted(self) -> dict[int, int]:
+        """The qubes that others come from, with these."""
+        found: dict[int, list[int]] = {}
+        for number, qube in enumerate(self._qubes):
+            root = self._root(qube)
+            if root != number:
+                found.setdefault(root, []).append(number)
+        for number, each in self.newborn.items():
+            found.setdefault(self._root(self._facts.qubes[each.base]), []).append(number)
+        return {root: bits.of(them, self.population.size) for root, them in found.items()}
+
+    def _root(self, qube: Qube) -> int:
+        seen: set[str] = set()
+        while qube.template in self._number and qube.template not in seen:
+            seen.add(qube.template)
+            qube = self._facts.qubes[qube.template]
+        return self._number[qube.domain.name]
 
     # Who comes to be.
 

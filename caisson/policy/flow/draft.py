@@ -141,6 +141,19 @@ class Draft:
         found.tags |= profile.tags
         return found
 
+    def root(self, qube: QubeDraft, root: QubeDraft) -> None:
+        """Let a qube come from a template, maybe by the base that it is a disposable of.
+
+        Raises:
+            Impossible: it comes from another.
+        """
+        base = self._qubes.get(qube.template or "") if qube.type == "DispVM" else qube
+        if base is root:
+            return
+        if base is None or base.type != "AppVM" or base.template not in {None, root.name}:
+            raise Impossible
+        base.template = root.name
+
     def base_for(self, disposable: QubeDraft, bases: int) -> int:
         """The base, of several, that a disposable can be made of and has most of its tags from.
 

@@ -174,7 +174,9 @@ class _Chain:
             caller = self.draft.beside(caller_number)
             called = source if number == step.source else target
         base, real, known = None, called.name, {number: called}
-        if step.edge.way is Way.ADMINISTERS:
+        if step.edge.way is Way.NOTES:
+            self.draft.root(source, target)
+        if step.edge.way in {Way.ADMINISTERS, Way.NOTES}:
             real = "dom0"
         elif not outcome.targets >> number & 1:
             base = self.draft.base_for(called, outcome.bases)

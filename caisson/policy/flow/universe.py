@@ -288,6 +288,16 @@ class Universe:
             self._known_heirs[bases] = found
         return found
 
+    def templates(self, callers: int) -> Iterator[tuple[int, int]]:
+        """Callers, and what may be at the root of their templates."""
+        roots = self._where(lambda p: p.type == _TEMPLATE)
+        based = callers & self._where(lambda p: p.type in {_APP, _DISPOSABLE})
+        if based and roots:
+            yield based, roots
+        for bases, heirs in self._bases:
+            if callers & heirs:
+                yield callers & heirs, bases
+
     # Which members may be one qube.
 
     def _others(self, edge: Edge) -> int:

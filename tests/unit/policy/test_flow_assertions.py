@@ -20,7 +20,12 @@ from caisson.policy.flow import (
     parse_assumption,
 )
 
-POWERS = {"admin.R": Power.READS, "admin.U": Power.USES, "admin.C": Power.CHANGES}
+POWERS = {
+    "admin.R": Power.READS,
+    "admin.U": Power.USES,
+    "admin.C": Power.CHANGES,
+    "admin.N": Power.NOTES,
+}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
 UUID = "uuid:00000000-0000-4000-8000-000000000001"
 APART = (
@@ -147,6 +152,27 @@ def test_assertion_fails_by(policy: str, assumed: tuple[str, ...], steps: int) -
     assert verdict.answer is Answer.FAILS
     assert verdict.example is not None
     assert len(verdict.example.hops) == steps
+
+
+def test_what_is_noted_at_a_template_is_a_way() -> None:
+    """What is based on the template, or may read of it, gets to know."""
+    assumed = ("no netvm", "no type:RemoteVM", "no base", "no v and type:TemplateVM")
+    policy = "admin.N * v @adminvm allow"
+    verdict = _checked(policy, "v never reaches t", *assumed)
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    assert verdict.example.hops[0].way is Way.NOTES
+    denied = f"admin.N * v * deny\n{policy}"
+    assert _checked(denied, "v never reaches t", *assumed).answer is Answer.HOLDS
+
+
+def test_what_is_noted_at_the_template_of_a_disposable_is_a_way() -> None:
+    """It is the template that its base has."""
+    assumed = ("no netvm", "no type:RemoteVM", "no v and base", "no v and type:DispVM")
+    policy = "s.X * v @dispvm allow\nadmin.N * @type:DispVM @adminvm allow"
+    texts = (*assumed, "no v and type:TemplateVM")
+    verdict = _checked(policy, "v never reaches type:TemplateVM", *texts)
+    assert verdict.answer is Answer.FAILS
 
 
 @pytest.mark.parametrize(
