@@ -233,7 +233,8 @@ class Concrete:
             fresh = outcome.callers & ~with_replies & ~(0 if replies else without)
             if is_sure:  # else what is asked for may never be
                 self._told[base] = (without | fresh, with_replies | (fresh if replies else 0))
-            bases.setdefault(fresh, []).append(self._qubes[base].domain.name)
+            if fresh:
+                bases.setdefault(fresh, []).append(self._qubes[base].domain.name)
         for callers, some in bases.items():
             yield from self._made(callers, some)
 
@@ -260,9 +261,9 @@ class Concrete:
         births = [e for e in self._calls if e.is_birth and e.way is Way.CALL]
         alive, before = self._real | 1 << self.internet, 0
         while alive != before:
-            before = alive
+            before, absent = alive, self.population.everybody & ~alive
             for birth in births:
-                if birth.sources & alive and _asks(birth, self.population.everybody & ~alive):
+                if birth.sources & before and _asks(birth, absent):
                     alive |= birth.targets & ~never
         return alive
 
