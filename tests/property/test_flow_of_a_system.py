@@ -12,7 +12,12 @@ from caisson.policy import decide_by_reference as decide
 from caisson.policy.flow import Facts, Flows, Options, Power, bits
 from caisson.policy.flow.concrete import Concrete
 
-POWERS = {"admin.R": Power.READS, "admin.U": Power.USES, "admin.C": Power.CHANGES}
+POWERS = {
+    "admin.R": Power.READS,
+    "admin.U": Power.USES,
+    "admin.C": Power.CHANGES,
+    "admin.N": Power.NOTES,
+}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
 CALLS = [("s.X", "+"), ("s.X", "+a"), ("s.X", "+z"), ("s.Z", "+"), *((s, "+") for s in POWERS)]
 NAMES = ["work", "vault", "dvm", "rem"]
@@ -139,7 +144,7 @@ class Plain:
             yield SystemInfo.from_dict(self.domains)
             return
         base = self.made[caller][1]
-        for default in {base, self.domains[base]["default_dispvm"] or base}:
+        for default in {base, self.domains[base]["default_dispvm"]}:
             own = {**self.domains[caller], "default_dispvm": default}
             yield SystemInfo.from_dict({**self.domains, caller: own})
 
@@ -171,7 +176,19 @@ class Plain:
         if real == "dom0" and service in POWERS:
             self._administer(caller, asked, POWERS[service])
 
+    def _root(self, name: str) -> str:
+        """Where the templates of a qube begin."""
+        name = self.made[name][1] if name in self.made else name
+        seen: set[str] = set()
+        while (template := self.domains[name].get("template")) and template not in seen:
+            seen.add(template)
+            name = template
+        return name
+
     def _administer(self, caller: str, asked: str, power: Power) -> None:
+        if power is Power.NOTES:
+            self.calls.add((caller, self._root(caller), caller, asked))
+            return
         everybody = set(self.domains) - {"dom0"}
         is_global = asked not in everybody
         for subject in everybody if is_global else {asked}:

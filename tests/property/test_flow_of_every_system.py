@@ -28,7 +28,7 @@ from caisson.policy.flow.newborn import Newborn
 from caisson.policy.flow.predicates import Profile
 from caisson.policy.flow.search import reach
 
-POWERS = {"admin.U": Power.USES, "admin.C": Power.CHANGES}
+POWERS = {"admin.U": Power.USES, "admin.C": Power.CHANGES, "admin.N": Power.NOTES}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
 NAMES = ["a", "b"]
 INTERNET = "@internet"
@@ -41,7 +41,9 @@ targets = (
     | st.sampled_from(["@type:TemplateVM", "@dispvm:@tag:t2"])
 )
 redirects = st.sampled_from(["a", "b", "@dispvm", "@dispvm:a", "dom0"])
-services = st.sampled_from(["* *", "s.X *", "s.X *", "s.X *", "s.X +a", "s.Y *", "admin.U *"])
+services = st.sampled_from(
+    ["* *", "s.X *", "s.X *", "s.X *", "s.X +a", "s.Y *", "admin.U *", "admin.N *"]
+)
 
 
 @st.composite
@@ -75,10 +77,14 @@ assumptions = st.builds(
                 "no b",
                 "no type:DispVM",
                 "no tag:t1 and base",
+                "tag:t1 has no netvm",
+                "no tag:t1 and relay",
+                "no relay",
+                "no tag:t1 and type:RemoteVM",
             ]
         ),
         unique=True,
-        max_size=2,
+        max_size=4,
     ),
 )
 
@@ -93,21 +99,16 @@ def _checked(policy: PolicySet, assertion: Assertion, assumed: list[Predicate]) 
 
 def _profile(name: str, domains: dict[str, dict[str, Any]]) -> Profile:
     own = domains[name]
-    serves = {other["netvm"] for other in domains.values()} | {
-        other.get("relayvm") for other in domains.values()
-    }
-    net = (
-        own["netvm"] is not None
-        or own["provides_network"]
-        or name in serves
-        or own["type"] == "RemoteVM"
-    )
+    serves = {other["netvm"] for other in domains.values()}
+    relays = {other.get("relayvm") for other in domains.values()}
+    net = own["netvm"] is not None or own["provides_network"] or name in serves
     return Profile(
         name,
         own["type"],
         frozenset(own["tags"]),
         net,
         is_base=own["template_for_dispvms"],
+        is_relay=name in relays,
     )
 
 
@@ -142,7 +143,7 @@ def _is_excluded(each: Newborn, facts: Facts, never: tuple[Predicate, ...]) -> b
 def _ends(assertion: Assertion, profiles: dict[str, Profile]) -> tuple[set[str], set[str]]:
     """Between which qubes no data may flow; of two kinds one within the other, the rest of it."""
     source, target = (
-        {INTERNET} if end.literals is None else {n for n, p in profiles.items() if end.holds(p)}
+        {INTERNET} if end.literals is None else {n for n, p in profiles.items() if end.is_end(p)}
         for end in (assertion.source, assertion.target)
     )
     if _is_kind_of(assertion.target, assertion.source):

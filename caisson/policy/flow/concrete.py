@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
 
 from caisson.policy.flow import bits, newborn
 from caisson.policy.flow.calls import Outcome
@@ -45,6 +47,7 @@ class Concrete:
         self._real = (1 << len(self._qubes)) - 1
         self._children: dict[tuple[str, str, bool, str, frozenset[str]], int] = {}
         self._siblings: dict[int, int] = {}
+        self._by_root = self._rooted()
         self._relate()
         # By base: the callers whose disposables were told already, without and with replies.
         self._told: dict[int, tuple[int, int]] = {}
@@ -87,19 +90,24 @@ class Concrete:
         members += [newborn.member_of(each, self._facts) for each in self.newborn.values()]
         members += [Member(name, absent=True) for name in gone]
         numbers = self._number | gone
-        alike: dict[frozenset[int], list[int]] = {}
+        alike: dict[frozenset[int | None], list[int]] = {}
         for number, default in enumerate(defaults):
-            bases = frozenset() if default is None else frozenset({numbers[default]})
-            alike.setdefault(bases, []).append(number)
+            its = None if default is None else numbers[default]
+            alike.setdefault(frozenset({its}), []).append(number)
         for number, each in self.newborn.items():
             named = map(self._default, newborn.default_bases(each, self._facts))
-            alike.setdefault(frozenset(numbers[d] for d in named if d), []).append(number)
+            some = frozenset(None if d is None else numbers[d] for d in named)
+            alike.setdefault(some, []).append(number)
         size = len(members)
         return Population(
             members,
             [
-                Defaults(bits.of(callers, size), bits.of(bases, size), maybe_none=not bases)
-                for bases, callers in alike.items()
+                Defaults(
+                    bits.of(callers, size),
+                    bits.of((base for base in some if base is not None), size),
+                    maybe_none=None in some,
+                )
+                for some, callers in alike.items()
             ],
         )
 
@@ -133,30 +141,63 @@ class Concrete:
         for number, qube in enumerate(self._qubes):
             domain = qube.domain
             if qube.netvm is not None or qube.provides_network:
-                yield from self._link(number, qube)
+                yield from self._link(1 << number, qube)
             if qube.template in self._number:
-                yield _edge(self._number[qube.template], number, Way.TEMPLATE)
+                yield Edge(1 << self._number[qube.template], 1 << number, Way.TEMPLATE)
             for mark in domain.tags if domain.type == "DispVM" else ():
                 maker = self._number.get(mark.removeprefix(DISPOSABLE_CREATED_BY))
                 if mark.startswith(DISPOSABLE_CREATED_BY) and maker is not None:
-                    yield from _both(number, maker, Way.MAKER)
+                    yield from _both(1 << number, 1 << maker, Way.MAKER)
             if domain.type == _REMOTE:
-                yield from _both(number, outside, Way.REMOTE)
+                yield from _both(1 << number, 1 << outside, Way.REMOTE)
                 relay = self._relay(qube)
-                yield from () if relay is None else _both(number, relay, Way.RELAY)
-        for number, each in self.newborn.items():
-            yield _edge(self._number[each.base], number, Way.BASE)
-            network = newborn.network_of(each, self._facts)
-            if network is not None:
-                yield from self._link(number, network)
+                yield from () if relay is None else _both(1 << number, 1 << relay, Way.RELAY)
+        yield from self._wiring_of_newborn()
 
-    def _link(self, number: int, settings: Qube) -> Iterator[Edge]:
-        """The link of a qube that has these network settings."""
+    def _wiring_of_newborn(self) -> Iterator[Edge]:
+        """One edge for all of a base: there are many, and each set of them is large."""
+        heirs: dict[tuple[str, bool], list[int]] = {}
+        for number, each in self.newborn.items():
+            is_linked = newborn.network_of(each, self._facts) is not None
+            heirs.setdefault((each.base, is_linked), []).append(number)
+        for (base, is_linked), numbers in heirs.items():
+            number, made = self._number[base], bits.of(numbers, self.population.size)
+            yield Edge(1 << number, made, Way.BASE)
+            if is_linked:
+                yield from self._link(made, self._qubes[number])
+
+    def _link(self, members: int, settings: Qube) -> Iterable[Edge]:
+        """The link of members that have these network settings."""
         if settings.netvm in self._number:
-            yield from _both(number, self._number[settings.netvm], Way.NETVM)
-        elif settings.netvm is not None or settings.provides_network:
+            return _both(members, 1 << self._number[settings.netvm], Way.NETVM)
+        if settings.netvm is not None or settings.provides_network:
             # An uplink; or a network qube that nobody knows, which may be one.
-            yield from _both(number, self.internet, Way.NETWORK)
+            return _both(members, 1 << self.internet, Way.NETWORK)
+        return ()
+
+    def templates(self, callers: int) -> Iterator[tuple[int, int]]:
+        """Callers, and the qubes at the root of their templates."""
+        for root, members in self._by_root.items():
+            if callers & members:
+                yield callers & members, 1 << root
+
+    def _rooted(self) -> dict[int, int]:
+        """The qubes that others come from, with these."""
+        found: dict[int, list[int]] = {}
+        for number, qube in enumerate(self._qubes):
+            root = self._root(qube)
+            if root != number:
+                found.setdefault(root, []).append(number)
+        for number, each in self.newborn.items():
+            found.setdefault(self._root(self._facts.qubes[each.base]), []).append(number)
+        return {root: bits.of(them, self.population.size) for root, them in found.items()}
+
+    def _root(self, qube: Qube) -> int:
+        seen: set[str] = set()
+        while qube.template in self._number and qube.template not in seen:
+            seen.add(qube.template)
+            qube = self._facts.qubes[qube.template]
+        return self._number[qube.domain.name]
 
     # Who comes to be.
 
@@ -164,10 +205,14 @@ class Concrete:
         """Note which disposables are made in the same way, and by whom."""
         children: dict[tuple[str, str, bool, str, frozenset[str]], list[int]] = {}
         siblings: dict[tuple[str, str, frozenset[str]], list[int]] = {}
+        makers: set[str] = set()
         for number, each in self.newborn.items():
             wished = each.wished if each.deep else frozenset()
             key = (each.root, each.base, each.deep, each.maker, wished)
             children.setdefault(key, []).append(number)
+            makers.add(each.maker)
+        self._makers = frozenset(makers)
+        for number, each in self.newborn.items():
             siblings.setdefault(self._as_maker(each), []).append(number)
         size = self.population.size
         self._children = {key: bits.of(numbers, size) for key, numbers in children.items()}
@@ -176,29 +221,36 @@ class Concrete:
             self._siblings.update(dict.fromkeys(numbers, family))
 
     def _as_maker(self, each: Newborn) -> tuple[str, str, frozenset[str]]:
-        return each.root, each.name, self._facts.qubes[each.base].created_tags
+        name = each.name if each.name in self._makers else ""
+        return each.root, name, self._facts.qubes[each.base].created_tags
 
     def born(self, outcome: Outcome, *, replies: bool) -> Iterator[tuple[int, int]]:
         """Callers, and the new disposables that are theirs; pairs told before are left out."""
         is_sure = bool(outcome.requests & ~self._possible)
+        bases: dict[int, list[str]] = {}
         for base in bits.numbers(outcome.bases):
             without, with_replies = self._told.get(base, (0, 0))
             fresh = outcome.callers & ~with_replies & ~(0 if replies else without)
             if is_sure:  # else what is asked for may never be
                 self._told[base] = (without | fresh, with_replies | (fresh if replies else 0))
-            yield from self._made(fresh, self._qubes[base].domain.name)
+            if fresh:
+                bases.setdefault(fresh, []).append(self._qubes[base].domain.name)
+        for callers, some in bases.items():
+            yield from self._made(callers, some)
 
-    def _made(self, callers: int, base: str) -> Iterator[tuple[int, int]]:
+    def _made(self, callers: int, bases: Sequence[str]) -> Iterator[tuple[int, int]]:
         for number in bits.numbers(callers & self._real):
             root = self._qubes[number].domain.name
-            yield 1 << number, self._children[root, base, False, "", frozenset()]
+            made = (self._children[root, base, False, "", frozenset()] for base in bases)
+            yield 1 << number, reduce(or_, made)
         left = callers & ~self._real
         while left:
             number = bits.lowest(left)
             group = left & self._siblings[number]
             left &= ~group
             root, name, wished = self._as_maker(self.newborn[number])
-            yield group, self._children[root, base, True, name, wished]
+            made = (self._children[root, base, True, name, wished] for base in bases)
+            yield group, reduce(or_, made)
 
     def living(self, never: int = 0) -> int:
         """Who exists, and all that can come to be by their calls, and so on.
@@ -209,9 +261,9 @@ class Concrete:
         births = [e for e in self._calls if e.is_birth and e.way is Way.CALL]
         alive, before = self._real | 1 << self.internet, 0
         while alive != before:
-            before = alive
+            before, absent = alive, self.population.everybody & ~alive
             for birth in births:
-                if birth.sources & alive and _asks(birth, self.population.everybody & ~alive):
+                if birth.sources & before and _asks(birth, absent):
                     alive |= birth.targets & ~never
         return alive
 
@@ -226,9 +278,5 @@ def _asks(edge: Edge, never: int) -> bool:
     return edge.outcome is not None and bool(edge.outcome.requests & ~never)
 
 
-def _edge(source: int, target: int, way: Way) -> Edge:
-    return Edge(1 << source, 1 << target, way)
-
-
 def _both(one: int, other: int, way: Way) -> Iterable[Edge]:
-    return _edge(one, other, way), _edge(other, one, way)
+    return Edge(one, other, way), Edge(other, one, way)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -13,6 +13,7 @@ from caisson.policy.flow.predicates import Profile
 from caisson.policy.flow.universe import Universe
 from caisson.policy.rules import Rule
 
+_REMOTE = "RemoteVM"
 _FORWARDER = "transport.Forward"
 
 
@@ -32,12 +33,20 @@ class QubeDraft(msgspec.Struct):
     default_dispvm: str | None = None
     is_default_set: bool = False
     template: str | None = None
+    is_relay: bool = False
+    relay: str | None = None
     gives_tags: set[str] = msgspec.field(default_factory=set)
 
     def profile(self) -> Profile:
         """What predicates see of it."""
         return Profile(
-            self.name, self.type, frozenset(self.tags), self.net, self.uuid, self.is_base
+            self.name,
+            self.type,
+            frozenset(self.tags),
+            self.net,
+            self.uuid,
+            self.is_base,
+            self.is_relay,
         )
 
     def may_be(self, profile: Profile) -> bool:
@@ -49,6 +58,16 @@ class QubeDraft(msgspec.Struct):
             and profile.net is self.net
             and profile.tags <= self.tags
         )
+
+    def set_relay(self, relay: QubeDraft) -> None:
+        """Connect a RemoteVM.
+
+        Raises:
+            Impossible: it is connected through another already.
+        """
+        if self.relay not in {None, relay.name}:
+            raise Impossible
+        self.relay, relay.is_relay = relay.name, True
 
     def add_heritage(self, base: QubeDraft) -> None:
         """Give a disposable what it has from its base."""
@@ -98,6 +117,7 @@ class Draft:
         first = profiles[0]
         is_base = first.is_base and self._universe.tells_bases
         made = QubeDraft(name, first.type, uuid, tags, first.net, is_base)
+        made.is_relay = first.is_relay and self._universe.tells_relays
         self._qubes[name] = made
         return made
 
@@ -120,6 +140,19 @@ class Draft:
             raise Impossible
         found.tags |= profile.tags
         return found
+
+    def root(self, qube: QubeDraft, root: QubeDraft) -> None:
+        """Let a qube come from a template, maybe by the base that it is a disposable of.
+
+        Raises:
+            Impossible: it comes from another.
+        """
+        base = self._qubes.get(qube.template or "") if qube.type == "DispVM" else qube
+        if base is root:
+            return
+        if base is None or base.type != "AppVM" or base.template not in {None, root.name}:
+            raise Impossible
+        base.template = root.name
 
     def base_for(self, disposable: QubeDraft, bases: int) -> int:
         """The base, of several, that a disposable can be made of and has most of its tags from.
@@ -160,8 +193,9 @@ class Draft:
         """All of it, as in `internal.GetSystemInfo`.
 
         Raises:
-            Impossible: there is nobody who could have the uplink.
+            Impossible: there is nobody who could have the uplink, or need a relay.
         """
+        self._connect()
         uplink = self._uplink() if any(qube.net for qube in self.qubes()) else None
         for qube in self.qubes():
             if qube.default_dispvm is not None:
@@ -170,6 +204,25 @@ class Draft:
         drafts.setdefault("dom0", QubeDraft("dom0", "AdminVM", "", set(), net=False))
         return {name: _told(drafts[name], uplink) for name in sorted(drafts)}
 
+    def _connect(self) -> None:
+        """Give each RemoteVM its relay, if any can be one, and each relay a RemoteVM."""
+        profiles = self._universe.profiles
+        for relay in self.qubes():
+            if relay.is_relay and all(qube.relay != relay.name for qube in self.qubes()):
+                self._first(p.type == _REMOTE for p in profiles).set_relay(relay)
+        alone = [q for q in self.qubes() if q.type == _REMOTE and q.relay is None]
+        if alone and any(p.is_relay for p in profiles):
+            found = self._first(p.is_relay for p in profiles)
+            for remote in alone:
+                remote.set_relay(found)
+
+    def _first(self, fits: Iterable[bool]) -> QubeDraft:
+        """A qube beside the chain: the plainest member that fits and is not there."""
+        for profile, (number, is_it) in zip(self._universe.profiles, enumerate(fits), strict=True):
+            if is_it and profile.name not in self._qubes:
+                return self.beside(number)
+        raise Impossible
+
     def _uplink(self) -> str:
         """The name of a qube with the uplink of the machine."""
         for wanted in ({"AppVM"}, {"AppVM", "StandaloneVM", "TemplateVM"}):
@@ -177,24 +230,23 @@ class Draft:
                 if profile.net and profile.type in wanted and profile.name not in self._qubes:
                     return self.beside(number).name
         for qube in self.qubes():
-            if qube.net and qube.type != "RemoteVM":
+            if qube.net:
                 return qube.name
         raise Impossible
 
 
 def _told(qube: QubeDraft, uplink: str | None) -> dict[str, Any]:
-    is_remote = qube.type == "RemoteVM"
     provides = qube.name == uplink
     told: dict[str, Any] = {
         "type": qube.type,
         "tags": sorted(qube.tags),
         "template_for_dispvms": qube.is_base,
         "default_dispvm": qube.default_dispvm,
-        "relayvm": uplink if is_remote else None,
-        "transport_rpc": _FORWARDER if is_remote else None,
+        "relayvm": qube.relay,
+        "transport_rpc": _FORWARDER if qube.type == _REMOTE else None,
         "power_state": "Running",
         "uuid": qube.uuid or None,
-        "netvm": uplink if qube.net and not is_remote and not provides else None,
+        "netvm": uplink if qube.net and not provides else None,
         "template": qube.template,
         "provides_network": provides,
     }

@@ -18,6 +18,7 @@ class Power(Enum):
     """What a service of the admin qube gives to its caller."""
 
     NONE = "nothing: it takes and returns what the caller may know"
+    NOTES = "it notes what the caller says at the template that the caller comes from"
     READS = "it tells of the qube it is called on, or, called on the admin qube, of all"
     USES = "it reaches into the qube it is called on, or, called on the admin qube, into all"
     CHANGES = "as USES, and it may alter what its qube is allowed to do"
@@ -29,6 +30,7 @@ class Way(StrEnum):
     CALL = "call"
     REPLY = "reply"
     ADMINISTERS = "administers"
+    NOTES = "notes"
     NETVM = "netvm"
     NETWORK = "network"
     TEMPLATE = "template"
@@ -60,6 +62,9 @@ class World(Protocol):
     def born(self, outcome: Outcome, *, replies: bool) -> Iterator[tuple[int, int]]:
         """Callers, and the new disposables that are theirs; pairs told before may be left out."""
 
+    def templates(self, callers: int) -> Iterator[tuple[int, int]]:
+        """Callers, and the qubes at the root of their templates."""
+
 
 class Options(msgspec.Struct, frozen=True):
     """What is assumed of calls.
@@ -90,7 +95,7 @@ def of_calls(rules: Sequence[Rule], world: World, options: Options) -> Iterator[
         for outcome in outcomes(kind, spoken, world.population, asking=options.asking):
             yield from _of_outcome(outcome, world, replies=replies)
             if power is not Power.NONE and outcome.targets & world.population.dom0:
-                yield from _of_power(outcome, world.population, power)
+                yield from _of_power(outcome, world, power)
 
 
 def _told_apart(rules: Sequence[Rule], options: Options) -> Collection[str]:
@@ -112,8 +117,13 @@ def _of_outcome(outcome: Outcome, world: World, *, replies: bool) -> Iterator[Ed
             yield Edge(targets, sources, Way.REPLY, outcome, is_birth)
 
 
-def _of_power(outcome: Outcome, people: Population, power: Power) -> Iterator[Edge]:
+def _of_power(outcome: Outcome, world: World, power: Power) -> Iterator[Edge]:
     """What a call that the admin qube serves does to the qube that the caller names."""
+    if power is Power.NOTES:
+        for some, templates in world.templates(outcome.callers):
+            yield Edge(some, templates, Way.NOTES, outcome)
+        return
+    people = world.population
     callers, everybody = outcome.callers, people.everybody & ~people.dom0
     requests = outcome.requests
     if outcome.rule.redirect is None and outcome.rule.action is Action.ALLOW:

@@ -2,7 +2,8 @@
 
 They are members like all others. One stands for all that a qube makes of one base; another, for
 all that the disposables of this qube make of the base, however deep. Rules may name a disposable
-that does not exist (`disp7`): there is then one more of each, with that name.
+that does not exist (`disp7`): there is then one more of each, with that name. So is there for the
+name of its maker, if rules know the tags that it gives (`created-by-disp7`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ GUIVM = "guivm-"
 NAME = re.compile(r"disp[1-9][0-9]{0,3}")
 """What a new disposable may be called."""
 _MOST_NAMES = 8
+_MOST = 100_000
 
 
 class Newborn(msgspec.Struct, frozen=True):
@@ -52,13 +54,20 @@ def all_of(facts: Facts, rules: Sequence[Rule]) -> list[Newborn]:
     """The disposables that rules might let come to be.
 
     Raises:
-        CaissonError: the rules name too many disposables that do not exist.
+        CaissonError: the rules name too many disposables that do not exist, or far too many
+            may come to be.
     """
     if not any(_makes_disposables(rule) for rule in rules):
         return []
     bases = [q for q in facts.qubes.values() if q.domain.template_for_dispvms]
-    names = _named(rules, facts)
+    names, makers = _named(rules, facts), ["", *_named_as_makers(rules, facts)]
     gifts = sorted({q.created_tags for q in bases}, key=sorted)
+    count = (len(facts.qubes) - 1) * len(bases) * len(names) * (1 + len(makers) * len(gifts))
+    if count > _MOST:
+        raise CaissonError(
+            f"too many disposables may come to be: {count} kinds of them",
+            hint="name fewer disposables in the rules, or let fewer qubes be bases of them",
+        )
     found = []
     for root, base in product(facts.qubes.values(), bases):
         if root.domain.name == "dom0":
@@ -67,7 +76,7 @@ def all_of(facts: Facts, rules: Sequence[Rule]) -> list[Newborn]:
         found += [Newborn(*pair, False, name, "", root.created_tags) for name in names]
         found += [
             Newborn(*pair, True, name, maker, wished)
-            for name, maker, wished in product(names, names, gifts)
+            for name, maker, wished in product(names, makers, gifts)
         ]
     return found
 
@@ -91,10 +100,9 @@ def must_inherit(tag: str) -> bool:
     return not tag.startswith((*_OF_ONE_ONLY, GUIVM))
 
 
-def default_bases(newborn: Newborn, facts: Facts) -> tuple[str, ...]:
-    """What its `default_dispvm` may be: its base, or what is set at the base."""
-    own = facts.qubes[newborn.base].domain.default_dispvm
-    return (newborn.base, own) if own else (newborn.base,)
+def default_bases(newborn: Newborn, facts: Facts) -> tuple[str | None, ...]:
+    """What its `default_dispvm` may be: its base, or what is set at the base; None: it has none."""
+    return newborn.base, facts.qubes[newborn.base].domain.default_dispvm or None
 
 
 def network_of(newborn: Newborn, facts: Facts) -> Qube | None:
@@ -130,6 +138,13 @@ def _named(rules: Sequence[Rule], facts: Facts) -> list[str]:
             hint=f"the numbers of disposables are random; name at most {_MOST_NAMES} of them",
         )
     return ["", *named]
+
+
+def _named_as_makers(rules: Sequence[Rule], facts: Facts) -> list[str]:
+    """Those of these names that rules know in the tags of what such a disposable makes."""
+    tags = {t.value for rule in rules for t in _tokens(rule) if t.kind is Kind.TAG}
+    marks = (CREATED_BY, DISPOSABLE_CREATED_BY)
+    return [n for n in _named(rules, facts) if n and any(mark + n in tags for mark in marks)]
 
 
 def _tokens(rule: Rule) -> Iterator[Token]:

@@ -1,8 +1,9 @@
 """Assertions about every system: `tag:vault never reaches netvm`.
 
 A predicate is a conjunction of literals about one qube: `tag:T`, `type:T`, `name:N` (or just the
-name), `netvm` (it has a network), `base` (disposables can be made of it), `any`; `not` before a
-literal negates it. `internet` stands alone, for the outside world.
+name), `netvm` (it has a network qube, or is one), `relay` (a RemoteVM is connected through it),
+`base` (disposables can be made of it), `any`; `not` before a literal negates it. `internet` stands
+alone, for the outside world.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LONGEST = 1_000
 _NEVER = " never reaches "
 _HINT = (
     "write `PREDICATE never reaches PREDICATE`; a predicate is `tag:T`, `type:T`, a name, `netvm`, "
-    "`base`, `internet` or `any`, joined by `and`, negated by `not`"
+    "`relay`, `base`, `internet` or `any`, joined by `and`, negated by `not`"
 )
 _ASSUMED_HINT = "write `no PREDICATE`, for `no qube is all of that`, or `PREDICATE has no netvm`"
 
@@ -31,6 +32,7 @@ class Aspect(Enum):
     TYPE = "type:"
     NAME = "name:"
     NETVM = "netvm"
+    RELAY = "relay"
     BASE = "base"
     ANY = "any"
 
@@ -38,7 +40,8 @@ class Aspect(Enum):
 class Profile(msgspec.Struct, frozen=True):
     """What predicates and rules may know of a qube; an empty name or uuid is one without meaning.
 
-    `net`: it has a network qube or an uplink, gives others a network, or is a RemoteVM or relay.
+    `net`: it has a network qube or an uplink, or gives others a network. How a RemoteVM is
+    connected is another matter, and so is being its relay.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Profile(msgspec.Struct, frozen=True):
     net: bool
     uuid: str = ""
     is_base: bool = False
+    is_relay: bool = False
 
 
 class Literal(msgspec.Struct, frozen=True):
@@ -75,12 +79,14 @@ class Literal(msgspec.Struct, frozen=True):
                 return self.value == qube.type
             case Aspect.NAME:
                 return self.value == qube.name
-            case Aspect.NETVM:
-                return qube.net
-            case Aspect.BASE:
-                return qube.is_base
+            case Aspect.NETVM | Aspect.RELAY | Aspect.BASE:
+                known = {Aspect.NETVM: qube.net, Aspect.RELAY: qube.is_relay}
+                return known.get(self.aspect, qube.is_base)
             case Aspect.ANY:
                 return True
+
+
+_DOM0 = frozenset({Literal(Aspect.NAME, "dom0"), Literal(Aspect.TYPE, "AdminVM")})
 
 
 class Predicate(msgspec.Struct, frozen=True):
@@ -96,6 +102,11 @@ class Predicate(msgspec.Struct, frozen=True):
     def holds(self, qube: Profile) -> bool:
         """Whether it is true of a qube."""
         return self.literals is not None and all(each.holds(qube) for each in self.literals)
+
+    def is_end(self, qube: Profile) -> bool:
+        """Whether it is true of a qube as the end of an assertion: of dom0, only if it says so."""
+        means_dom0 = not _DOM0.isdisjoint(self.literals or ())
+        return self.holds(qube) and (means_dom0 or qube.name != "dom0")
 
 
 class Assertion(msgspec.Struct, frozen=True):
@@ -161,7 +172,7 @@ def _meaningful(literals: Iterable[Literal]) -> Iterable[Literal]:
 def _literal(untrusted: str, whole: str) -> Literal:
     word = untrusted.removeprefix("not ")
     negated = word != untrusted
-    if word in (Aspect.NETVM.value, Aspect.BASE.value, Aspect.ANY.value):
+    if word in (each.value for each in (Aspect.NETVM, Aspect.RELAY, Aspect.BASE, Aspect.ANY)):
         return Literal(Aspect(word), "", negated)
     for aspect in (Aspect.TAG, Aspect.TYPE, Aspect.NAME):
         if word.startswith(aspect.value):

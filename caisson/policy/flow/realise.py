@@ -150,6 +150,9 @@ class _Chain:
         if source is not None and target is not None:
             if step.edge.way is Way.TEMPLATE:
                 target.template = source.name
+            if step.edge.way is Way.RELAY:
+                remote, relay = (source, target) if source.type == "RemoteVM" else (target, source)
+                remote.set_relay(relay)
             if step.edge.way is Way.BASE:
                 if target.template is not None:
                     raise Impossible
@@ -171,7 +174,9 @@ class _Chain:
             caller = self.draft.beside(caller_number)
             called = source if number == step.source else target
         base, real, known = None, called.name, {number: called}
-        if step.edge.way is Way.ADMINISTERS:
+        if step.edge.way is Way.NOTES:
+            self.draft.root(source, target)
+        if step.edge.way in {Way.ADMINISTERS, Way.NOTES}:
             real = "dom0"
         elif not outcome.targets >> number & 1:
             base = self.draft.base_for(called, outcome.bases)

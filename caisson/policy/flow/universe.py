@@ -70,6 +70,7 @@ class Universe:
         internet: the number of the outside world.
         tells_bases: whether a member is a base of disposables says that the qube is; else it says
             that it may be.
+        tells_relays: the same of being a relay.
 
     Args:
         rules: the policy.
@@ -98,12 +99,15 @@ class Universe:
             for aspect in Aspect
         }
         self.tells_bases = any(each.aspect is Aspect.BASE for each in spoken)
+        self.tells_relays = any(each.aspect is Aspect.RELAY for each in spoken)
         self._never = never
         self._rules = rules
         self.profiles = self._all_profiles(strict=strict)
         self.internet = len(self.profiles)
         self.size = size = self.internet + 1
         self._net = self._where(lambda p: p.net)
+        self._remote = self._where(lambda p: p.type == _REMOTE)
+        self._relays = self._where(lambda p: p.is_relay)
         self._disposable = self._where(lambda p: p.type == _DISPOSABLE)
         self._bases = self._by_heritage()
         self._newborn = self._where(
@@ -116,7 +120,7 @@ class Universe:
         self._known_heirs: dict[int, tuple[int, int]] = {}
         every_base = reduce(or_, (bases for bases, _ in self._bases), 0)
         self.population = Population(
-            [*map(_member, self.profiles), Member(absent=True)],
+            [*map(self._member, self.profiles), Member(absent=True)],
             [Defaults((1 << size) - 1, every_base, maybe_none=True)],
         )
         moves = chain(self._wiring(), of_calls(rules, self, options))
@@ -148,12 +152,24 @@ class Universe:
         """The members of which a predicate is true."""
         if predicate.literals is None:
             return 1 << self.internet
-        return self._where(predicate.holds)
+        return self._where(predicate.is_end)
 
     def _where(self, holds: Callable[[Profile], bool]) -> int:
         return bits.of((i for i, p in enumerate(self.profiles) if holds(p)), self.internet + 1)
 
     # Who there is.
+
+    def _member(self, profile: Profile) -> Member:
+        is_connected = profile.type != _REMOTE or bool(self._relays)
+        return Member(
+            profile.name,
+            profile.type,
+            profile.tags,
+            profile.uuid or None,
+            is_base=profile.is_base,
+            calls=is_connected and profile.type != _ADMIN,
+            answers=is_connected,
+        )
 
     def _all_profiles(self, *, strict: bool) -> list[Profile]:
         tags = sorted(self._spoken[Aspect.TAG])
@@ -175,19 +191,19 @@ class Universe:
                 f"too many combinations: {count}", hint="name fewer qubes and tags in the rules"
             )
         made = (
-            Profile(name or need.name, kind, need.tags | own, net, need.uuid, is_base)
+            Profile(name or need.name, kind, need.tags | own, net, need.uuid, is_base, is_relay)
             for need in needs
             for own in had
             if need.tags & set(tags) <= own
             for name in names
             if _agree(need, name, names)
-            for kind, net, is_base in kinds
+            for kind, net, is_base, is_relay in kinds
             if (kind == _ADMIN) is (name == _DOM0)
         )
         return [p for p in dict.fromkeys(made) if not any(n.holds(p) for n in self._never)]
 
-    def _kinds(self) -> list[tuple[str, bool, bool]]:
-        """The classes of qubes, with and without a network, as bases of disposables or not."""
+    def _kinds(self) -> list[tuple[str, bool, bool, bool]]:
+        """The classes of qubes, each with and without a network, as base or not, relay or not."""
         types = [_APP, _TEMPLATE, _DISPOSABLE]
         mentioned = self._spoken[Aspect.TYPE] | {
             token.value
@@ -198,14 +214,16 @@ class Universe:
         if mentioned & {_APP, _STANDALONE}:
             types.append(_STANDALONE)  # else an AppVM does all that it does
         # A base can do all that another can; unless bases are spoken of, all may be one.
+        # So is it with relays.
         some = [False, True] if self.tells_bases else [True]
         kinds = [
-            (kind, net, is_base)
+            (kind, net, is_base, is_relay)
             for kind in types
             for net in (False, True)
             for is_base in (some if kind in {_APP, _STANDALONE} else [False])
+            for is_relay in ([False, True] if self.tells_relays else [True])
         ]
-        return [*kinds, (_REMOTE, True, False), (_ADMIN, False, False)]
+        return [*kinds, (_REMOTE, False, False, False), (_ADMIN, False, False, False)]
 
     def _by_heritage(self) -> list[tuple[int, int]]:
         """The bases of disposables, by the disposables that have all that they inherit."""
@@ -231,10 +249,13 @@ class Universe:
 
     def _wiring(self) -> Iterator[Edge]:
         outside = 1 << self.internet
-        remote = self._where(lambda p: p.type == _REMOTE)
-        for way, linked in ((Way.NETWORK, self._net & ~remote), (Way.REMOTE, remote)):
-            yield Edge(linked, outside, way)
-            yield Edge(outside, linked, way)
+        for one, other, way in (
+            (self._net, outside, Way.NETWORK),
+            (self._remote, outside, Way.REMOTE),
+            (self._remote, self._relays, Way.RELAY),
+        ):
+            yield Edge(one, other, way)
+            yield Edge(other, one, way)
         templates = self._where(lambda p: p.type == _TEMPLATE)
         yield Edge(templates, self._where(lambda p: p.type == _APP), Way.TEMPLATE)
         for bases, heirs in self._bases:
@@ -248,7 +269,7 @@ class Universe:
         """
         callers = outcome.callers
         offline, online = self._heirs(outcome.bases)
-        linked = callers & self._net
+        linked = callers & (self._net | self._remote)
         if linked:
             yield linked, (online & self._net) | (offline & ~self._net)
         if callers != linked:
@@ -266,6 +287,16 @@ class Universe:
             found = offline & self._newborn, online & self._newborn
             self._known_heirs[bases] = found
         return found
+
+    def templates(self, callers: int) -> Iterator[tuple[int, int]]:
+        """Callers, and what may be at the root of their templates."""
+        roots = self._where(lambda p: p.type == _TEMPLATE)
+        based = callers & self._where(lambda p: p.type in {_APP, _DISPOSABLE})
+        if based and roots:
+            yield based, roots
+        for bases, heirs in self._bases:
+            if callers & heirs:
+                yield callers & heirs, bases
 
     # Which members may be one qube.
 
@@ -287,7 +318,8 @@ class Universe:
             if p.name == _DOM0:
                 continue  # the admin qube passes nothing on
             name = p.name if p.name in self._spoken[Aspect.NAME] else ""
-            alike = (p.type, p.net, p.is_base, name, p.tags & self._spoken[Aspect.TAG])
+            tags = p.tags & self._spoken[Aspect.TAG]
+            alike = (p.type, p.net, p.is_base, p.is_relay, name, tags)
             groups.setdefault(alike, {}).setdefault((p.name, p.uuid), []).append(number)
         for group in groups.values():
             everyone = bits.of(chain.from_iterable(group.values()), self.size)
@@ -378,14 +410,3 @@ def _agree(need: Need, name: str, names: Sequence[str]) -> bool:
     if name:
         return need.name in {"", name} and not (name == _DOM0 and need.uuid)
     return need.name not in names[1:]
-
-
-def _member(profile: Profile) -> Member:
-    return Member(
-        profile.name,
-        profile.type,
-        profile.tags,
-        profile.uuid or None,
-        is_base=profile.is_base,
-        calls=profile.type != _ADMIN,
-    )

@@ -23,7 +23,8 @@ def power(service: str) -> Power:
     if method.scope is Scope.POLICY:
         return Power.NONE if method.access is Access.READ else Power.CHANGES
     if method.scope not in {Scope.GLOBAL, Scope.LOCAL}:
-        return Power.NONE  # qubes are refused, whatever the policy says
+        # Qubes are refused, or (`MISC`) tell of themselves; by one, of their template.
+        return Power.NOTES if service == "qubes.NotifyUpdates" else Power.NONE
     if method.access is Access.READ:
         return Power.READS
     if method.scope is Scope.GLOBAL or service.startswith(_RIGHTS):

@@ -16,6 +16,7 @@ _WORDS = {
     Way.CALL: "{source} calls {what}",
     Way.REPLY: "{caller} calls {what}, and {source} replies",
     Way.ADMINISTERS: "{caller} may administer qubes: {what}",
+    Way.NOTES: "{caller} has something noted at {target}, where it comes from: {what}",
     Way.NETVM: "one is the network qube of the other",
     Way.NETWORK: "network",
     Way.TEMPLATE: "{source} is the template of {target}",

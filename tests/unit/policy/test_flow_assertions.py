@@ -13,15 +13,28 @@ from caisson.policy.flow import (
     Options,
     Power,
     Verdict,
+    Way,
     check,
+    newborn,
     parse_assertion,
     parse_assumption,
 )
 
-POWERS = {"admin.R": Power.READS, "admin.U": Power.USES, "admin.C": Power.CHANGES}
+POWERS = {
+    "admin.R": Power.READS,
+    "admin.U": Power.USES,
+    "admin.C": Power.CHANGES,
+    "admin.N": Power.NOTES,
+}
 OPTIONS = Options(power=lambda s: POWERS.get(s, Power.NONE), admin_services=frozenset(POWERS))
 UUID = "uuid:00000000-0000-4000-8000-000000000001"
-APART = ("no type:TemplateVM", "no netvm", "no v and type:DispVM", "no t and type:DispVM")
+APART = (
+    "no type:TemplateVM",
+    "no netvm",
+    "no type:RemoteVM",
+    "no v and type:DispVM",
+    "no t and type:DispVM",
+)
 CALLS_ONLY = (*APART, "no base")
 DISPOSABLES = (*APART, "no v and base", "no t and base")
 
@@ -141,6 +154,27 @@ def test_assertion_fails_by(policy: str, assumed: tuple[str, ...], steps: int) -
     assert len(verdict.example.hops) == steps
 
 
+def test_what_is_noted_at_a_template_is_a_way() -> None:
+    """What is based on the template, or may read of it, gets to know."""
+    assumed = ("no netvm", "no type:RemoteVM", "no base", "no v and type:TemplateVM")
+    policy = "admin.N * v @adminvm allow"
+    verdict = _checked(policy, "v never reaches t", *assumed)
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    assert verdict.example.hops[0].way is Way.NOTES
+    denied = f"admin.N * v * deny\n{policy}"
+    assert _checked(denied, "v never reaches t", *assumed).answer is Answer.HOLDS
+
+
+def test_what_is_noted_at_the_template_of_a_disposable_is_a_way() -> None:
+    """It is the template that its base has."""
+    assumed = ("no netvm", "no type:RemoteVM", "no v and base", "no v and type:DispVM")
+    policy = "s.X * v @dispvm allow\nadmin.N * @type:DispVM @adminvm allow"
+    texts = (*assumed, "no v and type:TemplateVM")
+    verdict = _checked(policy, "v never reaches type:TemplateVM", *texts)
+    assert verdict.answer is Answer.FAILS
+
+
 @pytest.mark.parametrize(
     ("assertion", "assumed"),
     [
@@ -160,14 +194,56 @@ def test_wiring_alone_is_a_way(assertion: str, assumed: tuple[str, ...]) -> None
 
 def test_qube_on_another_machine_is_beyond_knowledge() -> None:
     """It counts as connected with the outside world, though nothing here is."""
-    assumed = ("no netvm and not type:RemoteVM", "no v and type:RemoteVM", "no base")
+    texts = ("no netvm", "no v and type:RemoteVM", "no v and relay", "no base")
+    assumed = ("no type:TemplateVM", *texts)
     policy = "s.X * v far allow"
-    texts = ("no type:TemplateVM", *assumed)
-    # Its relay has a network, so there has to be one that may.
-    verdict = _checked(policy, "v never reaches internet", *texts)
-    assert verdict.answer is Answer.UNSURE
-    verdict = _checked(policy, "v never reaches internet", "no v and netvm", "no type:TemplateVM")
+    verdict = _checked(policy, "v never reaches internet", *assumed)
     assert verdict.answer is Answer.FAILS
+    # Without a relay, no call gets there.
+    verdict = _checked(policy, "v never reaches internet", *assumed, "no relay")
+    assert verdict.answer is Answer.HOLDS
+
+
+OFFLINE = ("tag:vault has no netvm", "no tag:vault and type:TemplateVM", "no tag:vault and base")
+NOT_REMOTE = "no tag:vault and type:RemoteVM"
+
+
+def test_qube_without_a_network_may_be_a_relay() -> None:
+    """`netvm` is about network qubes only: that a vault is no relay has to be said."""
+    policy = "* * @anyvm @anyvm deny"
+    verdict = _checked(policy, "tag:vault never reaches internet", *OFFLINE, NOT_REMOTE)
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    assert [hop.way for hop in verdict.example.hops] == [Way.RELAY, Way.REMOTE]
+    assumed = (*OFFLINE, NOT_REMOTE, "no tag:vault and relay")
+    verdict = _checked(policy, "tag:vault never reaches internet", *assumed)
+    assert verdict.answer is Answer.HOLDS
+
+
+def test_qube_on_another_machine_has_no_netvm() -> None:
+    """It is outside nevertheless, so that a vault elsewhere has to be excluded by its type."""
+    assumed = (*OFFLINE, "no tag:vault and relay")
+    verdict = _checked("", "tag:vault never reaches internet", *assumed)
+    assert verdict.answer is Answer.FAILS
+
+
+def test_relay_can_be_an_end() -> None:
+    """The example has a RemoteVM that it is the relay of."""
+    verdict = _checked("s.X * v @tag:t allow", "v never reaches tag:t and relay", "no base")
+    assert verdict.answer is Answer.FAILS
+    assert verdict.example is not None
+    [relay] = {d["relayvm"] for d in verdict.example.domains.values()} - {None}
+    assert verdict.example.hops[-1].target == relay
+
+
+def test_dom0_is_no_end_unless_it_is_named() -> None:
+    """It passes nothing on, and its tags are no reason to speak of it."""
+    policy = "s.X * tag-less @adminvm allow"
+    assumed = (*CALLS_ONLY, "no not name:tag-less and not type:AdminVM")
+    verdict = _checked(policy, "tag-less never reaches type:AdminVM", *assumed)
+    assert verdict.answer is Answer.FAILS
+    with pytest.raises(CaissonError, match="no qube is `tag:t`"):
+        _checked(policy, "tag-less never reaches tag:t", *assumed, "no tag:t and not type:AdminVM")
 
 
 def test_what_denies_one_half_of_a_qube_is_seen() -> None:
@@ -216,3 +292,44 @@ def test_too_many_names_of_disposables_are_refused() -> None:
     rules = parse_policy({"a.policy": "\n".join(lines)}).rules
     with pytest.raises(CaissonError, match="name 9 disposables"):
         Flows(rules, Facts.from_dict({"dom0": {}}), OPTIONS)
+
+
+def _many(qubes: int, bases: int) -> Facts:
+    """A system of that many qubes, some of them bases of disposables."""
+    names = [f"q{i}" for i in range(qubes)]
+    domains = {
+        name: {"type": "AppVM", "template_for_dispvms": i < bases, "default_dispvm": "q0"}
+        for i, name in enumerate(names)
+    }
+    return Facts.from_dict({"dom0": {"type": "AdminVM"}, **domains})
+
+
+def test_names_of_disposables_cost_no_square_of_them() -> None:
+    """That a rule knows the name of a disposable does not mean that it knows what *that* makes."""
+    lines = [f"s.X * disp{i} @anyvm allow" for i in range(1, 9)]
+    rules = parse_policy({"a.policy": "\n".join([*lines, "s.X * @anyvm @dispvm allow"])}).rules
+    facts = _many(6, 2)
+    made = newborn.all_of(facts, rules)
+    assert len(made) == 6 * 2 * 9 * 2
+    ends = {chain.end for chain in Flows(rules, facts, OPTIONS).onward("q5")}
+    assert "new disposable of q0 named disp8, made by q5" in ends
+    assert "new disposable of q0, made by a disposable of q5" in ends
+
+
+def test_the_name_of_a_maker_counts_where_a_rule_knows_its_tag() -> None:
+    """What `disp7` makes has tags that a rule may ask for, so it is there."""
+    policy = (
+        "s.X * @anyvm @dispvm allow\n"
+        "s.Y * @tag:created-by-disp7 q1 allow\ns.Y * @tag:disp-created-by-disp8 q2 allow"
+    )
+    rules = parse_policy({"a.policy": policy}).rules
+    ends = {chain.end for chain in Flows(rules, _many(4, 1), OPTIONS).onward("q3")}
+    assert {"q1", "q2"} <= ends
+
+
+def test_too_many_kinds_of_disposables_are_refused() -> None:
+    """An error says what to change, before the memory is gone."""
+    lines = [f"s.X * @tag:created-by-disp{i} @dispvm allow" for i in range(1, 9)]
+    rules = parse_policy({"a.policy": "\n".join(lines)}).rules
+    with pytest.raises(CaissonError, match="too many disposables may come to be"):
+        Flows(rules, _many(400, 40), OPTIONS)

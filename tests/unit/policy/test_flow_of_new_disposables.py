@@ -11,7 +11,7 @@ from caisson.admin.methods import METHODS
 from caisson.admin.registry import Access, Scope
 from caisson.model import PowerState
 from caisson.policy import parse_policy
-from caisson.policy.flow import Facts, Flows, Options, Power, newborn
+from caisson.policy.flow import Facts, Flows, Options, Power, Way, newborn
 from caisson.tools.policy.powers import power, powerful
 
 RULES = parse_policy({"a.policy": "s.X * @anyvm @dispvm allow\n"}).rules
@@ -27,6 +27,7 @@ def world() -> World:
     made.app("offline-base", template_for_dispvms="True", netvm="")
     made.app("gateway-base", template_for_dispvms="True", netvm="", provides_network="True")
     made.app("own-base", template_for_dispvms="True", default_dispvm="offline-base")
+    made.app("last-base", template_for_dispvms="True", default_dispvm="")
     made.tag("online-base", "some")
     made.app("online", default_dispvm="online-base")
     made.app("offline", netvm="", default_dispvm="online-base")
@@ -48,7 +49,7 @@ def _domains(world: World) -> dict[str, dict[str, Any]]:
     }
 
 
-BASES = ["online-base", "offline-base", "gateway-base", "own-base"]
+BASES = ["online-base", "offline-base", "gateway-base", "own-base", "last-base"]
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -94,6 +95,20 @@ def test_disposable_of_a_disposable_is_what_the_model_makes(
     assert (told["netvm"], told["provides_network"]) == settings
 
 
+def test_disposable_of_a_base_without_a_default_has_none_either(world: World) -> None:
+    """A rule that denies it what its base would be asked for does not speak of it."""
+    world.app("work", default_dispvm="last-base")
+    world.app("secret", netvm="")
+    policy = (
+        "s.Open * work @dispvm allow\n"
+        "s.X * @type:DispVM @dispvm:last-base deny\n"
+        "s.X * @type:DispVM @dispvm allow target=secret\n"
+    )
+    rules = parse_policy({"a.policy": policy}).rules
+    flows = Flows(rules, Facts.from_dict(_domains(world)), OPTIONS)
+    assert "secret" in {chain.end for chain in flows.onward("work")}
+
+
 def test_offline_qube_reaches_no_network_through_its_disposables(world: World) -> None:
     """A disposable of an offline qube is offline, whatever its base is."""
     flows = Flows(RULES, Facts.from_dict(_domains(world)), OPTIONS)
@@ -109,6 +124,17 @@ def test_the_broker_is_not_told_of_the_wiring(world: World) -> None:
     assert not told.keys() & world.system.wiring_of(world.qube("online")).keys()
 
 
+@pytest.mark.parametrize("is_disposable", [False, True])
+def test_note_about_updates_gets_to_the_template(world: World, is_disposable: bool) -> None:
+    """It is written down at the template of the caller (`caisson.admin.methods.misc`)."""
+    caller = str(world.disposable("online", "online-base").name) if is_disposable else "online"
+    rules = parse_policy({"a.policy": "qubes.NotifyUpdates * @anyvm @adminvm allow"}).rules
+    flows = Flows(rules, Facts.from_dict(_domains(world)), OPTIONS)
+    *_, template = world.system.template_chain(world.qube(caller))
+    noted = {chain.end for chain in flows.onward(caller) if chain.hops[0].way is Way.NOTES}
+    assert str(template.name) in noted
+
+
 def test_every_method_that_changes_something_counts() -> None:
     """None that writes or acts is taken for harmless, and what is not known is not either."""
     for name, method in METHODS.methods.items():
@@ -120,8 +146,10 @@ def test_every_method_that_changes_something_counts() -> None:
             changes = method.access is not Access.READ
             assert (power(name) is Power.CHANGES) is changes
             assert (name in powerful()) is changes
-        else:
+        elif name != "qubes.NotifyUpdates":
             assert power(name) is Power.NONE
+    assert power("qubes.NotifyUpdates") is Power.NOTES
+    assert "qubes.NotifyUpdates" in powerful()
     assert power("admin.vm.tag.Set") is Power.CHANGES
     assert power("admin.vm.Start") is Power.USES
     assert power("admin.vm.Unheard.Of") is Power.CHANGES

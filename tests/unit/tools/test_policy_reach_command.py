@@ -37,7 +37,7 @@ SYSTEM = {
     "backup": _qube(),
     "dvm": _qube(netvm="net", template_for_dispvms=True),
 }
-NO_TEMPLATE = ("--assume", "no tag:vault and type:TemplateVM")
+NO_TEMPLATE = ("--assume", "no tag:vault and type:TemplateVM", "--assume", "no type:RemoteVM")
 NO_DISPOSABLE = ("--assume", "no tag:vault and type:DispVM")
 Told = tuple[int, str, str]
 
@@ -168,7 +168,7 @@ def test_unknown_wiring_is_said(reach: Callable[..., Told], tmp_path: Path) -> N
 
 def test_assertion_that_holds_tells_what_it_assumes(reach: Callable[..., Told]) -> None:
     """Nothing is assumed in silence."""
-    texts = ["no type:TemplateVM", "no backup and base", "backup has no netvm"]
+    texts = ["no type:TemplateVM", "no type:RemoteVM", "no backup and base", "backup has no netvm"]
     assumed = [word for text in texts for word in ("--assume", text)]
     words = ("--assert", "tag:vault never reaches netvm", *NO_DISPOSABLE, *assumed)
     code, out, _ = reach(*words, "--no-ask")
@@ -178,6 +178,7 @@ def test_assertion_that_holds_tells_what_it_assumes(reach: Callable[..., Told]) 
             "holds: tag:vault never reaches netvm",
             "  assuming that no qube is `tag:vault and type:DispVM`",
             "  assuming that no qube is `type:TemplateVM`",
+            "  assuming that no qube is `type:RemoteVM`",
             "  assuming that no qube is `base and name:backup`",
             "  assuming that no qube is `name:backup and netvm`",
             "  assuming that no qube is `netvm and tag:vault`",
@@ -218,7 +219,7 @@ def test_assertions_come_from_a_file(reach: Callable[..., Told], tmp_path: Path)
     text = (
         'assert = ["tag:vault never reaches netvm", "tag:vault never reaches backup"]\n'
         'assume = ["no type:TemplateVM", "backup has no netvm", "no backup and base", '
-        '"no tag:vault and type:DispVM"]\n'
+        '"no tag:vault and type:DispVM", "no type:RemoteVM"]\n'
     )
     file.write_text(text)
     code, out, _ = reach("--assert-file", str(file), "--no-ask")
