@@ -82,7 +82,7 @@ def _laid_out(vector: dict[str, Any], place: Path) -> argparse.Namespace:
     system.write_text(json.dumps({"domains": vector["domains"]}))
     requests = "".join(f"{json.dumps(request)}\n" for request in vector["requests"])
     (place / "requests").write_text(requests)
-    return argparse.Namespace(policy_dir=directory, system_info=system)
+    return argparse.Namespace(quiet=True, policy_dir=directory, system_info=system)
 
 
 def _wrong(vector: dict[str, Any], output: str) -> list[Any]:
