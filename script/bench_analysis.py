@@ -100,7 +100,7 @@ def policy_analysis(samples: int, _work: Path) -> Row:
         flows.inward("qube-3")
 
     def asserted() -> None:
-        apart = ("type:TemplateVM", "type:DispVM", "gate")
+        apart = ("type:TemplateVM", "type:DispVM", "type:RemoteVM", "relay", "gate")
         verdict = check(
             parse_assertion(f"tag:{_KEPT_APART} never reaches netvm"),
             old.rules,
