@@ -19,10 +19,11 @@ from caisson.policy.resolution import Call, admit, denied, may_run, permit
 from caisson.policy.rules import EVERY, Action, Rule
 from caisson.policy.system import SystemInfo
 from caisson.policy.tokens import Kind, Role, parse_token
-from caisson.policy.view import View
+from caisson.policy.view import View, general_keys
 
 _MOST_REMEMBERED = 65_536
 _NONE = sys.maxsize
+_EVERYTHING = (EVERY, EVERY)
 _NO_RULE = Deny(Reason.NO_RULE, "no rule allows it")
 
 
@@ -44,7 +45,7 @@ class _Table:
 
     `rows` by source token are made for the first call that needs them: so a reload need not pay
     for the services that nobody calls before the next one.
-    `general` has those of tokens that many qubes have in common in one row.
+    `general` has those of tokens that all qubes of a sort have in common in one row.
     """
 
     __slots__ = ("general", "numbers", "rows")
@@ -52,7 +53,7 @@ class _Table:
     def __init__(self, numbers: list[int]) -> None:
         self.numbers = numbers
         self.rows: dict[str, _Row] | None = None
-        self.general: dict[tuple[str, ...], tuple[_Row, ...]] = {}
+        self.general: dict[str, tuple[_Row, ...]] = {}
 
 
 _Tables = dict[tuple[str, str], _Table]
@@ -120,16 +121,19 @@ class Index:
 
     def _rows(self, call: Call, view: View) -> list[_Row]:
         """The rows whose service, argument and source match."""
-        service = call.request.service
-        general, own = view.source_keys(call.source)
+        request, tables = call.request, self._tables
+        sort, own = view.source_keys(call.source)
         rows: list[_Row] = []
-        for place in ((service, call.request.argument), (service, EVERY), (EVERY, EVERY)):
-            table = self._tables.get(place)  # type: ignore[arg-type]
+        service, argument = request.service, request.argument
+        for place in ((service, argument), (service, EVERY), _EVERYTHING):
+            table = tables.get(place)  # type: ignore[arg-type]
             if table is not None:
                 found = table.rows or self._make_rows(table)
-                shared = table.general.get(general)
-                rows += _general(table, found, general) if shared is None else shared
-                rows += [found[key] for key in own if key in found]
+                shared = table.general.get(sort)
+                rows += _general(table, found, sort) if shared is None else shared
+                for key in own:
+                    if key in found:
+                        rows.append(found[key])
         return rows
 
     def _make_rows(self, table: _Table) -> dict[str, _Row]:
@@ -223,15 +227,15 @@ def _tables(rules: tuple[Rule, ...], lowest: int) -> _Tables:
     return tables
 
 
-def _general(table: _Table, rows: dict[str, _Row], keys: tuple[str, ...]) -> tuple[_Row, ...]:
-    """The rows of some source tokens as one, or none."""
+def _general(table: _Table, rows: dict[str, _Row], sort: str) -> tuple[_Row, ...]:
+    """The rules whose source is any qube of a sort as one row, or none."""
     merged = _Row()
-    for row in (rows[key] for key in keys if key in rows):
+    for row in (rows[key] for key in general_keys(sort) if key in rows):
         for mine, others in ((merged.first, row.first), (merged.offers, row.offers)):
             for key, number in others.items():
                 mine[key] = min(number, mine.get(key, number))
-    table.general[keys] = (merged,) if merged.first else ()
-    return table.general[keys]
+    table.general[sort] = (merged,) if merged.first else ()
+    return table.general[sort]
 
 
 def _first_match(rows: list[_Row], keys: tuple[str, ...]) -> int | None:

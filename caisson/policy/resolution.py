@@ -12,7 +12,7 @@ from caisson.names import ServiceArgument, ServiceName, shown
 from caisson.policy.outcome import Allow, Deny, Reason, Request
 from caisson.policy.rules import Rule
 from caisson.policy.system import Domain, SystemInfo
-from caisson.policy.tokens import DEFAULT, Kind, Role, Token, parse_token
+from caisson.policy.tokens import DEFAULT, Kind, Token, parse_request_token
 
 _RUNNING = "Running"
 
@@ -34,7 +34,7 @@ def admit(request: Request, domains: SystemInfo) -> Call | Deny:
         target = DEFAULT
     else:
         try:
-            target = parse_token(request.target, Role.REQUEST)
+            target = parse_request_token(request.target)
         except PolicyError as e:
             return Deny(Reason.BAD_TARGET, e.message)
     if target.kind is Kind.NAME and domains.find(target.value) is None:

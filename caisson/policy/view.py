@@ -11,7 +11,15 @@ from caisson.policy.rules import Action, Rule
 from caisson.policy.system import Domain, SystemInfo
 from caisson.policy.tokens import Kind, Token
 
+_NOT_ADMIN = "@"
 _BITS = bytes.maketrans(b"01", b"\x00\x01")
+
+
+def general_keys(sort: str) -> tuple[str, ...]:
+    """The tokens that match all qubes of a sort: their type, and whether they are not dom0."""
+    if sort.startswith(_NOT_ADMIN):
+        return ("*", "@anyvm", f"@type:{sort.removeprefix(_NOT_ADMIN)}")
+    return ("*", f"@type:{sort}")
 
 
 class View:
@@ -29,7 +37,7 @@ class View:
         # By the number of a rule: see `mention`.
         self.mentioned: dict[int, tuple[int, int]] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
-        self._source_keys: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        self._source_keys: dict[str, tuple[str, tuple[str, ...]]] = {}
         if former is not None and "_by_token" in former.__dict__:
             self._follow(former)
 
@@ -55,17 +63,16 @@ class View:
         """The tokens of rules that match a qube."""
         keys = self._keys.get(qube.name)
         if keys is None:
-            general, own = self.source_keys(qube)
-            keys = self._keys[qube.name] = (*general, *own)
+            sort, own = self.source_keys(qube)
+            keys = self._keys[qube.name] = (*general_keys(sort), *own)
         return keys
 
-    def source_keys(self, qube: Domain) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The same tokens in two parts: those that many qubes have in common, and its own."""
+    def source_keys(self, qube: Domain) -> tuple[str, tuple[str, ...]]:
+        """The same in two parts: the sort of qube (see `general_keys`), and its own tokens."""
         keys = self._source_keys.get(qube.name)
         if keys is None:
-            anyvm = () if qube.name == "dom0" else ("@anyvm",)
             keys = self._source_keys[qube.name] = (
-                ("*", *anyvm, f"@type:{qube.type}"),
+                f"{'' if qube.name == 'dom0' else _NOT_ADMIN}{qube.type}",
                 (*self._references(qube), *(f"@tag:{tag}" for tag in qube.tags)),
             )
         return keys
