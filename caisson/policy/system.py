@@ -92,11 +92,6 @@ class SystemInfo:
             )
         return found
 
-    def is_disposable_template(self, reference: str) -> bool:
-        """Whether disposables can be made from the qube of this name or `uuid:` form."""
-        found = self.find(reference)
-        return found is not None and found.template_for_dispvms
-
 
 class _Layers:
     """Domains by some key, in two layers: a large one that snapshots share, and a small one.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from caisson.policy.legacy import Conversion
     from caisson.store.policy_swap import Swap
 
-_MOST_SHOWN = 20
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""

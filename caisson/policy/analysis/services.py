@@ -1,21 +1,12 @@
-"""Services that every system knows: those of the specification sheet `qrexec`, section 6."""
+"""Services of qubes that every system knows: those of the specification sheet `qrexec`, section 6.
+
+What qubesd itself serves, the registry of its methods tells.
+"""
 
 from __future__ import annotations
 
 STANDARD_SERVICES = frozenset(
     {
-        "policy.EvalGUI",
-        "policy.EvalSimple",
-        "policy.Get",
-        "policy.GetFiles",
-        "policy.List",
-        "policy.RegisterArgument",
-        "policy.Remove",
-        "policy.Replace",
-        "policy.include.Get",
-        "policy.include.List",
-        "policy.include.Remove",
-        "policy.include.Replace",
         "qubes.Backup",
         "qubes.ClipboardPaste",
         "qubes.ConnectTCP",
