@@ -107,15 +107,15 @@ class Table:
             return self._allowed(kind, rule, taken, self._qube(sources[0]))
         # One rule, one answer: whatever of them was asked for. Two sources say what each of
         # them hides from itself.
-        target = self._targets[taken.bit_length() - 1]
+        number = taken.bit_length() - 1
         found: set[str] = set()
         for source in sources[:2]:
-            request = Request(*kind.call, source, target)
+            request = Request(*kind.call, source, self._targets[number])
             if rule.action is Action.ASK:
                 decision = self._index.decide(request, self._system)
                 found.update(decision.targets if isinstance(decision, Ask) else ())
             elif rule.redirect is not None:
-                call = Call(request, self._qube(source), parse_token(target, Role.REQUEST))
+                call = Call(request, self._qube(source), self._tokens[number])
                 allowed = permit(call, rule, rule.redirect, self._system)
                 found.update({allowed.target} if isinstance(allowed, Allow) else ())
         return found
