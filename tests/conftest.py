@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from grounds.engine import Ground, engine_ground
 from grounds.whole import Whole, whole_instance
+from hypothesis import find
+from hypothesis.strategies import text
 
 from caisson.engines import enter_private_namespace
 
@@ -30,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ROOT and item.get_closest_marker("root"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _alphabet() -> None:
+    """Have Hypothesis learn the alphabet, which takes a second in a fresh checkout.
+
+    The first test that draws text would be taken for a slow one.
+    """
+    find(text(), lambda _: True)
 
 
 @pytest.fixture
