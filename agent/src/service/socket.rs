@@ -93,7 +93,8 @@ pub fn serve(
     call::ignore_broken_pipes();
     if !config.skip_service_descriptor {
         let told = [request.descriptor, b" ", request.source, request.rest, b"\0"].concat();
-        if let Err(error) = send_all(&socket, &told) {
+        // A service that has closed already has served its call.
+        if let Err(error @ Errno::AGAIN) = send_all(&socket, &told) {
             return problem(alloc::format!("the service takes no call: {error}", error = Reason(error)));
         }
     }
@@ -170,13 +171,25 @@ fn relay(socket: OwnedFd, config: &RpcConfig) {
         }
         caller_gone |= ready.caller_gone;
         if caller_gone && output.take().is_some() {
-            let _ = rustix::net::shutdown(&socket, Shutdown::Read);
+            refuse_output(&socket);
             call::close_standard_output();
         }
         if ready.service_gone && input.is_some() {
             // Closed both ways: nobody reads the input any more.
             input = None;
             call::close_standard_input();
+        }
+    }
+}
+
+/// Let the service's writes fail, also one that waits for room.
+fn refuse_output(socket: &OwnedFd) {
+    const MOST: usize = 64;
+    let _ = rustix::net::shutdown(socket, Shutdown::Read);
+    let mut chunk = [0; 16 * 1024];
+    for _ in 0..MOST {
+        if !matches!(rustix::io::read(socket, &mut chunk), Ok(1..)) {
+            return;
         }
     }
 }
