@@ -103,6 +103,13 @@ pub fn become_service(work: Work<'_>, user: &[u8], descriptors: Descriptors, set
     call::exit(code)
 }
 
+/// Become the service with our own standard streams; returns only where that fails, with the exit code.
+pub fn serve_here(request: &Request<'_>, user: &[u8], settings: &Settings) -> i32 {
+    let Failure(code, text) = start(Work::Service(*request), user, settings, Begin::AndServe);
+    say!("error: {text}");
+    code
+}
+
 /// Start the service and end at once, with 0 where it has begun.
 pub fn start_and_leave(work: Work<'_>, user: &[u8], settings: &Settings) -> ! {
     take_descriptors(&[None, None, None]);
