@@ -36,6 +36,7 @@ pub mod sys;
 pub mod text;
 pub mod users;
 pub mod vmexec;
+pub mod wire;
 
 use core::ffi::CStr;
 
