@@ -3,17 +3,14 @@
 use core::mem::MaybeUninit;
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags,
+    SocketType,
 };
 
-use crate::{process, text};
-
-/// Longer paths do not fit into a socket address.
-const LONGEST_ADDRESS: usize = 107;
+use crate::process;
+use crate::vchan::Address;
 
 /// Descriptors that travel with one message, in the order stdin, stdout, stderr.
 pub type Descriptors = [Option<OwnedFd>; 3];
@@ -41,20 +38,8 @@ impl Connection {
             process::occupy_standard_descriptors();
             socket = new_socket()?;
         }
-        if path.len() <= LONGEST_ADDRESS {
-            rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-            return Ok(Self(socket));
-        }
-        // The kernel follows a descriptor's link in /proc, which is short.
-        let name = text::basename(path);
-        let directory = rustix::fs::open(
-            &path[..path.len() - name.len()],
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let number = directory.as_raw_fd();
-        let short = text::c_string(&[alloc::format!("/proc/self/fd/{number}/").as_bytes(), name]);
-        rustix::net::connect(&socket, &SocketAddrUnix::new(short.as_bytes())?)?;
+        let address = Address::of(path)?;
+        rustix::net::connect(&socket, address.get())?;
         Ok(Self(socket))
     }
 
