@@ -151,7 +151,7 @@ impl Peer {
     }
 
     /// What is next of what was received; a header that makes no sense ends the link.
-    pub fn next(&mut self) -> Result<Next<'_>, Malformed> {
+    pub fn head(&mut self) -> Result<Next<'_>, Malformed> {
         let held = self.end - self.start;
         if self.missing > 0 {
             let count = held.min(self.missing);

@@ -188,7 +188,7 @@ impl Link {
     fn deliver(&mut self) -> Result<bool, wire::Malformed> {
         let mut moved = false;
         loop {
-            match self.peer.next()? {
+            match self.peer.head()? {
                 Next::Message(kind, length) => {
                     moved = true;
                     self.begin(kind, length);

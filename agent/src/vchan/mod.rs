@@ -9,7 +9,7 @@
 mod address;
 mod server;
 
-pub use address::Address;
+pub use address::bind;
 pub use server::Server;
 
 use alloc::ffi::CString;
@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::speak::Shown;
 use crate::sys::call;
 use crate::text::{c_string, decimal};
-use crate::{environment, process};
+use crate::{connection, environment, process};
 
 /// Where upstream's library looks for sockets.
 const DIRECTORY: &[u8] = b"/var/run/vchan";
@@ -128,8 +128,7 @@ pub fn new_socket() -> Result<OwnedFd, Errno> {
 /// Connect to a stream socket; the result does not block.
 pub fn connect(path: &CStr) -> Result<OwnedFd, Errno> {
     let socket = new_socket()?;
-    let address = Address::of(path.to_bytes())?;
-    rustix::net::connect(&socket, address.get())?;
+    connection::connect(&socket, path.to_bytes())?;
     ready(socket)
 }
 

@@ -7,7 +7,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use super::{new_socket, open_stream, ready, Address};
+use super::{bind, new_socket, open_stream, ready};
 use crate::sys::call;
 
 /// Between two looks at a plain stream that nobody uses yet, in milliseconds: first and longest.
@@ -42,8 +42,7 @@ impl Server {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error),
         }
-        let address = Address::of(path.as_bytes())?;
-        rustix::net::bind(&socket, address.get())?;
+        bind(&socket, path.as_bytes())?;
         let server = Self::Listening { socket: ready(socket)?, path };
         if let Self::Listening { socket, .. } = &server {
             rustix::net::listen(socket, 1)?;
