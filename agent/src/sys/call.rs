@@ -16,6 +16,8 @@ pub mod signal {
     pub const INTERRUPT: u32 = 2;
     /// Cannot be caught.
     pub const KILL: u32 = 9;
+    /// The first for a program's own purposes.
+    pub const USER_1: u32 = 10;
     /// A pipe without readers was written to.
     pub const PIPE: u32 = 13;
     /// Please end.
