@@ -59,7 +59,8 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
     service::serve_here(&request, &user, &settings)
 }
 
-fn own_name() -> Result<Vec<u8>, String> {
+/// The name of the user that we run as.
+pub fn own_name() -> Result<Vec<u8>, String> {
     let id = rustix::process::geteuid().as_raw();
     users::read_file(b"/etc/passwd")
         .ok()
