@@ -1,5 +1,6 @@
 //! What hangs on our side of a data link: our own streams, a local command, or a service.
 
+use alloc::ffi::CString;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ffi::CStr;
@@ -131,14 +132,17 @@ fn run_shell(line: &[u8], [stdin, stdout]: [OwnedFd; 2], environment: &[&CStr]) 
     call::unblock_signals();
     call::default_broken_pipes();
     let mut own = environment::Environment::inherited(environment);
-    own.set(
-        b"QREXEC_AGENT_PID",
-        rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get()).to_string().as_bytes(),
-    );
-    let (option, line) = (c_string(&[b"-c"]), c_string(&[line]));
-    for shell in [&b"/bin/bash"[..], b"/bin/sh"] {
+    let caller = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    own.set(b"QREXEC_AGENT_PID", caller.to_string().as_bytes());
+    let line = c_string(&[line]);
+    // Bash takes a socket as its input for a remote shell, and would read its rc file.
+    for (shell, options) in [(&b"/bin/bash"[..], &[&b"--norc"[..], b"-c"][..]), (b"/bin/sh", &[b"-c"])] {
         let shell = c_string(&[shell]);
-        let error = call::execute(&shell, &[&shell, &option, &line], &own.entries());
+        let options: Vec<CString> = options.iter().map(|option| c_string(&[option])).collect();
+        let mut words: Vec<&CStr> = alloc::vec![&shell];
+        words.extend(options.iter().map(CString::as_c_str));
+        words.push(&line);
+        let error = call::execute(&shell, &words, &own.entries());
         if error != Errno::NOENT {
             say!("error: cannot start `{}`: {error}", Shown(shell.as_bytes()), error = Reason(error));
             return;
