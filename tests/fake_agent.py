@@ -7,12 +7,13 @@ is tested.
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from caisson.qrexec.link import address
 
 PATIENCE = 15.0
 HELLO, EXEC, JUST_EXEC, CONNECT, REFUSED = 0x300, 0x200, 0x201, 0x202, 0x203
@@ -63,7 +64,7 @@ class Link:
     @classmethod
     async def to(cls, path: Path) -> Link:
         """Connect."""
-        return cls(*await asyncio.open_unix_connection(os.path.relpath(path)))
+        return cls(*await asyncio.open_unix_connection(address(path)))
 
     def send(self, *frames: bytes) -> None:
         """Send frames."""
@@ -163,7 +164,7 @@ class FakeAgent:
 
         path = self.directory / f"vchan.{self.domain}.{peer}.{port}.sock"
         path.unlink(missing_ok=True)
-        return await asyncio.start_unix_server(accepted, os.path.relpath(path))
+        return await asyncio.start_unix_server(accepted, address(path))
 
     async def close(self) -> None:
         """End everything."""

@@ -1,4 +1,4 @@
-"""Daemons of the wire protocol in the test's own process, each with an agent that the test plays."""
+"""Daemons of the wire protocol in the test process, each with an agent that the test plays."""
 
 from __future__ import annotations
 
