@@ -26,6 +26,7 @@ pub mod client_dom0;
 pub mod connection;
 pub mod environment;
 pub mod filter;
+pub mod link;
 pub mod message;
 pub mod process;
 pub mod relay;
@@ -35,7 +36,9 @@ pub mod speak;
 pub mod sys;
 pub mod text;
 pub mod users;
+pub mod vchan;
 pub mod vmexec;
+pub mod wire;
 
 use core::ffi::CStr;
 
