@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import os
 import re
@@ -16,6 +17,7 @@ from caisson.qrexec.link import address
 from caisson.qrexec.wire import LONGEST, Code, parse_service
 
 PIPES = 3
+_INT = array.array("i").itemsize
 _CODE = re.compile(rb"X([0-9]{1,3})")
 
 
@@ -70,14 +72,18 @@ class BrokerSide:
         """One message and its descriptors, which are the caller's; empty at the end."""
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(
-                    self._sock, LONGEST, PIPES, socket.MSG_CMSG_CLOEXEC
+                # `socket.recv_fds` of Python 3.11 drops the flag, and programs would inherit them.
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    LONGEST, socket.CMSG_SPACE(PIPES * _INT), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 await self._readable()
             except OSError:
                 return b"", []
             else:
+                descriptors = array.array("i")
+                for _, _, rights in ancillary:
+                    descriptors.frombytes(rights)
                 return data, list(descriptors)
 
     async def _readable(self) -> None:

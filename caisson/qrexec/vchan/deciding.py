@@ -18,9 +18,8 @@ from caisson.qrexec.policy_messages import (
     LONGEST_ANSWER,
     Query,
     encode_query,
-    parse_source,
 )
-from caisson.qrexec.wire import parse_service, parse_target
+from caisson.qrexec.wire import parse_service, parse_source, parse_target
 
 ANSWER_PATIENCE = 600.0
 """Seconds for an answer: a person may be asked."""

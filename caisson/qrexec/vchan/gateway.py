@@ -133,12 +133,11 @@ class Gateway:
 
     async def _brokered(self, pending: Pending) -> None:
         request = pending.request
-        if request.source:
-            raise DaemonError("the broker takes no calls for a RemoteVM from its relay here")
         broker = BrokerSide(self._path)
         descriptors: list[int] = []
         try:
-            await broker.send(f"C{request.target}\0{request.descriptor}\0".encode())
+            source = f"\0{request.source}" if request.source else ""
+            await broker.send(f"C{request.target}\0{request.descriptor}\0{source}".encode())
             async with asyncio.timeout(ANSWER_PATIENCE):
                 answer, descriptors = await broker.receive()
             if answer == b"A" and len(descriptors) == PIPES:

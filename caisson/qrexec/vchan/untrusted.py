@@ -14,9 +14,9 @@ import msgspec
 
 from caisson.errors import CaissonError
 from caisson.names import ServiceArgument, ServiceName
-from caisson.qrexec.policy_messages import Query, parse_source
+from caisson.qrexec.policy_messages import Query
 from caisson.qrexec.vchan.frames import IDENT_SIZE, LONGEST_SERVICE, Kind
-from caisson.qrexec.wire import parse_service
+from caisson.qrexec.wire import parse_service, parse_source
 
 # Service, target and ident; target and ident; source, target and ident.
 _FIXED = {
