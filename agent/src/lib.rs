@@ -63,6 +63,10 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qfile-agent" => qfile::sender::run(rest, environment),
+        name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
+            qfile::copy::run(name, rest, environment)
+        }
         b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
