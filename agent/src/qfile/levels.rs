@@ -11,29 +11,32 @@ use super::names::components;
 /// Open a directory, and nothing else.
 pub const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// Open one component; a symbolic link at the end is never followed.
+const NO_WAY_OUT: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// Open one component, which is no symbolic link (`LOOP`) and leads nowhere else.
 pub fn open_beneath(
     at: BorrowedFd<'_>,
     name: &[u8],
     flags: OFlags,
     mode: Mode,
-    how: ResolveFlags,
+    more: ResolveFlags,
 ) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat2(at, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode, how)
+    rustix::fs::openat2(at, name, flags | OFlags::CLOEXEC, mode, NO_WAY_OUT | more)
 }
 
 /// A directory, and an open descriptor for each level down to the place used last.
 pub struct Levels {
     root: OwnedFd,
-    how: ResolveFlags,
+    more: ResolveFlags,
     keeps: bool,
     open: Vec<(Vec<u8>, OwnedFd)>,
 }
 
 impl Levels {
-    /// Start at a directory; `keeps` allows to go on from a directory that was opened before.
-    pub fn new(root: OwnedFd, how: ResolveFlags, keeps: bool) -> Self {
-        Self { root, how, keeps, open: Vec::new() }
+    /// Start at a directory; `more` restricts each step further, `keeps` allows to go on from a directory that was opened before.
+    pub fn new(root: OwnedFd, more: ResolveFlags, keeps: bool) -> Self {
+        Self { root, more, keeps, open: Vec::new() }
     }
 
     /// The directory that all ways start from.
@@ -54,7 +57,7 @@ impl Levels {
         for component in path.into_iter().flat_map(components) {
             if !self.open.get(depth).is_some_and(|(known, _)| known == component) {
                 self.open.truncate(depth);
-                let opened = open_beneath(self.last(), component, DIRECTORY, Mode::empty(), self.how)?;
+                let opened = open_beneath(self.last(), component, DIRECTORY, Mode::empty(), self.more)?;
                 self.open.push((component.to_vec(), opened));
             }
             depth += 1;

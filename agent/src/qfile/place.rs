@@ -22,10 +22,7 @@ const NAMELESS_FILE: OFlags = OFlags::WRONLY.union(OFlags::TMPFILE);
 const OWN: Mode = Mode::RUSR.union(Mode::WUSR);
 /// A file of this size is worth one more look before it is received.
 const MUCH: u64 = 64 * 1024;
-const HOW: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+const HOW: ResolveFlags = ResolveFlags::NO_XDEV;
 
 /// Open a directory that somebody chose for us.
 pub fn open_given(path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -41,12 +38,11 @@ pub fn open_incoming(home: &[u8], source: &[u8]) -> Result<OwnedFd, Errno> {
 
 /// A directory in ours, which must be the user's own and no link.
 fn open_or_make(at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::mkdirat(at, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
-    let opened = open_beneath(at, name, DIRECTORY, Mode::empty(), resolve)?;
+    let opened = open_beneath(at, name, DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
     if rustix::fs::fstat(&opened)?.st_uid != rustix::process::geteuid().as_raw() {
         return Err(Errno::PERM);
     }

@@ -14,9 +14,6 @@ use crate::speak::{Reason, Shown};
 
 /// More complaints are only counted.
 const MOST_WORDS: usize = 10;
-const HOW: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
-
 /// A file, link or directory as it was when it was sent.
 pub struct Delivered {
     name: Box<[u8]>,
@@ -47,7 +44,7 @@ impl Delivered {
 ///
 /// Returns how many stay; each of the first is told of.
 pub fn remove(parent: OwnedFd, delivered: &[Delivered]) -> usize {
-    let mut levels = Levels::new(parent, HOW, true);
+    let mut levels = Levels::new(parent, ResolveFlags::empty(), true);
     let mut stayed = 0;
     for entry in delivered {
         let Err(error) = remove_one(&mut levels, entry) else { continue };
