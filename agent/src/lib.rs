@@ -28,6 +28,7 @@ pub mod environment;
 pub mod filter;
 pub mod message;
 pub mod process;
+pub mod qfile;
 pub mod relay;
 pub mod rpc_config;
 pub mod service;
@@ -62,6 +63,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }

@@ -1,0 +1,127 @@
+//! The barriers of the receiver, up before the first byte of a stream is read.
+//! Why these: `docs/decisions/0014-confining-the-file-receiver.md`.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::names::DEEPEST;
+use crate::say;
+use crate::speak::Reason;
+use crate::sys::landlock::{self, MAKE_DIR, MAKE_FILE, MAKE_LINK, READ_DIR, WRITE_FILE};
+use crate::users;
+
+/// What the receiver may still do, beneath its directory and nowhere else.
+const RIGHTS: u64 = READ_DIR | WRITE_FILE | MAKE_DIR | MAKE_FILE | MAKE_LINK;
+const RIGHTS_FLAT: u64 = READ_DIR | WRITE_FILE | MAKE_FILE;
+const MOST_MEMORY: u64 = 64 << 20;
+/// Descriptors beside one for each level of a tree.
+const OTHER_DESCRIPTORS: u64 = 32;
+
+/// A directory that is all that this process can reach.
+pub struct Confined {
+    /// The directory, through a mount of its own where that could be had.
+    pub directory: OwnedFd,
+    /// Whether the kernel itself refuses what lies outside, also after a directory was moved away.
+    pub landlocked: bool,
+}
+
+/// Become another user, of no supplementary group; nothing to do where that is who we are.
+///
+/// Capabilities stay permitted, not effective, until `raise` has used and dropped them.
+pub fn become_user(uid: u32) -> Result<(), Errno> {
+    if rustix::process::getuid().as_raw() == uid && rustix::process::geteuid().as_raw() == uid {
+        return Ok(());
+    }
+    let passwd = users::read_file(b"/etc/passwd")?;
+    let gid = Gid::from_raw(users::find_id(&passwd, uid).ok_or(Errno::SRCH)?.gid);
+    let uid = Uid::from_raw(uid);
+    rustix::thread::set_keep_capabilities(true)?;
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+}
+
+/// Raise all barriers around `directory`; `None`, with words for the person, where that fails.
+pub fn raise(directory: OwnedFd, flat: bool, most_bytes: u64) -> Option<Confined> {
+    let mount = own_mount(directory.as_fd());
+    let rights = if flat { RIGHTS_FLAT } else { RIGHTS };
+    let (directory, mount_problem) = match mount {
+        Ok(mount) => (mount, None),
+        Err(error) => (directory, Some(error)),
+    };
+    if let Err((what, error)) = limit(most_bytes) {
+        say!("error: cannot raise a barrier of the receiver: {what}: {error}", error = Reason(error));
+        return None;
+    }
+    let lock = landlock::confine_beneath(directory.as_fd(), rights).and_then(|()| prove());
+    match (lock, mount_problem) {
+        (Ok(()), _) => Some(Confined { directory, landlocked: true }),
+        (Err(Errno::NOSYS | Errno::OPNOTSUPP), None) => Some(Confined { directory, landlocked: false }),
+        (Err(lock), None) => {
+            say!("error: cannot confine the receiver: Landlock: {lock}", lock = Reason(lock));
+            None
+        }
+        (Err(lock), Some(mount)) => {
+            say!(
+                "error: cannot confine the receiver: Landlock: {lock}; a mount of its own: {mount}",
+                lock = Reason(lock),
+                mount = Reason(mount)
+            );
+            say!("hint: use a kernel with Landlock (Linux 5.13), or start the receiver as root");
+            None
+        }
+    }
+}
+
+/// Use the capability that a mount needs, if we have it.
+fn own_mount(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let wanted = CapabilitySet::SYS_ADMIN;
+    let permitted = rustix::thread::capabilities(None)?.permitted;
+    if !permitted.contains(wanted) {
+        return Err(Errno::PERM);
+    }
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: wanted, permitted, inheritable: CapabilitySet::empty() },
+    )?;
+    landlock::own_mount(directory)
+}
+
+/// What needs no choice: no privilege to gain or left, no new process, bounded memory.
+fn limit(most_bytes: u64) -> Result<(), (&'static str, Errno)> {
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )
+    .map_err(|error| ("dropping capabilities", error))?;
+    rustix::thread::set_no_new_privs(true).map_err(|error| ("no_new_privs", error))?;
+    for (resource, most) in [
+        (Resource::Core, 0),
+        (Resource::Nproc, 0),
+        (Resource::As, MOST_MEMORY),
+        (Resource::Nofile, DEEPEST as u64 + OTHER_DESCRIPTORS),
+        (Resource::Fsize, most_bytes),
+    ] {
+        let hard = rustix::process::getrlimit(resource).maximum;
+        if most == u64::MAX {
+            continue; // no quota
+        }
+        let limit = Some(hard.map_or(most, |hard| hard.min(most)));
+        rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit })
+            .map_err(|error| ("resource limits", error))?;
+    }
+    Ok(())
+}
+
+/// Try what must fail now.
+fn prove() -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open("/", flags, Mode::empty()) {
+        Err(Errno::ACCESS) => Ok(()),
+        _ => Err(Errno::PERM),
+    }
+}
