@@ -12,11 +12,13 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from caisson.dom0.running import harmless
 from caisson.errors import CaissonError
-from caisson.names import ServiceArgument, ServiceName, shown
+from caisson.names import ServiceArgument, ServiceName
 from caisson.paths import Paths
 
 LONGEST_FILE_NAME = 255
+LONGEST_SHOWN = 1000
 _MOST_LINKS = 40
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _TCP = "/dev/tcp"
@@ -118,13 +120,13 @@ def _walk(path: Path) -> os.stat_result | None:
     _require(here, status)
     while rest:
         part = rest.popleft()
-        there = os.path.normpath(f"{here}/{part}")  # `here` has no link in it
+        there = os.path.normpath(f"{here.rstrip('/')}/{part}")  # `here` has no link in it
         try:
             status = os.lstat(there)
         except FileNotFoundError:
             return None
         except OSError as e:
-            raise UntrustedError(f"cannot look at `{shown(there)}`: {e.strerror}") from None
+            raise UntrustedError(f"cannot look at `{_shown(there)}`: {e.strerror}") from None
         _require(there, status)
         if stat.S_ISLNK(status.st_mode):
             links += 1
@@ -149,7 +151,7 @@ def _require(path: str, status: os.stat_result) -> None:
         return  # whoever listens there was put there by who owns the directory
     if status.st_uid != 0:
         raise UntrustedError(
-            f"`{shown(path)}` does not belong to root", hint=f"chown root {shown(path)}"
+            f"`{_shown(path)}` does not belong to root", hint=f"chown root {_shown(path)}"
         )
     if stat.S_ISLNK(status.st_mode) or not status.st_mode & _WRITABLE:
         return
@@ -158,7 +160,11 @@ def _require(path: str, status: os.stat_result) -> None:
         raise _writable(path)
 
 
+def _shown(path: str) -> str:
+    return harmless(os.fsencode(path), LONGEST_SHOWN)
+
+
 def _writable(path: str) -> UntrustedError:
     return UntrustedError(
-        f"others than root can write to `{shown(path)}`", hint=f"chmod go-w {shown(path)}"
+        f"others than root can write to `{_shown(path)}`", hint=f"chmod go-w {_shown(path)}"
     )
