@@ -7,6 +7,7 @@
 //! | `qrexec-agent` | first process of a qube: proves the barriers, runs services, reaps |
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
+//! | `qrexec-run-service` | run a service here, with our own standard streams |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
@@ -31,6 +32,7 @@ pub mod process;
 pub mod qfile;
 pub mod relay;
 pub mod rpc_config;
+pub mod run_service;
 pub mod service;
 pub mod speak;
 pub mod sys;
@@ -57,13 +59,14 @@ pub mod code {
 }
 
 /// Do what the program was called for; the result is its exit code.
-pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -> i32 {
     let name = arguments.first().map_or(&b""[..], |name| name.to_bytes());
     let rest = arguments.get(1..).unwrap_or(&[]);
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
         b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
+        b"qrexec-run-service" => run_service::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }

@@ -236,6 +236,45 @@ pub fn close_standard_input() {
     let _ = unsafe { syscall(number::CLOSE, [0, 0, 0, 0, 0, 0]) };
 }
 
+/// Close standard output, so that its reader learns that nothing more comes.
+pub fn close_standard_output() {
+    // SAFETY: nothing owns descriptor 1, see `standard`.
+    // JUSTIFICATION: as `close_standard_input`.
+    let _ = unsafe { syscall(number::CLOSE, [1, 0, 0, 0, 0, 0]) };
+}
+
+/// Close every descriptor but the standard ones and this, which gets another number.
+///
+/// For a forked process that goes on without what its parent had open, and never returns to the
+/// code that owns it.
+pub fn keep_only(fd: OwnedFd) -> OwnedFd {
+    const PLACE: usize = 3;
+    /// What a kernel before 5.9 closes one by one; an agent has far fewer open.
+    const OLD_KERNEL_LIMIT: usize = 4096;
+    let kept = if fd.as_raw_fd() as usize == PLACE {
+        fd
+    } else {
+        // SAFETY: the number may belong to an owner in a frame that is never returned to.
+        // JUSTIFICATION: the owners are out of reach after the fork.
+        match unsafe { syscall(number::DUP3, [fd.as_raw_fd() as usize, PLACE, 0o2000000, 0, 0, 0]) } {
+            // SAFETY: the kernel has just made this descriptor.
+            // JUSTIFICATION: the number must become an owner.
+            Ok(made) => unsafe { OwnedFd::from_raw_fd(made as i32) },
+            Err(_) => exit(125),
+        }
+    };
+    // SAFETY: as above; nothing below PLACE + 1 is touched.
+    // JUSTIFICATION: as above.
+    unsafe {
+        if syscall(number::CLOSE_RANGE, [PLACE + 1, u32::MAX as usize, 0, 0, 0, 0]).is_err() {
+            for descriptor in PLACE + 1..OLD_KERNEL_LIMIT {
+                let _ = syscall(number::CLOSE, [descriptor, 0, 0, 0, 0, 0]);
+            }
+        }
+    }
+    kept
+}
+
 /// Let a descriptor outlive an `exec` and give its number.
 pub fn keep_open(fd: OwnedFd) -> i32 {
     let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty());
