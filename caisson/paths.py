@@ -182,3 +182,4 @@ RUN_SERVICE = AGENT_BINARY.with_name("qrexec-run-service")
 QFILE_UNPACKER = AGENT_BINARY.with_name("qfile-unpacker")
 SHIPPED_POLICY = SHIPPED / "policy.d"
 TEMPLATE_RECIPES = SHIPPED / "templates"
+SERVICE_EXAMPLE = SHIPPED / "examples/my.GetBTCprice"
