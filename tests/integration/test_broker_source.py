@@ -132,7 +132,7 @@ async def test_a_person_is_asked_about_the_remote_qube():
 
 
 async def test_the_admin_qube_is_told_of_the_remote_qube():
-    """qubesd judges again by the same name."""
+    """It judges again by the same name."""
     told: list[AdminCall] = []
 
     async def serve(call: AdminCall) -> int:
