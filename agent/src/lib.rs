@@ -7,6 +7,7 @@
 //! | `qrexec-agent` | first process of a qube: proves the barriers, runs services, reaps |
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
+//! | `qubesdb-*` | what this qube is told of itself: read, list, watch; notes of its own |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
@@ -25,6 +26,7 @@ pub mod client;
 pub mod client_dom0;
 pub mod connection;
 pub mod environment;
+pub mod facts;
 pub mod filter;
 pub mod message;
 pub mod process;
@@ -62,6 +64,8 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
+        | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }
