@@ -8,6 +8,8 @@
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
 //! | `qubesdb-*` | what this qube is told of itself: read, list, watch; notes of its own |
+//! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
+//! | `qvm-connect-tcp` | a port of this qube that leads to another one |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
@@ -24,10 +26,12 @@ pub mod call;
 pub mod children;
 pub mod client;
 pub mod client_dom0;
+pub mod clock;
 pub mod connection;
 pub mod environment;
 pub mod facts;
 pub mod filter;
+pub mod forward;
 pub mod message;
 pub mod process;
 pub mod relay;
@@ -66,6 +70,9 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         b"qrexec-client" => client_dom0::run(rest, environment),
         name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
         | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
+        b"qubes-set-clock" => clock::set_from_input(),
+        b"qvm-sync-clock" => clock::synchronise(rest, environment),
+        b"qvm-connect-tcp" => forward::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }
