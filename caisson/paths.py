@@ -103,6 +103,11 @@ class Paths:
         return self.broker / "q" / qube
 
     @property
+    def facts(self) -> Path:
+        """What running qubes are told of themselves, a directory each; for root alone."""
+        return self.run / "facts"
+
+    @property
     def dom0_socket(self) -> Path:
         """The broker's socket for calls that the admin qube makes."""
         return self.broker / "dom0" / "qrexec"

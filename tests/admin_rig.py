@@ -211,6 +211,7 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             pool=pool,
             door=rig.link,
             qube_files=paths.state,
+            facts=paths.facts,
             tasks=tasks,
         )
         judge = Judge(Rules(paths), rig.link.known)

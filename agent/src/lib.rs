@@ -9,6 +9,9 @@
 //! | `qrexec-client` | a call from the admin qube into a qube |
 //! | `qrexec-run-service` | run a service here, with our own standard streams |
 //! | `qrexec-link` | the service's side of a call's data link, for a service that runs elsewhere |
+//! | `qubesdb-*` | what this qube is told of itself: read, list, watch; notes of its own |
+//! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
+//! | `qvm-connect-tcp` | a port of this qube that leads to another one |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
@@ -26,11 +29,14 @@ pub mod call;
 pub mod children;
 pub mod client;
 pub mod client_dom0;
+pub mod clock;
 pub mod connection;
 pub mod environment;
+pub mod facts;
 pub mod filter;
 pub mod link;
 pub mod link_program;
+pub mod forward;
 pub mod message;
 pub mod process;
 pub mod qfile;
@@ -78,6 +84,11 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
             qfile::copy::run(name, rest, environment)
         }
         b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
+        name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
+        | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
+        b"qubes-set-clock" => clock::set_from_input(),
+        b"qvm-sync-clock" => clock::synchronise(rest, environment),
+        b"qvm-connect-tcp" => forward::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),

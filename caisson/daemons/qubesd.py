@@ -113,6 +113,7 @@ async def _serve(
         pool=pool,
         door=link,
         qube_files=files,
+        facts=paths.facts,
         tasks=tasks,
     )
     judge = Judge(Rules(paths), link.known)

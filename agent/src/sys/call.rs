@@ -223,6 +223,34 @@ pub fn milliseconds() -> i64 {
     now[0] * 1000 + now[1] / 1_000_000
 }
 
+/// Seconds since the epoch, by the clock that people read.
+pub fn seconds() -> i64 {
+    const REALTIME: usize = 0;
+    let mut now = [0_i64; 2];
+    // SAFETY: `now` has the layout of a timespec.
+    // JUSTIFICATION: as `milliseconds`.
+    let _ = unsafe { syscall(number::CLOCK_GETTIME, [REALTIME, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    now[0]
+}
+
+/// Set the clock that people read.
+pub fn set_seconds(seconds: i64) -> Result<(), Errno> {
+    const REALTIME: usize = 0;
+    let wanted = [seconds, 0_i64];
+    // SAFETY: `wanted` has the layout of a timespec and is only read.
+    // JUSTIFICATION: as `milliseconds`.
+    unsafe { syscall(number::CLOCK_SETTIME, [REALTIME, wanted.as_ptr() as usize, 0, 0, 0, 0]) }.map(|_| ())
+}
+
+/// Let a file or directory be seen at another place as well.
+pub fn bind_mount(source: &CStr, target: &CStr) -> Result<(), Errno> {
+    const BIND: usize = 1 << 12;
+    let a = [source.as_ptr() as usize, target.as_ptr() as usize, 0, BIND, 0, 0];
+    // SAFETY: both paths end with a NUL and are only read.
+    // JUSTIFICATION: a feature of rustix that nothing else needs.
+    unsafe { syscall(number::MOUNT, a) }.map(|_| ())
+}
+
 /// One of the descriptors that the process was started with: 0, 1 or 2.
 pub fn standard(which: u8) -> BorrowedFd<'static> {
     assert!(which <= 2);
