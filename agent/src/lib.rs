@@ -24,12 +24,20 @@ pub mod children;
 pub mod client;
 pub mod client_dom0;
 pub mod connection;
+pub mod conversation;
+pub mod desktop;
 pub mod environment;
 pub mod filter;
+pub mod flow;
+pub mod image;
 pub mod message;
+pub mod open;
 pub mod process;
+pub mod program;
 pub mod relay;
+pub mod remote_log;
 pub mod rpc_config;
+pub mod run_vm;
 pub mod service;
 pub mod speak;
 pub mod sys;
@@ -59,10 +67,20 @@ pub mod code {
 pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     let name = arguments.first().map_or(&b""[..], |name| name.to_bytes());
     let rest = arguments.get(1..).unwrap_or(&[]);
-    match text::basename(name) {
+    let name = text::basename(name);
+    match name {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
+        b"qvm-open-in-vm" | b"qvm-open-in-dvm" | b"vm-file-editor" | b"qubes-open-url" => {
+            open::run(name, rest, environment)
+        }
+        b"qubes-desktop-run" | b"qubes-start-app" | b"qubes-get-appmenus" => {
+            desktop::run(name, rest, environment)
+        }
+        b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => 0,
+        b"qubes-log-sink" | b"qvm-log" => 0,
+        b"qvm-run-vm" => 0,
         _ => agent::run(environment),
     }
 }
