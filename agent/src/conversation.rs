@@ -34,7 +34,7 @@ impl Conversation {
         let (target, service) = (c_string(&[target]), c_string(&[service]));
         // After `--` neither a target nor a service is an option.
         let command = [CLIENT, literal(b"--\0"), &target, &service];
-        let streams = Streams { stdin: Some(&stdin), stdout: Some(&stdout) };
+        let streams = Streams { stdin: Some(&stdin), stdout: Some(&stdout), quiet: false };
         let pid = program::start(&command, &streams, environment)?;
         Ok(Self { to: Some(to), from, pid })
     }

@@ -79,8 +79,8 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
             desktop::run(name, rest, environment)
         }
         b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => 0,
-        b"qubes-log-sink" | b"qvm-log" => 0,
-        b"qvm-run-vm" => 0,
+        b"qubes-log-sink" | b"qvm-log" => remote_log::run(name, rest, environment),
+        b"qvm-run-vm" => run_vm::run(rest, environment),
         _ => agent::run(environment),
     }
 }

@@ -52,13 +52,15 @@ pub fn first_installed<'a>(names: &[&'a [u8]], environment: &[&CStr]) -> Option<
     names.iter().copied().find(|name| installed(name, environment))
 }
 
-/// What a started program gets as its stdin and stdout; its stderr is ours.
+/// What a started program gets as its stdin and stdout; its stderr is ours unless it is quiet.
 #[derive(Default)]
 pub struct Streams<'a> {
     /// Its stdin, nothing (`/dev/null`) where `None`.
     pub stdin: Option<&'a OwnedFd>,
     /// Its stdout, nothing where `None`.
     pub stdout: Option<&'a OwnedFd>,
+    /// What it says on its stderr is of no interest.
+    pub quiet: bool,
 }
 
 /// Start a program; its process id.
@@ -75,6 +77,9 @@ pub fn start(command: &[&CStr], streams: &Streams<'_>, environment: &[&CStr]) ->
     let stdout = streams.stdout.unwrap_or(&null).as_fd();
     if rustix::stdio::dup2_stdin(stdin).is_err() || rustix::stdio::dup2_stdout(stdout).is_err() {
         call::exit(code::PROBLEM);
+    }
+    if streams.quiet {
+        let _ = rustix::stdio::dup2_stderr(&null);
     }
     call::default_broken_pipes();
     become_or_exit(command, environment)
