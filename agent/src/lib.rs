@@ -31,18 +31,26 @@ pub mod client;
 pub mod client_dom0;
 pub mod clock;
 pub mod connection;
+pub mod conversation;
+pub mod desktop;
 pub mod environment;
 pub mod facts;
 pub mod filter;
+pub mod flow;
+pub mod forward;
+pub mod image;
 pub mod link;
 pub mod link_program;
-pub mod forward;
 pub mod message;
+pub mod open;
 pub mod process;
+pub mod program;
 pub mod qfile;
 pub mod relay;
+pub mod remote_log;
 pub mod rpc_config;
 pub mod run_service;
+pub mod run_vm;
 pub mod service;
 pub mod speak;
 pub mod sys;
@@ -74,7 +82,8 @@ pub mod code {
 pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -> i32 {
     let name = arguments.first().map_or(&b""[..], |name| name.to_bytes());
     let rest = arguments.get(1..).unwrap_or(&[]);
-    match text::basename(name) {
+    let name = text::basename(name);
+    match name {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
         b"qrexec-run-service" => run_service::run(rest, environment),
@@ -91,6 +100,15 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
         b"qvm-connect-tcp" => forward::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
+        b"qvm-open-in-vm" | b"qvm-open-in-dvm" | b"vm-file-editor" | b"qubes-open-url" => {
+            open::run(name, rest, environment)
+        }
+        b"qubes-desktop-run" | b"qubes-start-app" | b"qubes-get-appmenus" => {
+            desktop::run(name, rest, environment)
+        }
+        b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => 0,
+        b"qubes-log-sink" | b"qvm-log" => remote_log::run(name, rest, environment),
+        b"qvm-run-vm" => run_vm::run(rest, environment),
         _ => agent::run(environment),
     }
 }

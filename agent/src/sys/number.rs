@@ -67,4 +67,3 @@ pub const MOUNT_SETATTR: usize = 442;
 pub const LANDLOCK_CREATE_RULESET: usize = 444;
 pub const LANDLOCK_ADD_RULE: usize = 445;
 pub const LANDLOCK_RESTRICT_SELF: usize = 446;
-pub const CLOSE_RANGE: usize = 436;
