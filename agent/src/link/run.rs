@@ -133,31 +133,38 @@ impl Link {
         let mut moved = self.peer.flush();
         if self.peer.all_sent() {
             moved |= self.fill()?;
-            while let Some(due) = self.rules.due() {
-                moved = true;
-                match due {
-                    Due::End(stream) => {
-                        self.peer.queue(&wire::Header { kind: stream.kind(), length: 0 }.bytes())
-                    }
-                    Due::Code(code) => self.peer.queue(&wire::exit_code(code)),
-                }
-            }
             moved |= self.peer.flush();
         }
         moved |= self.peer.receive();
         moved |= self.deliver().map_err(Stop::Malformed)?;
+        moved |= self.say_what_is_due();
         if self.peer.deaf() && self.rules.side() == Side::Service && self.rules.ending().is_none() {
             // Whatever the service says from now on would fill a pipe that nobody empties.
             self.rules.peer_gone();
         }
         if let Some(ending) = self.rules.ending() {
-            // The caller's last word is owed to nobody who does not take it now.
-            let said = self.peer.all_sent() || self.peer.deaf() || self.rules.side() == Side::Caller;
-            if said {
+            // A lost peer, and one that has said its last word, are owed nothing that they do not take.
+            let owed = ending != Ending::Lost && self.rules.side() == Side::Service;
+            if !owed || self.peer.all_sent() || self.peer.deaf() {
                 return Err(Stop::Ended(ending));
             }
         }
         Ok(moved)
+    }
+
+    /// Send ends and codes, once everything before them is sent.
+    fn say_what_is_due(&mut self) -> bool {
+        let mut said = false;
+        while self.peer.all_sent() {
+            let Some(due) = self.rules.due() else { break };
+            match due {
+                Due::End(stream) => self.peer.queue(&wire::Header { kind: stream.kind(), length: 0 }.bytes()),
+                Due::Code(code) => self.peer.queue(&wire::exit_code(code)),
+            }
+            self.peer.flush();
+            said = true;
+        }
+        said
     }
 
     /// Read one of the sources into messages.
