@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import pwd
 import resource
 import select
@@ -11,6 +12,8 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,14 +29,17 @@ from wire_peer import (
     SERVICE_CONNECT,
     SERVICE_REFUSED,
     STDIN,
+    STDOUT,
     TERMINATED,
     TRIGGER_SERVICE,
     TRIGGER_SERVICE3,
     TRIGGER_SERVICE4,
+    Wire,
     WireAgent,
     code_of,
     descriptors_of,
     hello,
+    joined,
     message,
     numbers,
     own_name,
@@ -471,3 +477,94 @@ def test_just_exec_says_only_its_code() -> None:
         found = agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
         assert (len(found), code_of(found)) == (1, 127)
         assert {agent.daemon.receive()[0] for _ in range(2)} == {TERMINATED}
+
+
+# Whole calls.
+
+
+def test_calls_between_two_machines() -> None:
+    """A client of the one and a service of the other, many at once; each gets its own answer."""
+    with wire_agent() as target, wire_agent(own=OWN + 1, streams=target.streams) as source:
+        (source.home / "qrexec-client-vm").symlink_to("qrexec-agent")
+        target.write_service("a.Echo", "#!/bin/sh\ncat; echo oops >&2; exit $1\n")
+        clients = []
+        for number in range(40):
+            client = subprocess.Popen(
+                [
+                    source.home / "qrexec-client-vm",
+                    f"--agent-socket={source.trigger_socket}",
+                    "target",
+                    f"a.Echo+{number}",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={
+                    "VCHAN_DOMAIN": str(source.own),
+                    "VCHAN_SOCKET_DIR": str(target.streams.directory),
+                },
+            )
+            clients.append(client)
+            body = forwarded(source)
+            service = body[160:-1].decode()
+            port = target.next_port()
+            line = f"{target.user}:QUBESRPC {service} source\0".encode()
+            target.daemon.send(EXEC_CMDLINE, numbers(source.own, port) + line)
+            source.daemon.send(SERVICE_CONNECT, numbers(target.own, port) + ident_of(body))
+        for number, client in enumerate(clients):
+            data = b"%d " % number * 50_000
+            out, err = client.communicate(data, timeout=PATIENCE)
+            assert (client.returncode, out, err) == (number, data, b"oops\n")
+        for agent in (source, target):
+            assert {agent.daemon.receive()[0] for _ in clients} == {TERMINATED}
+
+
+def test_plain_streams_in_the_place_of_named_sockets() -> None:
+    """Port N is whatever lies at PREFIX.N; the machine opens it, whoever serves it comes later."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        prefix = Path(directory) / "port"
+
+        def listen(port: int) -> socket.socket:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.settimeout(PATIENCE)
+            listener.bind(f"{prefix}.{port}")
+            listener.listen(1)
+            return listener
+
+        def accept(listener: socket.socket) -> Wire:
+            return stack.enter_context(Wire(listener.accept()[0]))
+
+        agent = stack.enter_context(wire_agent(connect=False, CAISSON_VCHAN_STREAMS=str(prefix)))
+        agent.daemon = accept(listen(CONTROL_PORT))
+        assert agent.daemon.exactly(12) == hello()
+        agent.daemon.raw(hello())
+        line = agent.script("exec cat").encode()
+        agent.daemon.send(EXEC_CMDLINE, numbers(PEER, 514) + line + b"\0")
+        link = accept(listen(514))
+        assert link.greet() == 4
+        link.raw(message(STDIN, b"x") + message(STDIN))
+        found = link.rest()
+        assert (joined(found, STDOUT), code_of(found)) == (b"x", 0)
+        assert agent.daemon.receive() == (TERMINATED, numbers(PEER, 514))
+
+
+def test_a_character_device_is_a_plain_stream_too() -> None:
+    """As the port of a virtual machine is: no socket, and opened by us."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        master, slave = pty.openpty()
+        stack.callback(os.close, master)
+        stack.callback(os.close, slave)
+        tty.setraw(slave)
+        (Path(directory) / f"port.{CONTROL_PORT}").symlink_to(os.ttyname(slave))
+        prefix = f"{directory}/port"
+        agent = stack.enter_context(wire_agent(connect=False, CAISSON_VCHAN_STREAMS=prefix))
+        found = b""
+        while len(found) < 12:
+            found += os.read(master, 12)
+        assert found == hello()
+        os.write(master, hello())
+        agent.ask(trigger(b"a.B"))
+        found = b""
+        while len(found) < 8 + 164:
+            found += os.read(master, 4096)
+        assert found[:8] == struct.pack("<II", TRIGGER_SERVICE4, 164)

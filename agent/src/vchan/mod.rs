@@ -35,7 +35,7 @@ pub const PATIENCE: i64 = 120_000;
 const FIRST_PAUSE: i64 = 100;
 const LONGEST_PAUSE: i64 = 20_000;
 /// What the kernel may hold of what we send; a stream turns faster with more.
-const SEND_BUFFER: usize = 1 << 20;
+pub const SEND_BUFFER: usize = 1 << 20;
 
 /// Where streams are.
 #[derive(Clone, Copy)]
