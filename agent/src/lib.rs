@@ -33,6 +33,7 @@ pub mod link;
 pub mod link_program;
 pub mod message;
 pub mod process;
+pub mod qfile;
 pub mod relay;
 pub mod rpc_config;
 pub mod run_service;
@@ -72,6 +73,11 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
         b"qrexec-client" => client_dom0::run(rest, environment),
         b"qrexec-run-service" => run_service::run(rest, environment),
         b"qrexec-link" => link_program::run(rest, environment),
+        b"qfile-agent" => qfile::sender::run(rest, environment),
+        name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
+            qfile::copy::run(name, rest, environment)
+        }
+        b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),
