@@ -568,3 +568,21 @@ def test_a_character_device_is_a_plain_stream_too() -> None:
         while len(found) < 8 + 164:
             found += os.read(master, 4096)
         assert found[:8] == struct.pack("<II", TRIGGER_SERVICE4, 164)
+
+
+def test_errors_of_services_reach_the_log_without_escapes(tmp_path: Path) -> None:
+    """QSB-087: one line each, tagged with service and caller; the caller gets the raw bytes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.settimeout(PATIENCE)
+        log.bind(str(tmp_path / "log"))
+        with wire_agent(CAISSON_LOG_SOCKET=str(tmp_path / "log")) as agent:
+            text = r"printf 'one\033[2Jx\ntwo\n\nrest' >&2; head -c 3000 /dev/zero >&2"
+            agent.write_service("a.Err", f"#!/bin/sh\n{text}\n")
+            _, _, err = agent.outcome(f"{agent.user}:QUBESRPC a.Err+c:d wo\x9brk")
+            assert err == b"one\x1b[2Jx\ntwo\n\nrest" + bytes(3000)
+            tag = b"<13>a.Err+c_d-wo__rk: "
+            assert log.recv(4096) == tag + b"one_[2Jx"
+            assert log.recv(4096) == tag + b"two"
+            rest = [log.recv(4096).removeprefix(tag) for _ in range(3)]
+            assert [len(line) for line in rest] == [1024, 1024, 956]
+            assert b"".join(rest) == b"rest" + b"_" * 3000

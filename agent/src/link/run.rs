@@ -7,6 +7,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::ends::{Moved, Sink, Source};
+use super::log::Log;
 use super::peer::{Next, Peer};
 use super::rules::{Due, Ending, Heard, Rules, Side, Stream};
 use crate::filter;
@@ -64,6 +65,8 @@ pub struct Link {
     pub both_ways: Option<OwnedFd>,
     /// USR1 and signals to end by.
     pub signals: Option<Watch>,
+    /// Where the service's errors are copied to.
+    pub log: Option<Log>,
     /// The stream whose bytes are being handed on; none where they are dropped.
     current: Option<Stream>,
     /// The beginning of an exit code.
@@ -88,6 +91,7 @@ impl Link {
             process: Process::None,
             both_ways: None,
             signals: None,
+            log: None,
             current: None,
             code: None,
             turn: 0,
@@ -180,7 +184,12 @@ impl Link {
                 continue;
             }
             match self.peer.fill(stream, source) {
-                Moved::Bytes(_) => return Ok(true),
+                Moved::Bytes(_) => {
+                    if let (Stream::Errors, Some(log)) = (stream, &mut self.log) {
+                        self.peer.filled_bodies().for_each(|body| log.add(body));
+                    }
+                    return Ok(true);
+                }
                 Moved::Nothing => {}
                 Moved::Over => {
                     // The service may have asked to go on elsewhere just before.
