@@ -64,7 +64,8 @@ pub fn own_name() -> Result<Vec<u8>, String> {
     let id = rustix::process::geteuid().as_raw();
     users::read_file(b"/etc/passwd")
         .ok()
-        .and_then(|passwd| users::find_by_id(&passwd, id).map(|user| user.name.to_vec()))
+        .and_then(|passwd| users::find_id(&passwd, id).map(|user| user.name.to_vec()))
+        .filter(|name| !name.is_empty())
         .ok_or_else(|| alloc::format!("no user of this qube has the id {id}"))
 }
 

@@ -27,7 +27,8 @@ to the service qubes.Filecopy+allow-all-names, which policy may judge on its own
   --without-progress   do not
   -h, --help           show this
 
-Exit code: 0 all was delivered, 1 not, 2 usage, 126 it was refused.
+Exit code: 0 all was delivered, 1 something failed here, 2 usage, 126 it was refused; else why the
+other qube did not take it, as an error number of Linux (17: a file of that name exists).
 ";
 
 /// Which of the four programs.
