@@ -23,5 +23,5 @@ pub mod serve;
 pub use caller::Caller;
 pub use ends::{Sink, Source};
 pub use peer::{Peer, Refusal};
-pub use rules::{Ending, Rules, Side, Stream};
+pub use rules::{Due, Ending, Rules, Side, Stream};
 pub use run::{Link, Process, Watch};
