@@ -7,6 +7,7 @@
 //! | `qrexec-agent` | first process of a qube: proves the barriers, runs services, reaps |
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
+//! | `qrexec-link` | the service's side of a call's data link, for a service that runs elsewhere |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
@@ -17,6 +18,7 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod agent_wire;
 pub mod arguments;
 pub mod barriers;
 pub mod call;
@@ -27,6 +29,7 @@ pub mod connection;
 pub mod environment;
 pub mod filter;
 pub mod link;
+pub mod link_program;
 pub mod message;
 pub mod process;
 pub mod relay;
@@ -65,7 +68,9 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qrexec-link" => link_program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
+        _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),
     }
 }

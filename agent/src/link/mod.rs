@@ -10,12 +10,17 @@
 //! | `ends` | reading and writing without blocking, whatever the descriptor is |
 //! | `peer` | the stream: HELLO, messages in, messages out |
 //! | `run` | the loop that brings them together |
+//! | `caller` | the calling side: our own streams, or a local program |
+//! | `serve` | the service's side: a process for each call |
 
+mod caller;
 mod ends;
 mod peer;
 mod rules;
 mod run;
+pub mod serve;
 
+pub use caller::Caller;
 pub use ends::{Sink, Source};
 pub use peer::{Peer, Refusal};
 pub use rules::{Ending, Rules, Side, Stream};

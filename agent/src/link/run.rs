@@ -95,7 +95,12 @@ impl Link {
     }
 
     /// Run the link to its end; the exit code of the call, `LOST` where it was lost.
-    pub fn run(mut self) -> i32 {
+    pub fn run(self) -> i32 {
+        self.run_to_ending().unwrap_or_else(|code| code)
+    }
+
+    /// Run the link to its end: the call's exit code, or ours where the call was cut short.
+    pub fn run_to_ending(mut self) -> Result<i32, i32> {
         let stop = loop {
             match self.step() {
                 Err(stop) => break stop,
@@ -112,14 +117,14 @@ impl Link {
         match stop {
             Stop::Ended(Ending::Complete(code)) => {
                 self.peer.close();
-                code
+                Ok(code)
             }
-            Stop::Ended(Ending::Lost) => code::LOST,
+            Stop::Ended(Ending::Lost) => Err(code::LOST),
             Stop::Malformed(malformed) => {
                 say!("error: the peer of the call breaks the protocol: {malformed}");
-                code::FAILURE
+                Err(code::FAILURE)
             }
-            Stop::Asked => code::PROBLEM,
+            Stop::Asked => Err(code::PROBLEM),
         }
     }
 

@@ -231,6 +231,20 @@ pub fn standard(which: u8) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(i32::from(which)) }
 }
 
+/// A descriptor that our starter promised to give us, as ours; `None` where it is not open.
+///
+/// To be called at most once a number, before anything was opened.
+pub fn given_descriptor(number: u8) -> Option<OwnedFd> {
+    assert!(number > 2);
+    // SAFETY: at the program's start nothing of ours owns the number, and `fcntl` only looks.
+    // JUSTIFICATION: as `standard`.
+    let fd = unsafe { BorrowedFd::borrow_raw(i32::from(number)) };
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open, and nothing else will own it.
+    // JUSTIFICATION: the number must become an owner.
+    Some(unsafe { OwnedFd::from_raw_fd(i32::from(number)) })
+}
+
 /// Close standard input, so that its writer learns that nobody reads on.
 pub fn close_standard_input() {
     // SAFETY: nothing owns descriptor 0, see `standard`.
