@@ -7,6 +7,7 @@
 //! | `qrexec-agent` | first process of a qube: proves the barriers, runs services, reaps |
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
+//! | `qrexec-run-service` | run a service here, with our own standard streams |
 //! | `qrexec-link` | the service's side of a call's data link, for a service that runs elsewhere |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
@@ -32,8 +33,10 @@ pub mod link;
 pub mod link_program;
 pub mod message;
 pub mod process;
+pub mod qfile;
 pub mod relay;
 pub mod rpc_config;
+pub mod run_service;
 pub mod service;
 pub mod speak;
 pub mod sys;
@@ -62,13 +65,19 @@ pub mod code {
 }
 
 /// Do what the program was called for; the result is its exit code.
-pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -> i32 {
     let name = arguments.first().map_or(&b""[..], |name| name.to_bytes());
     let rest = arguments.get(1..).unwrap_or(&[]);
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qrexec-run-service" => run_service::run(rest, environment),
         b"qrexec-link" => link_program::run(rest, environment),
+        b"qfile-agent" => qfile::sender::run(rest, environment),
+        name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
+            qfile::copy::run(name, rest, environment)
+        }
+        b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),

@@ -57,6 +57,8 @@ pub struct Settings {
     pub agent: i32,
     /// Start programs from a login shell, which reads the profile.
     pub login_shell: bool,
+    /// Whether a socket may serve, or only a program.
+    pub sockets: bool,
     /// What a service that runs as our own user inherits; `None` for nothing.
     pub inherited: Option<&'static [&'static CStr]>,
 }
@@ -73,6 +75,7 @@ impl Settings {
             locks: environment::get(environment, b"CAISSON_SESSION_LOCKS").unwrap_or(LOCKS),
             agent: rustix::process::getpid().as_raw_nonzero().get(),
             login_shell: false,
+            sockets: true,
             inherited: None,
         }
     }
@@ -101,6 +104,13 @@ pub fn become_service(work: Work<'_>, user: &[u8], descriptors: Descriptors, set
     let Failure(code, text) = start(work, user, settings, Begin::AndServe);
     say!("error: {text}");
     call::exit(code)
+}
+
+/// Become the service with our own standard streams; returns only where that fails, with the exit code.
+pub fn serve_here(request: &Request<'_>, user: &[u8], settings: &Settings) -> i32 {
+    let Failure(code, text) = start(Work::Service(*request), user, settings, Begin::AndServe);
+    say!("error: {text}");
+    code
 }
 
 /// Start the service and end at once, with 0 where it has begun.
@@ -192,6 +202,7 @@ fn start_service(
             describe_call(&mut environment, request)?;
             run_service(&path, argument, &environment, settings)
         }
+        _ if !settings.sockets => problem("a socket service cannot serve a call from dom0 to dom0"),
         Found::Socket { path, placed_by_root: true } => {
             // Root's socket may take root's agent only, whose word on the caller counts.
             let socket = socket::connect_unix(path.as_bytes())?;

@@ -35,7 +35,7 @@ pub mod signal {
 /// # Safety
 /// The arguments must be what the call with this number expects; pointers must be valid for it.
 #[inline]
-unsafe fn syscall(number: usize, a: [usize; 6]) -> Result<usize, Errno> {
+pub(super) unsafe fn syscall(number: usize, a: [usize; 6]) -> Result<usize, Errno> {
     let result: isize;
     // SAFETY: the clobbers are those of the kernel's calling convention; the caller answers for the
     // meaning of the arguments.

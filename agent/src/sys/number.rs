@@ -61,3 +61,7 @@ pub use table::*;
 pub const OPEN_TREE: usize = 428;
 pub const FSOPEN: usize = 430;
 pub const CLOSE_RANGE: usize = 436;
+pub const MOUNT_SETATTR: usize = 442;
+pub const LANDLOCK_CREATE_RULESET: usize = 444;
+pub const LANDLOCK_ADD_RULE: usize = 445;
+pub const LANDLOCK_RESTRICT_SELF: usize = 446;
