@@ -19,10 +19,12 @@ import pytest
 from fake_agent import (
     CONNECT,
     EXEC,
+    EXIT,
     JUST_EXEC,
     PATIENCE,
     REFUSED,
     STDERR,
+    STDIN,
     STDOUT,
     TRIGGER4,
     Client,
@@ -37,7 +39,6 @@ from caisson.qrexec.vchan.programs import Program
 from caisson.tools import command, qrexec_daemon
 
 PROGRAM = Path(sys.executable).parent / "qrexec-daemon"
-PROGRAMS = Path(__file__).parents[1] / "fake_programs.py"
 UUID = "00000000-0000-4000-8000-000000000042"
 IDENT = b"SOCKET7".ljust(32, b"\0")
 
@@ -209,8 +210,9 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
         'requested_target=@adminvm\\n"\n[ "$4" = my.Good+a ]\n'
     )
     program.chmod(0o755)
-    (place.root / "programs").mkdir()
-    (place.root / "programs/qrexec-client").symlink_to(PROGRAMS)
+    service = place.root / "my.Good"
+    service.write_text('#!/bin/sh\nread line; echo "$line $1 $QREXEC_REMOTE_DOMAIN"; exit 42\n')
+    service.chmod(0o755)
     process = await place.start(
         "-D",
         "-u",
@@ -220,7 +222,7 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
         f"--socket-dir={place.root}/run/qubes",
         "42",
         "work",
-        PATH=f"{place.root}/programs:{os.environ['PATH']}",
+        QREXEC_SERVICE_PATH=str(place.root),
     )
     await agent.ready()
     agent.send(trigger(b"dom0", b"my.Bad+$(a)\0"))
@@ -235,9 +237,11 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
     assert (connect.kind, connect.params, connect.rest) == (CONNECT, (0, 513), IDENT)
     data = await agent.wait_for(0, 513)
     await data.greet()
+    data.send(frame(STDIN, b"hello\n"), frame(STDIN))
     said = {await data.next() for _ in range(3)}
-    text = b"QUBESRPC my.Good+a work keyword adminvm"
-    assert said == {(STDOUT, text), (STDOUT, b""), (STDERR, b"")}
+    assert said == {(STDOUT, b"hello a work\n"), (STDOUT, b""), (STDERR, b"")}
+    assert await data.next() == (EXIT, b"*\0\0\0")
+    data.close()
     process.send_signal(signal.SIGTERM)
     assert (await ended(process))[0] == 0
 
