@@ -9,6 +9,7 @@ use rustix::io::{Errno, IoSliceMut};
 
 use super::ends::{Moved, Source};
 use super::rules::Stream;
+use crate::code;
 use crate::speak::Reason;
 use crate::sys::call;
 use crate::wire::{self, Header, Kind, Malformed, Receiver, Version, Way, HEADER};
@@ -24,6 +25,16 @@ pub enum Refusal {
     Lost(Errno),
     /// The peer does not speak the protocol.
     Malformed(Malformed),
+}
+
+impl Refusal {
+    /// The exit code of a call whose link did not come up.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Lost(_) => code::LOST,
+            Self::Malformed(_) => code::FAILURE,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
