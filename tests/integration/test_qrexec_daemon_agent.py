@@ -131,9 +131,11 @@ async def ports_free(made: Qubes) -> None:
     await until(lambda: not any(len(daemon._board.ports) for daemon in made.daemons.values()))
 
 
-async def test_calls_pass_between_our_own_programs():
+async def test_calls_pass_between_our_own_programs(monkeypatch: pytest.MonkeyPatch):
     """Data both ways, errors, codes and refusals; from a qube, from the admin qube, and to it."""
     async with qubes() as made:
+        # The daemons run here, and start the services of the admin qube.
+        monkeypatch.setenv("QREXEC_SERVICE_PATH", str(made.services))
         made.service("my.Upper", 'tr a-z A-Z; echo "$1 $QREXEC_REMOTE_DOMAIN" >&2; exit 42')
         made.service("my.Count", "wc -c")
         assert await made.call("work", "vault", "my.Upper+x", stdin=b"hello") == (
