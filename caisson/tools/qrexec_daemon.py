@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import select
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """Serve, here or in the background."""
     settings = _settings(arguments, Paths(Path(client.root)))
+    _keep_descriptors_in()
     seconds = None if os.environ.get("QREXEC_STARTUP_NOWAIT") else _timeout()
     log = settings.paths.log / f"qrexec.{settings.name}.log"
     # Addresses of sockets are short: those in this directory are given relative to it.
@@ -88,6 +90,14 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     if not arguments.quiet:
         terminal.say(f"waiting for the agent of `{settings.name}`")
     return _in_background(settings, seconds, log)
+
+
+def _keep_descriptors_in() -> None:
+    """What our starter left open is not for the programs that carry a qube's data."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+        with contextlib.suppress(OSError):
+            if int(name) > 2:  # noqa: PLR2004 - standard streams
+                os.set_inheritable(int(name), False)
 
 
 def _settings(arguments: argparse.Namespace, paths: Paths) -> Settings:

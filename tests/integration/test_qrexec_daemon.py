@@ -383,3 +383,16 @@ async def test_stream_that_ends_inside_a_message_ends_the_daemon():
         work.send(trigger(b"vault", b"my.Service\0")[:-1])
         work.link.close()
         assert "in the middle" in str(await rig.failure("work"))
+
+
+async def test_daemon_that_ends_late_leaves_the_next_one_alone():
+    """A qube that starts anew has its names pass to its new daemon."""
+    async with wire() as rig:
+        await rig.qube("vault", VAULT)
+        former = rig.running.pop("vault")
+        await rig.qube("vault", VAULT + 1)
+        former.cancel()
+        await asyncio.gather(former, return_exceptions=True)
+        names = {path.name for path in rig.paths.run.glob("qrexec.*")}
+        assert names == {f"qrexec.{VAULT + 1}", "qrexec.vault", f"qrexec.uuid:{UUIDS['vault']}"}
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT + 1, 513)

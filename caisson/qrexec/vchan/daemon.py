@@ -102,7 +102,7 @@ class _Line:
                     self._begin(self._transmit, event)
                 else:
                     self._handle(event)
-        except CaissonError as e:
+        except Exception as e:  # noqa: BLE001 - what cannot be handled ends the daemon
             self._end(e)
 
     def _gone(self) -> None:
@@ -115,7 +115,7 @@ class _Line:
     def _too_slow(self) -> None:
         self._end(None)
 
-    def _end(self, error: CaissonError | None) -> None:
+    def _end(self, error: Exception | None) -> None:
         self.close()
         if self.ended.done():
             return

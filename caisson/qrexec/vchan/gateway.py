@@ -104,6 +104,8 @@ class Gateway:
     def close(self) -> None:
         """The agent is gone, and with it the other side of every call."""
         for carried in self._carried.values():
+            # The agent that comes next does not know of them, and will not tell their end.
+            carried.terminated = True
             carried.program.stop()
         for task in tuple(self._tasks):
             task.cancel()

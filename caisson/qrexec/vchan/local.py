@@ -172,6 +172,7 @@ class Clients:
         self._listener: socket.socket | None = None
         self._accepting = False
         self._clients: set[Client] = set()
+        self._ours = (0, 0)
 
     def open(self) -> None:
         """Listen, and lay the links; in place of what an earlier daemon left.
@@ -192,6 +193,7 @@ class Clients:
                 os.chown(self._path, -1, qubes_group())
             self._path.chmod(0o660)
             sock.listen(BACKLOG)
+            self._ours = _identity(self._path)
             for link in self._links:
                 lay_link(link, self._path)
         except OSError as e:
@@ -210,11 +212,20 @@ class Clients:
         self._pause()
         self._listener.close()
         self._listener = None
-        for path in (*self._links, self._path):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        self._take_away()
         for client in tuple(self._clients):
             client.close()
+
+    def _take_away(self) -> None:
+        """Remove what is ours; a qube that was started anew may have another daemon by now."""
+        with contextlib.suppress(OSError):
+            if _identity(self._path) != self._ours:
+                return
+            self._path.unlink()
+        for link in self._links:
+            with contextlib.suppress(OSError):
+                if link.readlink() == Path(self._path.name):
+                    link.unlink()
 
     def _pause(self) -> None:
         if self._accepting and self._listener is not None:
@@ -249,6 +260,11 @@ class Clients:
         self._clients.discard(client)
         self._on_end(client)
         self._resume()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _nothing(_: object) -> None:

@@ -129,7 +129,7 @@ class Peers:
     async def _in_admin_qube(self, pending: Pending, verdict: Verdict) -> None:
         """A program of the admin qube connects the request, and is the service."""
         request = pending.request
-        wanted = verdict.requested_target
+        wanted = verdict.requested_target or "@default"
         keyword = wanted.startswith("@")
         command = " ".join(
             (
