@@ -34,6 +34,7 @@ pub mod rpc_config;
 pub mod service;
 pub mod speak;
 pub mod sys;
+pub mod tar;
 pub mod text;
 pub mod users;
 pub mod vmexec;
@@ -68,6 +69,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
             qfile::copy::run(name, rest, environment)
         }
         b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
+        b"tar2qfile" => tar::program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }

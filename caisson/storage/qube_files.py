@@ -27,6 +27,7 @@ AGENT_NAMES: Final = (
     "usr/lib/qubes/qubes-vmexec",
     "usr/lib/qubes/qfile-agent",
     "usr/lib/qubes/qfile-unpacker",
+    "usr/lib/qubes/tar2qfile",
     "usr/bin/qrexec-client-vm",
     "usr/bin/qvm-copy",
     "usr/bin/qvm-copy-to-vm",
