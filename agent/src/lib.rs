@@ -58,6 +58,7 @@ pub mod run_vm;
 pub mod service;
 pub mod speak;
 pub mod sys;
+pub mod tar;
 pub mod text;
 pub mod users;
 pub mod vchan;
@@ -102,6 +103,7 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
         b"qubes-set-clock" => clock::set_from_input(),
         b"qvm-sync-clock" => clock::synchronise(rest, environment),
         b"qvm-connect-tcp" => forward::run(rest, environment),
+        b"tar2qfile" => tar::program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         b"qvm-open-in-vm" | b"qvm-open-in-dvm" | b"vm-file-editor" | b"qubes-open-url" => {

@@ -24,6 +24,10 @@ from caisson.storage.pool import storage_errors
 
 AGENT: Final = "usr/lib/qubes/qrexec-agent"
 AGENT_NAMES: Final = (
+    "usr/lib/qubes/qubes-vmexec",
+    "usr/lib/qubes/qfile-agent",
+    "usr/lib/qubes/qfile-unpacker",
+    "usr/lib/qubes/tar2qfile",
     "usr/bin/qrexec-client-vm",
     "usr/bin/qubesdb-list",
     "usr/bin/qubesdb-multiread",
