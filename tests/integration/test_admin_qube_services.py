@@ -13,6 +13,7 @@ from dom0_rig import SHORT, ServiceRig, children, service_rig
 
 from caisson.daemons.logs import _harmless
 from caisson.qrexec.admin_messages import MOST_OF_ONE
+from caisson.qrexec.link import address
 
 pytestmark = pytest.mark.root
 
@@ -222,6 +223,28 @@ async def test_a_hundred_callers_of_a_slow_service_leave_room_for_others():
             client.close()
         await alone()
         assert await admin.out("my.Quick") == b"quick\n"
+
+
+async def test_a_socket_serves_too():
+    """It is told of the call first, then gets what the caller sends."""
+    async with service_rig(POLICY, "work") as admin:
+        heard: list[bytes] = []
+
+        async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.read())
+            writer.write(b"answer")
+            writer.close()
+            await writer.wait_closed()
+
+        path = admin.services / "my.Socket"
+        server = await asyncio.start_unix_server(session, address(path))
+        path.chmod(0o666)
+        try:
+            answer = await admin.call("work", "@adminvm", "my.Socket+a", b"data")
+        finally:
+            server.close()
+        assert (answer.verdict, answer.out) == (b"X0", b"answer")
+        assert heard == [b"my.Socket+a work keyword adminvm\0data"]
 
 
 async def test_a_missing_user_is_no_reason_to_run_as_root():
