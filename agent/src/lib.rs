@@ -36,6 +36,7 @@ pub mod run_service;
 pub mod service;
 pub mod speak;
 pub mod sys;
+pub mod tar;
 pub mod text;
 pub mod users;
 pub mod vmexec;
@@ -65,8 +66,13 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qfile-agent" => qfile::sender::run(rest, environment),
+        name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
+            qfile::copy::run(name, rest, environment)
+        }
         b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
         b"qrexec-run-service" => run_service::run(rest, environment),
+        b"tar2qfile" => tar::program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ => agent::run(environment),
     }

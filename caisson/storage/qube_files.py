@@ -23,7 +23,17 @@ from caisson.errors import StorageError
 from caisson.storage.pool import storage_errors
 
 AGENT: Final = "usr/lib/qubes/qrexec-agent"
-AGENT_NAMES: Final = ("usr/lib/qubes/qubes-vmexec", "usr/bin/qrexec-client-vm")
+AGENT_NAMES: Final = (
+    "usr/lib/qubes/qubes-vmexec",
+    "usr/lib/qubes/qfile-agent",
+    "usr/lib/qubes/qfile-unpacker",
+    "usr/lib/qubes/tar2qfile",
+    "usr/bin/qrexec-client-vm",
+    "usr/bin/qvm-copy",
+    "usr/bin/qvm-copy-to-vm",
+    "usr/bin/qvm-move",
+    "usr/bin/qvm-move-to-vm",
+)
 """Where the agent's binary lies, and its other names."""
 
 _log = structlog.get_logger(__name__)

@@ -22,7 +22,7 @@ const OTHER_DESCRIPTORS: u64 = 32;
 
 /// A directory that is all that this process can reach.
 pub struct Confined {
-    /// The directory, through a mount of its own where that could be had.
+    /// The directory: with Landlock itself, else through a mount of its own.
     pub directory: OwnedFd,
     /// Whether the kernel itself refuses what lies outside, also after a directory was moved away.
     pub landlocked: bool,
@@ -45,32 +45,38 @@ pub fn become_user(uid: u32) -> Result<(), Errno> {
 }
 
 /// Raise all barriers around `directory`; `None`, with words for the person, where that fails.
+///
+/// Landlock and a mount do not add up: once a directory was moved out of the mount, Landlock takes
+/// it for part of the mount (Linux 6.18), so that it is used on the directory itself.
 pub fn raise(directory: OwnedFd, flat: bool, most_bytes: u64) -> Option<Confined> {
-    let mount = own_mount(directory.as_fd());
-    let rights = if flat { RIGHTS_FLAT } else { RIGHTS };
-    let (directory, mount_problem) = match mount {
-        Ok(mount) => (mount, None),
-        Err(error) => (directory, Some(error)),
+    let without = match landlock::version() {
+        Ok(_) => None,
+        Err(error) => Some((error, own_mount(directory.as_fd()))),
     };
     if let Err((what, error)) = limit(most_bytes) {
         say!("error: cannot raise a barrier of the receiver: {what}: {error}", error = Reason(error));
         return None;
     }
-    let lock = landlock::confine_beneath(directory.as_fd(), rights).and_then(|()| prove());
-    match (lock, mount_problem) {
-        (Ok(()), _) => Some(Confined { directory, landlocked: true }),
-        (Err(Errno::NOSYS | Errno::OPNOTSUPP), None) => Some(Confined { directory, landlocked: false }),
-        (Err(lock), None) => {
-            say!("error: cannot confine the receiver: Landlock: {lock}", lock = Reason(lock));
-            None
-        }
-        (Err(lock), Some(mount)) => {
+    match without {
+        None => landlocked(directory, if flat { RIGHTS_FLAT } else { RIGHTS }),
+        Some((_, Ok(mount))) => Some(Confined { directory: mount, landlocked: false }),
+        Some((lock, Err(mount))) => {
             say!(
                 "error: cannot confine the receiver: Landlock: {lock}; a mount of its own: {mount}",
                 lock = Reason(lock),
                 mount = Reason(mount)
             );
             say!("hint: use a kernel with Landlock (Linux 5.13), or start the receiver as root");
+            None
+        }
+    }
+}
+
+fn landlocked(directory: OwnedFd, rights: u64) -> Option<Confined> {
+    match landlock::confine_beneath(directory.as_fd(), rights).and_then(|()| prove()) {
+        Ok(()) => Some(Confined { directory, landlocked: true }),
+        Err(error) => {
+            say!("error: cannot confine the receiver: Landlock: {error}", error = Reason(error));
             None
         }
     }

@@ -8,14 +8,24 @@
 //! | file | what |
 //! |---|---|
 //! | `wire`, `codes`, `names` | bytes, errors and rules of the stream; pure |
+//! | `levels`, `listing` | files by descriptor |
 //! | `input`, `place`, `barriers`, `receive`, `unpacker` | the receiver |
 //! | `output`, `survey`, `send`, `sender`, `removal`, `progress`, `copy` | the sender |
 
 pub mod barriers;
 pub mod codes;
+pub mod copy;
 pub mod input;
+pub mod levels;
+pub mod listing;
 pub mod names;
+pub mod output;
 pub mod place;
+pub mod progress;
 pub mod receive;
+pub mod removal;
+pub mod send;
+pub mod sender;
+pub mod survey;
 pub mod unpacker;
 pub mod wire;

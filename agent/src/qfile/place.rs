@@ -3,14 +3,12 @@
 //! Every step is by descriptor, one component at a time; no symbolic link is followed and no other
 //! file system entered. Nothing that exists is opened but directories.
 
-use alloc::vec::Vec;
-
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, CWD};
 use rustix::io::Errno;
 
 use super::barriers::Confined;
-use super::names::components;
+use super::levels::{open_beneath, Levels, DIRECTORY};
 use super::wire::{Header, Moment};
 use crate::text::c_string;
 
@@ -19,21 +17,12 @@ const LONGEST_QUBE_NAME: usize = 31;
 /// Modes that are kept. Set-user-id and set-group-id are not: a file of another qube gets no
 /// privilege of this one by being moved to where programs may run.
 const KEPT_MODES: u32 = 0o1777;
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 const NEW_FILE: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL);
 const NAMELESS_FILE: OFlags = OFlags::WRONLY.union(OFlags::TMPFILE);
 const OWN: Mode = Mode::RUSR.union(Mode::WUSR);
 /// A file of this size is worth one more look before it is received.
 const MUCH: u64 = 64 * 1024;
-const HOW: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
-
-fn open_beneath(at: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::openat2(at, name, flags, mode, HOW)
-}
+const HOW: ResolveFlags = ResolveFlags::NO_XDEV;
 
 /// Open a directory that somebody chose for us.
 pub fn open_given(path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -49,13 +38,11 @@ pub fn open_incoming(home: &[u8], source: &[u8]) -> Result<OwnedFd, Errno> {
 
 /// A directory in ours, which must be the user's own and no link.
 fn open_or_make(at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::mkdirat(at, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
-    let flags = DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let opened = rustix::fs::openat2(at, name, flags, Mode::empty(), resolve)?;
+    let opened = open_beneath(at, name, DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
     if rustix::fs::fstat(&opened)?.st_uid != rustix::process::geteuid().as_raw() {
         return Err(Errno::PERM);
     }
@@ -89,12 +76,9 @@ impl NewFile {
     }
 }
 
-/// The directory, and an open descriptor for each level down to the place used last.
+/// The directory that receives.
 pub struct Place {
-    root: OwnedFd,
-    /// Without Landlock no descriptor is kept: its directory might have been moved away since.
-    keeps_levels: bool,
-    levels: Vec<(Vec<u8>, OwnedFd)>,
+    levels: Levels,
     /// Whether files without a name can be made here: they appear when they are complete.
     nameless: bool,
 }
@@ -102,52 +86,22 @@ pub struct Place {
 impl Place {
     /// Start at the directory.
     pub fn new(confined: Confined) -> Self {
-        Self {
-            root: confined.directory,
-            keeps_levels: confined.landlocked,
-            levels: Vec::new(),
-            nameless: true,
-        }
+        // Without Landlock a directory that is open might have been moved away.
+        Self { levels: Levels::new(confined.directory, HOW, confined.landlocked), nameless: true }
     }
 
     /// Bytes that are free for us where files are written.
     pub fn free_bytes(&self) -> Result<u64, Errno> {
-        let space = rustix::fs::fstatvfs(&self.root)?;
+        let space = rustix::fs::fstatvfs(self.levels.root())?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
-    }
-
-    /// The directory that holds `name`, and the last component of `name`.
-    fn parent<'n>(&mut self, name: &'n [u8]) -> Result<(BorrowedFd<'_>, &'n [u8]), Errno> {
-        let (path, last) = match name.iter().rposition(|&byte| byte == b'/') {
-            Some(at) => (Some(&name[..at]), &name[at + 1..]),
-            None => (None, name),
-        };
-        if !self.keeps_levels {
-            self.levels.clear();
-        }
-        let mut depth = 0;
-        for component in path.into_iter().flat_map(components) {
-            if !self.levels.get(depth).is_some_and(|(known, _)| known == component) {
-                self.levels.truncate(depth);
-                let opened = open_beneath(self.last_level(), component, DIRECTORY, Mode::empty())?;
-                self.levels.push((component.to_vec(), opened));
-            }
-            depth += 1;
-        }
-        self.levels.truncate(depth);
-        Ok((self.last_level(), last))
-    }
-
-    fn last_level(&self) -> BorrowedFd<'_> {
-        self.levels.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
     }
 
     /// Make a directory; one that exists gets the mode and times of the header instead.
     pub fn directory(&mut self, name: &[u8], header: &Header) -> Result<(), Errno> {
-        let (parent, last) = self.parent(name)?;
+        let (parent, last) = self.levels.parent(name)?;
         match rustix::fs::mkdirat(parent, last, Mode::RWXU) {
             Err(Errno::EXIST) => {
-                let directory = open_beneath(parent, last, DIRECTORY, Mode::empty())?;
+                let directory = open_beneath(parent, last, DIRECTORY, Mode::empty(), HOW)?;
                 finish(directory.as_fd(), header)
             }
             other => other,
@@ -156,25 +110,25 @@ impl Place {
 
     /// Make a symbolic link.
     pub fn link(&mut self, name: &[u8], target: &[u8]) -> Result<(), Errno> {
-        let (parent, last) = self.parent(name)?;
+        let (parent, last) = self.levels.parent(name)?;
         rustix::fs::symlinkat(target, parent, last)
     }
 
     /// Begin a file of `length` bytes; `name` must be free.
     pub fn begin_file(&mut self, name: &[u8], length: u64) -> Result<NewFile, Errno> {
         if self.nameless {
-            let (parent, last) = self.parent(name)?;
+            let (parent, last) = self.levels.parent(name)?;
             if length > MUCH {
                 refuse_existing(parent, last)?;
             }
-            match open_beneath(parent, b".", NAMELESS_FILE, OWN) {
+            match open_beneath(parent, b".", NAMELESS_FILE, OWN, HOW) {
                 Ok(file) => return Ok(NewFile { file, nameless: true }),
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => self.nameless = false,
                 Err(error) => return Err(error),
             }
         }
-        let (parent, last) = self.parent(name)?;
-        open_beneath(parent, last, NEW_FILE, OWN).map(|file| NewFile { file, nameless: false })
+        let (parent, last) = self.levels.parent(name)?;
+        open_beneath(parent, last, NEW_FILE, OWN, HOW).map(|file| NewFile { file, nameless: false })
     }
 
     /// Give a file its mode and times, and its name if it has none yet.
@@ -183,7 +137,7 @@ impl Place {
         if !new.nameless {
             return Ok(());
         }
-        let (parent, last) = self.parent(name)?;
+        let (parent, last) = self.levels.parent(name)?;
         let own = c_string(&[b"/proc/self/fd/", alloc::format!("{}", new.file.as_raw_fd()).as_bytes()]);
         rustix::fs::linkat(CWD, &own, parent, last, AtFlags::SYMLINK_FOLLOW)
     }
