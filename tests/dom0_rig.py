@@ -6,7 +6,7 @@ Services are files below the rig's root; callers are the test.
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -97,10 +97,17 @@ async def _none(_call: AdminCall) -> int:
     raise AssertionError("there is no Admin API here")
 
 
-def children(pid: int | None = None) -> list[int]:
-    """The processes that this one, or another, has started and that go on."""
-    text = Path(f"/proc/{pid or os.getpid()}/task")
-    found = []
-    for task in text.iterdir():
-        found += [int(word) for word in (task / "children").read_text().split()]
-    return found
+def children() -> list[int]:
+    """The processes that this one has started, as qubesd does; not the brokers."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += map(int, (task / "children").read_text().split())
+    return [pid for pid in found if b"caisson.daemons.broker" not in _command_of(pid)]
+
+
+def _command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -6,8 +6,17 @@ judged again. The program that starts a service is `qrexec-run-service`; nothing
 qubesd uses what is exported here.
 """
 
-from caisson.dom0.lookup import Places
+from caisson.dom0.lookup import Places, examine_all
 from caisson.dom0.serving import DEFAULT_USER, AdminQube, Runner, routed, service_user
 from caisson.dom0.updates import Updates
 
-__all__ = ["DEFAULT_USER", "AdminQube", "Places", "Runner", "Updates", "routed", "service_user"]
+__all__ = [
+    "DEFAULT_USER",
+    "AdminQube",
+    "Places",
+    "Runner",
+    "Updates",
+    "examine_all",
+    "routed",
+    "service_user",
+]

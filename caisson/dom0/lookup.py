@@ -16,6 +16,7 @@ from caisson.dom0.running import harmless
 from caisson.errors import CaissonError
 from caisson.names import ServiceArgument, ServiceName
 from caisson.paths import Paths
+from caisson.qrexec.admin_messages import of_qubesd
 
 LONGEST_FILE_NAME = 255
 LONGEST_SHOWN = 1000
@@ -74,6 +75,24 @@ def examine(places: Places, service: ServiceName, argument: ServiceArgument) -> 
         for name in names:
             _walk(directory / name)
     return any(found)
+
+
+def examine_all(places: Places) -> int:
+    """How many files of services there are, all of which may be served.
+
+    Raises:
+        UntrustedError: one may not.
+    """
+    files = [file for each in _trusted(places.services) for file in sorted(each.iterdir())]
+    # Directories, as that of the old policy format, are no services; nor is what others of the
+    # machine find there that qubesd serves itself.
+    services = [f for f in files if not (f.is_dir() or of_qubesd(f.name))]
+    for file in services:
+        _is_service(file)
+    for directory in _trusted(places.settings):
+        for file in directory.iterdir():
+            _walk(file)
+    return len(services)
 
 
 def _trusted(directories: tuple[Path, ...]) -> list[Path]:

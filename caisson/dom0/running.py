@@ -115,15 +115,17 @@ class Process:
                     await self._within(grace)
         finally:
             self._end_group()
+            # Not even SIGKILL works at once.
+            self._loop.add_reader(self._pidfd, self._reap)
             self._reap()
+            if not self._ended.done():
+                self._ended.set_result(_SIGNALLED + signal.SIGKILL)
 
     def _reap(self) -> None:
-        """Give up its number; one that not even SIGKILL ended yet is reaped with a later one."""
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._process.poll()
-        if not self._ended.done():
-            self._ended.set_result(_SIGNALLED + signal.SIGKILL)
+        """Give up its number, if it has ended."""
+        if self._process.poll() is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
 
     def _has_ended(self) -> None:
         found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)

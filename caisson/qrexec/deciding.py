@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from caisson.errors import CaissonError, DaemonError
-from caisson.names import DOM0
+from caisson.names import CLOCK_SERVICE, DOM0
 from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
 from caisson.qrexec import wire
 from caisson.qrexec.asking import Person
@@ -27,7 +27,6 @@ from caisson.qrexec.known import Known, identity
 from caisson.qrexec.targets import Targets
 
 LINK_PATIENCE = 5.0
-CLOCK_SERVICE = "qubes.GetDate"
 
 _log = structlog.get_logger("broker")
 

@@ -104,3 +104,11 @@ def test_only_the_qube_of_updatevm_brings_updates(served: Whole) -> None:
     assert served.inside("caller", bring).code not in {0, 126}
     until(lambda: list(served.paths.incoming_updates.iterdir()) == [], "leftovers are removed")
     assert list(served.paths.packages.iterdir()) == []
+    send = f"{bring} /usr/lib/qubes/qfile-agent"
+    made = "cd /tmp && printf new >a_1.deb && printf newer >b-2.rpm && printf x >c.txt"
+    served.said("caller", f"{made} && {send} a_1.deb b-2.rpm")
+    (transfer,) = (served.paths.packages / "caller").iterdir()
+    kept = {path.name: path.read_text() for path in transfer.iterdir()}
+    assert kept == {"a_1.deb": "new", "b-2.rpm": "newer"}
+    assert served.inside("caller", f"cd /tmp && {send} a_1.deb c.txt").code != 0
+    assert list((served.paths.packages / "caller").iterdir()) == [transfer]

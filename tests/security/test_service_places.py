@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from caisson.daemons import doctor
 from caisson.dom0 import Places
 from caisson.dom0.lookup import UntrustedError, examine
 from caisson.names import ServiceArgument, ServiceName
@@ -201,3 +202,19 @@ def test_a_socket_may_belong_to_whoever_listens(lab: Lab) -> None:
         listener.bind(str(lab.services / "my.Free"))
         os.chown(lab.services / "my.Free", NOBODY.pw_uid, NOBODY.pw_gid)
         assert lab.found()
+
+
+def test_the_doctor_finds_what_would_not_be_run(lab: Lab) -> None:
+    """Before anybody calls it; the directory of the old policy format is no service."""
+    paths = Paths(lab.root)
+    lab.lay("my.Free")
+    lab.lay("my.Other")
+    paths.legacy_policy.mkdir()
+    (lab.services / "policy.EvalSimple").symlink_to("/tmp/of-the-broker")
+    found = doctor.services(paths)
+    assert (found.ok, found.detail) == (True, "2, run as `qubes-rpc`")
+    os.chown(lab.services / "my.Other", NOBODY.pw_uid, 0)
+    found = doctor.services(paths)
+    assert not found.ok
+    assert str(lab.services / "my.Other") in found.detail
+    assert found.remedy.startswith("chown root ")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caisson.errors import CaissonError
-from caisson.names import QubeName, UserName
+from caisson.names import QubeName, ServiceArgument, ServiceName, UserName
 from caisson.paths import AGENT_BINARY
-from caisson.qrexec.wire import parse_service
 
 SERVICES = Path("etc/qubes-rpc")
 SETTINGS = Path("etc/qubes/rpc-config")
@@ -51,7 +50,8 @@ def command(
     Raises:
         CaissonError: a name is none, or the agent is not built.
     """
-    service, argument = parse_service(descriptor)
+    name, _, text = descriptor.partition("+")
+    service, argument = ServiceName.parse(name), ServiceArgument.parse(text)
     caller = QubeName.parse(source)
     for directory in (services, settings):
         if ":" in str(directory):
