@@ -8,6 +8,7 @@
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
 //! | `qubesdb-*` | what this qube is told of itself: read, list, watch; notes of its own |
+//! | `qubes-setup` | keeps chosen paths of this qube; the agent does it at the start |
 //! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
 //! | `qvm-connect-tcp` | a port of this qube that leads to another one |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
@@ -37,6 +38,7 @@ pub mod process;
 pub mod relay;
 pub mod rpc_config;
 pub mod service;
+pub mod setup;
 pub mod speak;
 pub mod sys;
 pub mod text;
@@ -70,6 +72,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         b"qrexec-client" => client_dom0::run(rest, environment),
         name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
         | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
+        b"qubes-setup" => setup::run(),
         b"qubes-set-clock" => clock::set_from_input(),
         b"qvm-sync-clock" => clock::synchronise(rest, environment),
         b"qvm-connect-tcp" => forward::run(rest, environment),
