@@ -18,12 +18,12 @@ use crate::children::Children;
 use crate::connection::{Connection, Descriptors};
 use crate::message::{self, ToAgent};
 use crate::process::{self, exit_code};
-use crate::service::{self, Settings, Work};
+use crate::service::{self, Request, Settings, Work};
 use crate::setup::{self, Gate};
 use crate::speak::{Reason, Shown};
 use crate::sys::call::{self, signal};
 use crate::text::{basename, c_string};
-use crate::{code, environment, rpc_config, say};
+use crate::{code, environment, say};
 
 const SOCKET: &[u8] = b"/run/qubes/qrexec";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -78,7 +78,6 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
     if !first_process {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
-    let service_path = environment::get(environment, b"QREXEC_SERVICE_PATH");
     if first_process {
         // The qube's root must not trace us or look at what we have open.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
@@ -87,13 +86,7 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         socket: environment::get(environment, b"CAISSON_SOCKET").unwrap_or(SOCKET),
         first_process,
         capabilities,
-        settings: Settings {
-            service_path: service_path.unwrap_or(service::DIRECTORIES),
-            service_path_given: service_path.is_some(),
-            config_path: environment::get(environment, b"QUBES_RPC_CONFIG_PATH")
-                .unwrap_or(rpc_config::DIRECTORIES),
-            agent: rustix::process::getpid().as_raw_nonzero().get(),
-        },
+        settings: Settings::new(environment),
         signals,
         link: Link::Down { watch: None, pause: 0, retry_at: 0 },
         report,
@@ -337,7 +330,13 @@ impl Agent {
             }
             ToAgent::ShutDown => self.leave(),
             ToAgent::Service { id, user, descriptor, source, just_start } => {
-                self.start(id, user, Work::Service { descriptor, source }, descriptors, just_start);
+                self.start(
+                    id,
+                    user,
+                    Work::Service(Request::new(descriptor, source)),
+                    descriptors,
+                    just_start,
+                );
             }
             ToAgent::Command { id, user, line } => {
                 self.start(id, user, Work::Command(line), descriptors, false);

@@ -14,8 +14,8 @@ use crate::say;
 use crate::sys::call;
 
 const SOCKET: &[u8] = b"/run/qubes/qrexec";
-/// Longest target of the wire protocol, without its NUL.
-const LONGEST_TARGET: usize = 63;
+/// Longest name of a target or a source in the wire protocol, without its NUL.
+const LONGEST_NAME: usize = 63;
 const KNOWN: [Known; 11] = [
     Known::value(0, "buffer-size"),
     Known::flag(b't', "filter-escape-chars-stdout"),
@@ -42,6 +42,7 @@ TARGET is a qube's name, @default (or empty), @dispvm, @dispvm:NAME, @adminvm or
   --use-stdin-socket                 standard input is a socket: use it both ways
   -a, --agent-socket=PATH            the broker's socket (default /run/qubes/qrexec)
   --buffer-size=N                    accepted and not needed
+  -s, --source-qube=NAME             call for the remote qube NAME, as its relay may
   -e, --just-exec                    start the service and do not wait for it
   -h, --help                         show this
 
@@ -55,6 +56,7 @@ struct Wishes {
     filter_stderr: Option<bool>,
     socket: Option<&'static [u8]>,
     prefix: Option<&'static [u8]>,
+    source: Option<&'static [u8]>,
     both_ways: bool,
     just_start: bool,
     help: bool,
@@ -75,7 +77,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         [target, service, program @ ..] => (target.to_bytes(), service.to_bytes(), program),
         _ => return wrong(code::USAGE, "expected a target and a service"),
     };
-    if target.len() > LONGEST_TARGET {
+    if target.len() > LONGEST_NAME {
         return wrong(code::USAGE, "the target is longer than 63 characters");
     }
     if service.is_empty() {
@@ -92,7 +94,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     let on_terminal = |which: u8| rustix::termios::isatty(call::standard(which));
     Call {
         socket: wishes.socket.unwrap_or(SOCKET),
-        request: message::request(&target, service, wishes.just_start),
+        request: message::request(&target, service, wishes.just_start, wishes.source.unwrap_or(b"")),
         filter_stdout: wishes.filter_stdout.unwrap_or_else(|| program.is_empty() && on_terminal(1)),
         filter_stderr: wishes.filter_stderr.unwrap_or_else(|| on_terminal(2)),
         prefix: wishes.prefix.unwrap_or(b""),
@@ -122,15 +124,26 @@ fn wishes(options: &mut Options<'_>) -> Result<Wishes, (i32, String)> {
             }
             "prefix-data" => wishes.prefix = Some(value),
             "use-stdin-socket" => wishes.both_ways = true,
-            "source-qube" => {
-                // To drop the wish silently would make the call in another qube's name than asked.
-                return Err((code::FAILURE, "`--source-qube` is not supported yet".into()));
+            "source-qube" if wishes.source.is_some() => {
+                return Err((code::USAGE, "`--source-qube` may be given once".into()));
             }
+            "source-qube" => wishes.source = Some(source(value)?),
             "just-exec" => wishes.just_start = true,
             _ => wishes.help = true,
         }
     }
     Ok(wishes)
+}
+
+/// Whom a relay calls for: to drop the wish would make the call in another name than asked.
+fn source(value: &'static [u8]) -> Result<&'static [u8], (i32, String)> {
+    match value.len() {
+        0 => Err((code::USAGE, "`--source-qube` is empty".into())),
+        length if length > LONGEST_NAME => {
+            Err((code::USAGE, "`--source-qube` is longer than 63 characters".into()))
+        }
+        _ => Ok(value),
+    }
 }
 
 /// A number in C's notation: decimal, octal or hexadecimal, up to the largest `int`.

@@ -11,6 +11,8 @@
 //! | `qubes-setup` | keeps chosen paths of this qube; the agent does it at the start |
 //! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
 //! | `qvm-connect-tcp` | a port of this qube that leads to another one |
+//! | `qrexec-run-service` | run a service here, with our own standard streams |
+//! | `qrexec-link` | the service's side of a call's data link, for a service that runs elsewhere |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
@@ -21,6 +23,7 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod agent_wire;
 pub mod arguments;
 pub mod barriers;
 pub mod call;
@@ -33,17 +36,23 @@ pub mod environment;
 pub mod facts;
 pub mod filter;
 pub mod forward;
+pub mod link;
+pub mod link_program;
 pub mod message;
 pub mod process;
+pub mod qfile;
 pub mod relay;
 pub mod rpc_config;
+pub mod run_service;
 pub mod service;
 pub mod setup;
 pub mod speak;
 pub mod sys;
 pub mod text;
 pub mod users;
+pub mod vchan;
 pub mod vmexec;
+pub mod wire;
 
 use core::ffi::CStr;
 
@@ -64,7 +73,7 @@ pub mod code {
 }
 
 /// Do what the program was called for; the result is its exit code.
-pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -> i32 {
     let name = arguments.first().map_or(&b""[..], |name| name.to_bytes());
     let rest = arguments.get(1..).unwrap_or(&[]);
     match text::basename(name) {
@@ -76,7 +85,15 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         b"qubes-set-clock" => clock::set_from_input(),
         b"qvm-sync-clock" => clock::synchronise(rest, environment),
         b"qvm-connect-tcp" => forward::run(rest, environment),
+        b"qrexec-run-service" => run_service::run(rest, environment),
+        b"qrexec-link" => link_program::run(rest, environment),
+        b"qfile-agent" => qfile::sender::run(rest, environment),
+        name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
+            qfile::copy::run(name, rest, environment)
+        }
+        b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
+        _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),
     }
 }

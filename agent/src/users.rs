@@ -66,16 +66,22 @@ fn id(text: &[u8]) -> Option<u32> {
     (id != u32::MAX).then_some(id)
 }
 
+fn all(passwd: &[u8]) -> impl Iterator<Item = User<'_>> {
+    passwd.split(|&byte| byte == b'\n').filter_map(|line| {
+        let [name, _, uid, gid, _, home, shell] = fields::<7>(line)?;
+        let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
+        Some(User { name, uid: id(uid)?, gid: id(gid)?, home, shell })
+    })
+}
+
 /// Find a user by name.
 pub fn find<'a>(passwd: &'a [u8], name: &[u8]) -> Option<User<'a>> {
-    passwd.split(|&byte| byte == b'\n').find_map(|line| {
-        let [found, _, uid, gid, _, home, shell] = fields::<7>(line)?;
-        if found != name || name.is_empty() {
-            return None;
-        }
-        let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
-        Some(User { name: found, uid: id(uid)?, gid: id(gid)?, home, shell })
-    })
+    all(passwd).find(|user| user.name == name && !name.is_empty())
+}
+
+/// Find a user by id.
+pub fn find_id(passwd: &[u8], uid: u32) -> Option<User<'_>> {
+    all(passwd).find(|user| user.uid == uid)
 }
 
 /// The groups that name the user as a member, the primary one first.

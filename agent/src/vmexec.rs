@@ -75,7 +75,7 @@ fn digit(byte: u8) -> Option<u8> {
 }
 
 /// Run a program, looked for along PATH where its name has no slash.
-fn execute(command: &[&CStr], environment: &[&CStr]) -> Errno {
+pub fn execute(command: &[&CStr], environment: &[&CStr]) -> Errno {
     let name = command[0].to_bytes();
     if name.contains(&b'/') || name.is_empty() {
         return try_path(command[0], command, environment);

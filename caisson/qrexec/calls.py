@@ -45,7 +45,11 @@ class CallError(Exception):
 
 
 class Call:
-    """One call from its request to its end."""
+    """One call from its request to its end.
+
+    `source` is the qube that calls, `requested_source` the RemoteVM that it asks to call for, and
+    `told_source` the one of both that the policy has judged and the service is told of.
+    """
 
     __slots__ = (
         "allow",
@@ -64,6 +68,7 @@ class Call:
         "plus",
         "relayed",
         "requested",
+        "requested_source",
         "rule",
         "service",
         "serving",
@@ -93,6 +98,7 @@ class Call:
         self.relayed = ""
         self.command = ""
         self.requested = ""
+        self.requested_source = ""
         self.flags = ""
         self.malformed = ""
         self.user = ""
@@ -130,6 +136,8 @@ class Call:
             "ended": str(how),
             "code": code,
         }
+        if self.requested_source:
+            record["requested_source"] = self.requested_source
         if self.command:
             record["command"] = self.command
         if self.relayed and self.allow is not None:

@@ -108,7 +108,9 @@ class Decider:
                 self._spawn(call, self._ask(call, decision))
 
     def _judge(self, call: Call) -> Decision:
-        return self._policy.judge(call.source, call.service, call.argument, call.requested)
+        return self._policy.judge(
+            call.source, call.service, call.argument, call.requested, call.requested_source
+        )
 
     def _deny(self, call: Call, deny: Deny) -> None:
         call.decision = "deny"
@@ -121,6 +123,7 @@ class Decider:
         """Go on with an allowed call; its way is synchronous if the target runs."""
         call.rule = allow.rule
         call.allow = allow
+        call.told_source = allow.source
         call.identity = _identities(self._known.system, allow)
         call.user = allow.user or ""
         if allow.target.startswith("@dispvm:"):
@@ -135,7 +138,7 @@ class Decider:
         call.target = target.name
         if allow.relay is not None:
             call.relayed = allow.service
-        elif target.name == call.source:
+        elif target.name == call.told_source:
             call.decision = "deny"
             self._connector.end(
                 call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, "a qube cannot call itself"
@@ -198,8 +201,9 @@ class Decider:
     async def _ask(self, call: Call, ask: Ask) -> None:
         """Ask a person, then judge again: the world may have changed meanwhile."""
         call.rule = ask.rule
+        call.told_source = ask.source
         asked_of = self._known.system
-        source = self._known.system.find(call.source)
+        source = self._known.system.find(ask.source)
         if source is None or source.guivm is None:
             self._connector.refuse(call, "the calling qube has no GUI qube that could be asked")
             return
@@ -298,8 +302,8 @@ def after_answer(target: str, again: Decision, then: SystemInfo, now: SystemInfo
 
 
 def _way(allow: Allow) -> tuple[str | None, ...]:
-    """Where an allowed call goes, and as what."""
-    return allow.target, allow.user, allow.relay, allow.service
+    """From whom an allowed call comes, where it goes, and as what."""
+    return allow.source, allow.target, allow.user, allow.relay, allow.service
 
 
 def _identities(system: SystemInfo, allow: Allow) -> tuple[str | None, ...]:

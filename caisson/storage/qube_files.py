@@ -24,7 +24,6 @@ from caisson.storage.pool import storage_errors
 
 AGENT: Final = "usr/lib/qubes/qrexec-agent"
 AGENT_NAMES: Final = (
-    "usr/lib/qubes/qubes-vmexec",
     "usr/bin/qrexec-client-vm",
     "usr/bin/qubesdb-list",
     "usr/bin/qubesdb-multiread",
@@ -33,9 +32,16 @@ AGENT_NAMES: Final = (
     "usr/bin/qubesdb-watch",
     "usr/bin/qubesdb-write",
     "usr/bin/qvm-connect-tcp",
+    "usr/bin/qvm-copy",
+    "usr/bin/qvm-copy-to-vm",
+    "usr/bin/qvm-move",
+    "usr/bin/qvm-move-to-vm",
     "usr/bin/qvm-sync-clock",
+    "usr/lib/qubes/qfile-agent",
+    "usr/lib/qubes/qfile-unpacker",
     "usr/lib/qubes/qubes-set-clock",
     "usr/lib/qubes/qubes-setup",
+    "usr/lib/qubes/qubes-vmexec",
 )
 """Where the agent's binary lies, and its other names."""
 

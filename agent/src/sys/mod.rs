@@ -6,6 +6,7 @@
 
 pub mod call;
 mod heap;
+pub mod landlock;
 #[cfg(not(test))]
 mod memory;
 mod number;

@@ -25,12 +25,14 @@ mod table {
     pub const UNSHARE: usize = 272;
     pub const SIGNALFD4: usize = 289;
     pub const PERF_EVENT_OPEN: usize = 298;
+    pub const DUP3: usize = 292;
     pub const FINIT_MODULE: usize = 313;
     pub const BPF: usize = 321;
 }
 
 #[cfg(target_arch = "aarch64")]
 mod table {
+    pub const DUP3: usize = 24;
     pub const IOCTL: usize = 29;
     pub const MOUNT: usize = 40;
     pub const CLOSE: usize = 57;
@@ -60,3 +62,8 @@ pub use table::*;
 
 pub const OPEN_TREE: usize = 428;
 pub const FSOPEN: usize = 430;
+pub const CLOSE_RANGE: usize = 436;
+pub const MOUNT_SETATTR: usize = 442;
+pub const LANDLOCK_CREATE_RULESET: usize = 444;
+pub const LANDLOCK_ADD_RULE: usize = 445;
+pub const LANDLOCK_RESTRICT_SELF: usize = 446;
