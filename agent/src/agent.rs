@@ -79,6 +79,7 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
     if first_process {
+        setup::show_services();
         // The qube's root must not trace us or look at what we have open.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     }
