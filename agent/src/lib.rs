@@ -10,6 +10,7 @@
 //! | `qrexec-run-service` | run a service here, with our own standard streams |
 //! | `qrexec-link` | the service's side of a call's data link, for a service that runs elsewhere |
 //! | `qubesdb-*` | what this qube is told of itself: read, list, watch; notes of its own |
+//! | `qubes-setup` | keeps chosen paths of this qube; the agent does it at the start |
 //! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
 //! | `qvm-connect-tcp` | a port of this qube that leads to another one |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
@@ -56,6 +57,7 @@ pub mod rpc_config;
 pub mod run_service;
 pub mod run_vm;
 pub mod service;
+pub mod setup;
 pub mod speak;
 pub mod sys;
 pub mod tar;
@@ -91,6 +93,12 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
     match name {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
+        | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
+        b"qubes-setup" => setup::run(),
+        b"qubes-set-clock" => clock::set_from_input(),
+        b"qvm-sync-clock" => clock::synchronise(rest, environment),
+        b"qvm-connect-tcp" => forward::run(rest, environment),
         b"qrexec-run-service" => run_service::run(rest, environment),
         b"qrexec-link" => link_program::run(rest, environment),
         b"qfile-agent" => qfile::sender::run(rest, environment),

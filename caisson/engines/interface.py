@@ -15,7 +15,6 @@ from caisson.names import QubeName
 
 ID_RANGE = 65_536
 FACTS = "/run/qubesdb"
-SERVICES = "/run/qubes-service"
 SYSTEM_AGENT = "/usr/lib/qubes/qrexec-agent"
 
 
@@ -65,7 +64,7 @@ class RunSpec:
         argv: the first process; the qube's agent unless a test says otherwise.
         binds: further directories of the host.
         facts: what the qube is told of itself, kept current by the lifecycle; appears read-only
-            as `/run/qubesdb`, its `services` as `/run/qubes-service`.
+            as `/run/qubesdb`.
     """
 
     id: str

@@ -64,7 +64,7 @@ def configured(spec: RunSpec, slot: int = 0) -> dict[str, Any]:
     """The configuration as the runtime would read it."""
     targets = {"/run/qubes", "/usr/lib/qubes", *(bind.target for bind in spec.binds)}
     if spec.facts:
-        targets |= {"/run/qubesdb", "/run/qubes-service"}
+        targets.add("/run/qubesdb")
     if spec.private:
         targets |= {"/rw", "/home", "/usr/local"}
     if spec.host_usr:
