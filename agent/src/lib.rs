@@ -78,7 +78,9 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         b"qubes-desktop-run" | b"qubes-start-app" | b"qubes-get-appmenus" => {
             desktop::run(name, rest, environment)
         }
-        b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => 0,
+        b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => {
+            image::run(name, rest, environment)
+        }
         b"qubes-log-sink" | b"qvm-log" => remote_log::run(name, rest, environment),
         b"qvm-run-vm" => run_vm::run(rest, environment),
         _ => agent::run(environment),

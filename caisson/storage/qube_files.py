@@ -23,7 +23,23 @@ from caisson.errors import StorageError
 from caisson.storage.pool import storage_errors
 
 AGENT: Final = "usr/lib/qubes/qrexec-agent"
-AGENT_NAMES: Final = ("usr/lib/qubes/qubes-vmexec", "usr/bin/qrexec-client-vm")
+AGENT_NAMES: Final = (
+    "usr/lib/qubes/qubes-vmexec",
+    "usr/bin/qrexec-client-vm",
+    "usr/lib/qubes/vm-file-editor",
+    "usr/lib/qubes/qubes-open-url",
+    "usr/lib/qubes/qubes-start-app",
+    "usr/lib/qubes/qubes-get-appmenus",
+    "usr/lib/qubes/qubes-image-source",
+    "usr/lib/qubes/qubes-log-sink",
+    "usr/bin/qubes-desktop-run",
+    "usr/bin/qubes-get-image",
+    "usr/bin/qvm-convert-img",
+    "usr/bin/qvm-log",
+    "usr/bin/qvm-open-in-dvm",
+    "usr/bin/qvm-open-in-vm",
+    "usr/bin/qvm-run-vm",
+)
 """Where the agent's binary lies, and its other names."""
 
 _log = structlog.get_logger(__name__)
