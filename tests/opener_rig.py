@@ -1,4 +1,4 @@
-"""The programs that speak with other qubes, with a client of a few lines in the place of the broker."""
+"""The programs that speak with other qubes, and a client of a few lines for their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qvm-open-in-vm`, `qvm-open-in-dvm`, and services `qubes.OpenInVM` and `qubes.OpenURL` over pipes."""
+"""`qvm-open-in-vm`, `qvm-open-in-dvm` and their services, over pipes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ def letter(desk: Desk) -> Path:
 
 
 def files(desk: Desk) -> list[str]:
+    """The names in the user's directory."""
     return sorted(path.name for path in (desk.home / "user").iterdir())
 
 
 def opened(desk: Desk) -> Path:
+    """The path that the opener got."""
     return Path((desk.home / "opened").read_text())
 
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::conversation::Conversation;
 use crate::flow::{self, Trouble};
 use crate::image::png::Writer;
-use crate::image::size::Size;
+use crate::image::size::{NoSize, Size};
 use crate::open::folder::random_letters;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
@@ -88,27 +88,27 @@ pub fn get(wish: &Wish<'_>) -> i32 {
         }
     };
     let taken = take(&call.from, &file, wish.bound);
-    // The code first: what a service says when it fails is more to the point.
     let code = call.finish();
-    let text = match taken {
-        _ if code != 0 => "the other qube could not deliver the picture",
-        Err(wrong) => wrong.text(),
-        Ok(()) => match file.keep() {
-            Ok(()) => return 0,
-            Err(_) => "the picture cannot be written",
-        },
-    };
-    say!("error: {text}");
-    if code == 0 {
-        code::FAILURE
-    } else {
-        code
+    if code != 0 && matches!(taken, Ok(()) | Err(Wrong::Short)) {
+        say!("error: the other qube could not deliver the picture");
+        return code;
+    }
+    match taken.and_then(|()| file.keep().map_err(Wrong::Writing)) {
+        Ok(()) => 0,
+        Err(wrong) => {
+            // The service's own code says only that we hung up.
+            say!("error: {}", wrong.text());
+            code::FAILURE
+        }
     }
 }
 
 /// Take pixels from a stream and write them as PNG.
 pub fn take(untrusted: impl AsFd, to: impl AsFd, bound: Size) -> Result<(), Wrong> {
-    let size = Size::read(untrusted.as_fd(), bound).ok_or(Wrong::Header)?;
+    let size = Size::read(untrusted.as_fd(), bound).map_err(|no_size| match no_size {
+        NoSize::Ended => Wrong::Short,
+        NoSize::Wrong => Wrong::Header,
+    })?;
     let mut file = Writer::new(to, size).map_err(Wrong::Writing)?;
     let mut row = alloc::vec![0; size.row()];
     for _ in 0..size.height {
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(taken(b"1 2\n", LARGEST_SIZE), Err(Wrong::Short));
         assert_eq!(taken(b"8192 5120\n1234", LARGEST_SIZE), Err(Wrong::Short));
         assert_eq!(taken(b"2049 1\n", LARGEST_ICON), Err(Wrong::Header));
-        assert_eq!(taken(b"", LARGEST_SIZE), Err(Wrong::Header));
+        assert_eq!(taken(b"", LARGEST_SIZE), Err(Wrong::Short));
     }
 
     /// Neither an endless header nor endless pixels are read on.

@@ -25,6 +25,15 @@ pub struct Size {
     pub height: u32,
 }
 
+/// Why there is no size.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoSize {
+    /// The stream ended before the header.
+    Ended,
+    /// What came is no header, or the size is beyond the bound.
+    Wrong,
+}
+
 impl Size {
     /// Check a size against a bound.
     pub fn new(untrusted_width: u64, untrusted_height: u64, bound: Size) -> Option<Self> {
@@ -41,10 +50,11 @@ impl Size {
     }
 
     /// Read the header from the beginning of a stream, and not a byte of the pixels.
-    pub fn read(from: impl AsFd, bound: Size) -> Option<Self> {
+    pub fn read(from: impl AsFd, bound: Size) -> Result<Self, NoSize> {
         match flow::read_line(from, LONGEST_LINE) {
-            Ok(Line::Whole(line)) => Self::parse(&line, bound),
-            _ => None,
+            Ok(Line::Whole(line)) => Self::parse(&line, bound).ok_or(NoSize::Wrong),
+            Ok(Line::End) => Err(NoSize::Ended),
+            _ => Err(NoSize::Wrong),
         }
     }
 
