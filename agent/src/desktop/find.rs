@@ -109,7 +109,7 @@ pub fn all(directories: &[Vec<u8>]) -> Vec<(Id, Vec<u8>)> {
     for directory in directories {
         let mut here = Vec::new();
         walk(directory, b"", DEEPEST, &mut here);
-        here.sort();
+        here.sort_unstable();
         let known = found.len();
         for (id, path) in here {
             // Entries of earlier directories are sorted, those of this one follow them.
@@ -117,7 +117,7 @@ pub fn all(directories: &[Vec<u8>]) -> Vec<(Id, Vec<u8>)> {
                 found.push((id, path));
             }
         }
-        found.sort();
+        found.sort_unstable();
         found.dedup_by(|later, earlier| later.0 == earlier.0);
     }
     found
