@@ -8,6 +8,11 @@
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
+//! | `qvm-run-vm` | a shell command in another qube |
+//! | `qvm-open-in-vm` and three others | files and addresses opened in another qube, see `open` |
+//! | `qubes-desktop-run` and two others | programs by their desktop entries, see `desktop` |
+//! | `qvm-convert-img` and two others | pictures between qubes, see `image` |
+//! | `qvm-log`, `qubes-log-sink` | logs between qubes, see `remote_log` |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
 //! be hostile. It uses neither the standard library nor libc, so that it starts in 0.1 ms.

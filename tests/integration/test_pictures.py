@@ -223,6 +223,6 @@ def test_wrong_command_lines_are_usage_errors(desk: Desk) -> None:
     """Code 2, before any call."""
     for wrong in (["in.png"], ["in.png", "out.jpg"], ["--x", "in.png", "out.png"]):
         assert desk.run("qvm-convert-img", *wrong).code == 2
-    for what in ("-", "relative", "--icon", "msl:-", "/a\nb"):
+    for what in ("-", "relative", "--icon", "msl:-", "png:-", "/a\nb"):
         assert desk.run("qubes-get-image", "notes", "--", what, "out.png").code == 2
     assert desk.calls() == []

@@ -45,9 +45,9 @@ fn candidates(format: Format, path: &[u8]) -> Vec<Converter> {
     // The kind is forced, so that neither content nor name chooses another; `[0]` is the first picture.
     let input = [format.coder(), b":", path, b"[0]"].concat();
     let magick = |program: &'static [u8]| {
-        let limits: [&[u8]; 15] = [
-            b"-limit", b"memory", b"1GiB", b"-limit", b"map", b"1GiB", b"-limit", b"disk", b"0", b"-limit",
-            b"width", b"16KP", b"-limit", b"height", b"16KP",
+        let limits: [&[u8]; 18] = [
+            b"-limit", b"time", b"60", b"-limit", b"memory", b"1GiB", b"-limit", b"map", b"1GiB", b"-limit",
+            b"disk", b"0", b"-limit", b"width", b"16KP", b"-limit", b"height", b"16KP",
         ];
         let output: [&[u8]; 7] = [b"-colorspace", b"sRGB", b"-alpha", b"set", b"-depth", b"8", b"PAM:-"];
         let kind: [&[u8]; 2] = [b"-type", b"TrueColorAlpha"];

@@ -23,6 +23,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::arguments::{Known, Options};
 use crate::flow;
 use crate::image::receive::Wish;
+use crate::image::request::Request;
 use crate::image::size::{LARGEST, LARGEST_ICON};
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
@@ -82,10 +83,13 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
                 return code::FAILURE;
             }
         }
-    } else if request::Request::parse(what).is_some() && what != b"-" && !what.contains(&b'\n') {
-        ([what, b"\n"].concat(), None)
     } else {
-        return wrong("a picture is an absolute path or `xdgicon:NAME`");
+        match Request::parse(what) {
+            Some(Request::File(_) | Request::Icon(_)) if !what.contains(&b'\n') => {
+                ([what, b"\n"].concat(), None)
+            }
+            _ => return wrong("a picture is an absolute path or `xdgicon:NAME`"),
+        }
     };
     receive::get(&Wish { target, line, content, output, bound, environment })
 }

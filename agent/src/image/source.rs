@@ -140,10 +140,9 @@ fn run_converter(converter: &Converter, environment: &[&CStr]) -> Attempt<()> {
             .and_then(|(size, pixels)| send(size, pixels.chunks_exact(size.row()).map(Ok))),
     };
     drop(reader);
-    match program::code_of(pid) {
-        0 => sent,
-        _ => Err("the converter could not read the picture"),
-    }
+    let ended = program::code_of(pid) == 0;
+    // What we found first: a converter that we do not read to its end fails too.
+    sent.and(if ended { Ok(()) } else { Err("the converter failed within the picture") })
 }
 
 fn send_netpbm(from: &OwnedFd) -> Attempt<()> {
