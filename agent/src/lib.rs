@@ -14,6 +14,11 @@
 //! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
 //! | `qvm-connect-tcp` | a port of this qube that leads to another one |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
+//! | `qvm-run-vm` | a shell command in another qube |
+//! | `qvm-open-in-vm` and three others | files and addresses opened in another qube, see `open` |
+//! | `qubes-desktop-run` and two others | programs by their desktop entries, see `desktop` |
+//! | `qvm-convert-img` and two others | pictures between qubes, see `image` |
+//! | `qvm-log`, `qubes-log-sink` | logs between qubes, see `remote_log` |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
 //! be hostile. It uses neither the standard library nor libc, so that it starts in 0.1 ms.
@@ -120,7 +125,9 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
         b"qubes-desktop-run" | b"qubes-start-app" | b"qubes-get-appmenus" => {
             desktop::run(name, rest, environment)
         }
-        b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => 0,
+        b"qubes-get-image" | b"qubes-image-source" | b"qvm-convert-img" => {
+            image::run(name, rest, environment)
+        }
         b"qubes-log-sink" | b"qvm-log" => remote_log::run(name, rest, environment),
         b"qvm-run-vm" => run_vm::run(rest, environment),
         _ => agent::run(environment),

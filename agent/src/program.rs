@@ -128,13 +128,4 @@ mod tests {
         }
         assert_eq!(first_installed(&[b"no-such-program", b"sh", b"cat"], &environment), Some(&b"sh"[..]));
     }
-
-    /// A started program ends with its code; one that is missing with the shell's.
-    #[test]
-    fn codes_of_programs() {
-        let start = |command: &[&CStr]| code_of(start(command, &Streams::default(), &[]).unwrap());
-        assert_eq!(start(&[literal(b"/bin/sh\0"), literal(b"-c\0"), literal(b"exit 7\0")]), 7);
-        assert_eq!(start(&[literal(b"/nonexistent\0")]), 127);
-        assert_eq!(start(&[literal(b"/etc/passwd\0")]), 126);
-    }
 }

@@ -41,6 +41,11 @@ impl Id {
 
 /// The directories `applications`, the most important first.
 pub fn directories(environment: &[&CStr]) -> Vec<Vec<u8>> {
+    data_directories(environment).into_iter().map(|base| [&base[..], b"/applications"].concat()).collect()
+}
+
+/// The directories of data (XDG Base Directory Specification 0.8), the most important first.
+pub fn data_directories(environment: &[&CStr]) -> Vec<Vec<u8>> {
     let home = environment::get(environment, b"HOME").unwrap_or(b"");
     let mut bases: Vec<Vec<u8>> = Vec::new();
     match environment::get(environment, b"XDG_DATA_HOME").filter(|path| path.starts_with(b"/")) {
@@ -55,7 +60,7 @@ pub fn directories(environment: &[&CStr]) -> Vec<Vec<u8>> {
         environment::get(environment, b"XDG_DATA_DIRS").filter(|list| !list.is_empty()).unwrap_or(SYSTEM);
     bases
         .extend(system.split(|&byte| byte == b':').filter(|path| path.starts_with(b"/")).map(<[u8]>::to_vec));
-    bases.into_iter().map(|base| [&base[..], b"/applications"].concat()).collect()
+    bases
 }
 
 /// The file of an entry: the first directory that has one hides the others.
@@ -104,7 +109,7 @@ pub fn all(directories: &[Vec<u8>]) -> Vec<(Id, Vec<u8>)> {
     for directory in directories {
         let mut here = Vec::new();
         walk(directory, b"", DEEPEST, &mut here);
-        here.sort();
+        here.sort_unstable();
         let known = found.len();
         for (id, path) in here {
             // Entries of earlier directories are sorted, those of this one follow them.
@@ -112,7 +117,7 @@ pub fn all(directories: &[Vec<u8>]) -> Vec<(Id, Vec<u8>)> {
                 found.push((id, path));
             }
         }
-        found.sort();
+        found.sort_unstable();
         found.dedup_by(|later, earlier| later.0 == earlier.0);
     }
     found

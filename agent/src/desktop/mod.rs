@@ -105,7 +105,7 @@ fn start(path: &[u8], quiet: bool, environment: &[&CStr]) -> i32 {
         command.splice(0..0, [terminal.to_vec(), b"-e".to_vec()]);
     }
     if let Some(directory) = entry.text(b"Path").filter(|directory| !directory.is_empty()) {
-        if rustix::process::chdir(&c_string(&[&directory])).is_err() {
+        if rustix::process::chdir(c_string(&[&directory])).is_err() {
             return failed("cannot go to the directory that is named in", path);
         }
     }
