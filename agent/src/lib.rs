@@ -13,6 +13,8 @@
 //! | `qubes-setup` | keeps chosen paths of this qube; the agent does it at the start |
 //! | `qubes-set-clock`, `qvm-sync-clock` | dates from other qubes, and the clock |
 //! | `qvm-connect-tcp` | a port of this qube that leads to another one |
+//! | `qvm-copy` and five others | files between qubes, see `qfile` |
+//! | `tar2qfile` | an archive as files for another qube |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //! | `qvm-run-vm` | a shell command in another qube |
 //! | `qvm-open-in-vm` and three others | files and addresses opened in another qube, see `open` |
@@ -35,8 +37,8 @@ pub mod call;
 pub mod children;
 pub mod client;
 pub mod client_dom0;
-pub mod clock;
 pub mod client_wire;
+pub mod clock;
 pub mod connection;
 pub mod conversation;
 pub mod desktop;
@@ -45,9 +47,9 @@ pub mod facts;
 pub mod filter;
 pub mod flow;
 pub mod forward;
-pub mod image;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzed;
+pub mod image;
 pub mod link;
 pub mod link_program;
 pub mod local_program;
@@ -98,27 +100,21 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
     match name {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
-        name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
-        | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
+        b"qrexec-run-service" => run_service::run(rest, environment),
+        b"qrexec-link" => link_program::run(rest, environment),
+        b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch" | b"qubesdb-write"
+        | b"qubesdb-rm" => facts::run(name, rest, environment),
         b"qubes-setup" => setup::run(),
         b"qubes-set-clock" => clock::set_from_input(),
         b"qvm-sync-clock" => clock::synchronise(rest, environment),
         b"qvm-connect-tcp" => forward::run(rest, environment),
-        b"qrexec-run-service" => run_service::run(rest, environment),
-        b"qrexec-link" => link_program::run(rest, environment),
         b"qfile-agent" => qfile::sender::run(rest, environment),
-        name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
+        b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
+        b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm" => {
             qfile::copy::run(name, rest, environment)
         }
-        b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
-        name @ (b"qubesdb-read" | b"qubesdb-list" | b"qubesdb-multiread" | b"qubesdb-watch"
-        | b"qubesdb-write" | b"qubesdb-rm") => facts::run(name, rest, environment),
-        b"qubes-set-clock" => clock::set_from_input(),
-        b"qvm-sync-clock" => clock::synchronise(rest, environment),
-        b"qvm-connect-tcp" => forward::run(rest, environment),
         b"tar2qfile" => tar::program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
-        _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         b"qvm-open-in-vm" | b"qvm-open-in-dvm" | b"vm-file-editor" | b"qubes-open-url" => {
             open::run(name, rest, environment)
         }
@@ -130,6 +126,7 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
         }
         b"qubes-log-sink" | b"qvm-log" => remote_log::run(name, rest, environment),
         b"qvm-run-vm" => run_vm::run(rest, environment),
+        _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),
     }
 }

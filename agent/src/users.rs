@@ -80,7 +80,7 @@ pub fn find<'a>(passwd: &'a [u8], name: &[u8]) -> Option<User<'a>> {
 }
 
 /// Find the first user with this id.
-pub fn find_by_id(passwd: &[u8], id: u32) -> Option<User<'_>> {
+pub fn find_id(passwd: &[u8], id: u32) -> Option<User<'_>> {
     let lines = passwd.split(|&byte| byte == b'\n');
     lines.filter_map(user).find(|user| user.uid == id && !user.name.is_empty())
 }
