@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,28 @@ async def test_a_socket_serves_too(admin: ServiceRig):
         server.close()
     assert (answer.verdict, answer.out) == (b"X0", b"answer")
     assert heard == [b"my.Socket+a work keyword adminvm\0data"]
+
+
+async def test_a_service_that_is_just_started_goes_on_without_its_caller():
+    """The call ends with 0 at once; no stream is the caller's; not for ever, and it counts."""
+    async with service_rig(POLICY, "work", patience=replace(SHORT, just_started=30)) as admin:
+        gate = admin.rig.paths.root / "gate"
+        os.mkfifo(gate)
+        gate.chmod(0o666)
+        admin.lay("my.Long", f"cat; echo lost; read -r line <{gate}; exec sleep 1000")
+        session = await admin.begin("work", "dom0", "my.Long", flags="e")
+        answer = await session.finish()
+        assert (answer.verdict, answer.out, answer.err) == (b"X0", b"", b"")
+        (pid,) = children()
+        # It waits for this: so it is there, though its caller has left.
+        await asyncio.to_thread(gate.write_text, "on\n")
+        assert not ended(str(pid))
+        await admin.end_qubesd()
+        await alone()
+    async with service_rig(POLICY, "work", patience=replace(SHORT, just_started=0.1)) as admin:
+        admin.lay("my.Long", "exec sleep 1000")
+        assert (await (await admin.begin("work", "dom0", "my.Long", "e")).finish()).code == 0
+        await alone()
 
 
 async def test_a_missing_user_is_no_reason_to_run_as_root(admin: ServiceRig):
