@@ -8,25 +8,33 @@
 //! | `qrexec-client-vm` | a call from this qube to another |
 //! | `qrexec-client` | a call from the admin qube into a qube |
 //! | `qrexec-run-service` | run a service here, with our own standard streams |
+//! | `qrexec-link` | the service's side of a call's data link, for a service that runs elsewhere |
 //! | `qubes-vmexec` | service `qubes.VMExec`: runs the program that its argument spells |
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
 //! be hostile. It uses neither the standard library nor libc, so that it starts in 0.1 ms.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, fuzzing)), no_std)]
 #![deny(unsafe_code)]
 
 extern crate alloc;
 
 pub mod agent;
+pub mod agent_wire;
 pub mod arguments;
 pub mod barriers;
 pub mod call;
 pub mod children;
 pub mod client;
 pub mod client_dom0;
+pub mod client_wire;
 pub mod connection;
 pub mod environment;
 pub mod filter;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
+pub mod link;
+pub mod link_program;
+pub mod local_program;
 pub mod message;
 pub mod process;
 pub mod qfile;
@@ -39,7 +47,9 @@ pub mod sys;
 pub mod tar;
 pub mod text;
 pub mod users;
+pub mod vchan;
 pub mod vmexec;
+pub mod wire;
 
 use core::ffi::CStr;
 
@@ -66,6 +76,8 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
     match text::basename(name) {
         b"qrexec-client-vm" => client::run(rest, environment),
         b"qrexec-client" => client_dom0::run(rest, environment),
+        b"qrexec-run-service" => run_service::run(rest, environment),
+        b"qrexec-link" => link_program::run(rest, environment),
         b"qfile-agent" => qfile::sender::run(rest, environment),
         name @ (b"qvm-copy" | b"qvm-move" | b"qvm-copy-to-vm" | b"qvm-move-to-vm") => {
             qfile::copy::run(name, rest, environment)
@@ -74,6 +86,7 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
         b"qrexec-run-service" => run_service::run(rest, environment),
         b"tar2qfile" => tar::program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
+        _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),
         _ => agent::run(environment),
     }
 }

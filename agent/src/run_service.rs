@@ -59,11 +59,13 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
     service::serve_here(&request, &user, &settings)
 }
 
-fn own_name() -> Result<Vec<u8>, String> {
+/// The name of the user that we run as.
+pub fn own_name() -> Result<Vec<u8>, String> {
     let id = rustix::process::geteuid().as_raw();
     users::read_file(b"/etc/passwd")
         .ok()
-        .and_then(|passwd| users::find_by_id(&passwd, id).map(|user| user.name.to_vec()))
+        .and_then(|passwd| users::find_id(&passwd, id).map(|user| user.name.to_vec()))
+        .filter(|name| !name.is_empty())
         .ok_or_else(|| alloc::format!("no user of this qube has the id {id}"))
 }
 

@@ -57,6 +57,8 @@ pub struct Settings {
     pub agent: i32,
     /// Start programs from a login shell, which reads the profile.
     pub login_shell: bool,
+    /// Whether a socket may serve, or only a program.
+    pub sockets: bool,
     /// What a service that runs as our own user inherits; `None` for nothing.
     pub inherited: Option<&'static [&'static CStr]>,
 }
@@ -73,6 +75,7 @@ impl Settings {
             locks: environment::get(environment, b"CAISSON_SESSION_LOCKS").unwrap_or(LOCKS),
             agent: rustix::process::getpid().as_raw_nonzero().get(),
             login_shell: false,
+            sockets: true,
             inherited: None,
         }
     }
@@ -199,6 +202,7 @@ fn start_service(
             describe_call(&mut environment, request)?;
             run_service(&path, argument, &environment, settings)
         }
+        _ if !settings.sockets => problem("a socket service cannot serve a call from dom0 to dom0"),
         Found::Socket { path, placed_by_root: true } => {
             // Root's socket may take root's agent only, whose word on the caller counts.
             let socket = socket::connect_unix(path.as_bytes())?;

@@ -16,6 +16,8 @@ pub mod signal {
     pub const INTERRUPT: u32 = 2;
     /// Cannot be caught.
     pub const KILL: u32 = 9;
+    /// The first for a program's own purposes.
+    pub const USER_1: u32 = 10;
     /// A pipe without readers was written to.
     pub const PIPE: u32 = 13;
     /// Please end.
@@ -106,7 +108,7 @@ pub fn map_memory(length: usize) -> Option<usize> {
 ///
 /// # Safety
 /// Nothing may write there any more.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 pub unsafe fn protect_read_only(start: usize, length: usize) {
     // SAFETY: the caller answers for it; failing leaves the memory writable, which is sound.
     // JUSTIFICATION: there is no loader to do it.
@@ -227,6 +229,20 @@ pub fn standard(which: u8) -> BorrowedFd<'static> {
     // SAFETY: nothing in the process owns 0, 1 or 2; if one was closed, calls on it fail with EBADF.
     // JUSTIFICATION: these numbers are given by convention, there is nobody to borrow them from.
     unsafe { BorrowedFd::borrow_raw(i32::from(which)) }
+}
+
+/// A descriptor that our starter promised to give us, as ours; `None` where it is not open.
+///
+/// To be called at most once a number, before anything was opened.
+pub fn given_descriptor(number: u8) -> Option<OwnedFd> {
+    assert!(number > 2);
+    // SAFETY: at the program's start nothing of ours owns the number, and `fcntl` only looks.
+    // JUSTIFICATION: as `standard`.
+    let fd = unsafe { BorrowedFd::borrow_raw(i32::from(number)) };
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open, and nothing else will own it.
+    // JUSTIFICATION: the number must become an owner.
+    Some(unsafe { OwnedFd::from_raw_fd(i32::from(number)) })
 }
 
 /// Close standard input, so that its writer learns that nobody reads on.

@@ -1,6 +1,6 @@
 //! System call numbers that `sys::call` uses, by architecture.
 #![allow(missing_docs)]
-#![cfg_attr(test, allow(dead_code))]
+#![cfg_attr(any(test, fuzzing), allow(dead_code))]
 
 #[cfg(target_arch = "x86_64")]
 mod table {
@@ -60,8 +60,8 @@ pub use table::*;
 
 pub const OPEN_TREE: usize = 428;
 pub const FSOPEN: usize = 430;
+pub const CLOSE_RANGE: usize = 436;
 pub const MOUNT_SETATTR: usize = 442;
 pub const LANDLOCK_CREATE_RULESET: usize = 444;
 pub const LANDLOCK_ADD_RULE: usize = 445;
 pub const LANDLOCK_RESTRICT_SELF: usize = 446;
-pub const CLOSE_RANGE: usize = 436;
