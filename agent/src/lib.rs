@@ -83,7 +83,6 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
             qfile::copy::run(name, rest, environment)
         }
         b"qfile-unpacker" => qfile::unpacker::run(rest, environment),
-        b"qrexec-run-service" => run_service::run(rest, environment),
         b"tar2qfile" => tar::program::run(rest, environment),
         b"qubes-vmexec" => vmexec::run(rest, environment),
         _ if agent_wire::is_wanted(rest, environment) => agent_wire::run(rest, environment),

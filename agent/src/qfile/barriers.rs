@@ -36,7 +36,7 @@ pub fn become_user(uid: u32) -> Result<(), Errno> {
         return Ok(());
     }
     let passwd = users::read_file(b"/etc/passwd")?;
-    let gid = Gid::from_raw(users::find_by_id(&passwd, uid).ok_or(Errno::SRCH)?.gid);
+    let gid = Gid::from_raw(users::find_id(&passwd, uid).ok_or(Errno::SRCH)?.gid);
     let uid = Uid::from_raw(uid);
     rustix::thread::set_keep_capabilities(true)?;
     rustix::thread::set_thread_groups(&[])?;

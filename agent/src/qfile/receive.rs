@@ -143,7 +143,7 @@ fn home(environment: &[&'static CStr]) -> Vec<u8> {
     let passwd = crate::users::read_file(b"/etc/passwd").unwrap_or_default();
     match environment::get(environment, b"HOME") {
         Some(home) if home.starts_with(b"/") => home.to_vec(),
-        _ => crate::users::find_by_id(&passwd, uid).map_or(b"/".to_vec(), |user| user.home.to_vec()),
+        _ => crate::users::find_id(&passwd, uid).map_or(b"/".to_vec(), |user| user.home.to_vec()),
     }
 }
 
