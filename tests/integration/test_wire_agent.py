@@ -191,6 +191,26 @@ def test_sigterm_ends_the_agent_in_order() -> None:
         assert not agent.trigger_socket.exists()
 
 
+def test_clients_that_leave_while_the_daemon_is_stuck_are_let_go() -> None:
+    """No descriptor stays behind, and what they had asked is not asked for them any more."""
+    with wire_agent() as agent:
+        before = descriptors_of(agent.process.pid)
+        clients = []
+        for _ in range(60):
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            client.connect(str(agent.trigger_socket))
+            with contextlib.suppress(BlockingIOError):
+                client.send(trigger(b"a.B+" + b"x" * 60_000))
+            clients.append(client)
+        # The daemon is behind once the agent stops to take clients.
+        eventually(lambda: descriptors_of(agent.process.pid) > before + 4)
+        for client in clients:
+            client.close()
+        eventually(lambda: descriptors_of(agent.process.pid) <= before)
+        assert agent.process.poll() is None
+
+
 @pytest.mark.parametrize("option", ["-h", "--help", "--no-such", "operand"])
 def test_usage_is_code_2(option: str) -> None:
     """As the sheet says, for help too."""
