@@ -482,6 +482,21 @@ def test_a_session_server_serves_its_users_calls() -> None:
         assert agent.outcome(f"{ME}:QUBESRPC a.Skip work")[0] == 8
 
 
+@pytest.mark.root
+def test_a_session_server_of_somebody_else_is_not_used() -> None:
+    """Who can name a socket after another user does not get that user's calls."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/daemon.sock")
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        with wire_agent("--with-fork-server", "-s", f"{directory}/%s.sock") as agent:
+            agent.write_service("a.Who", "#!/bin/sh\nid -un\n")
+            assert agent.outcome("daemon:QUBESRPC a.Who work")[:2] == (0, b"daemon\n")
+
+
 def test_just_exec_says_only_its_code() -> None:
     """0 when the service runs, 127 when there is none; nobody waits for its end."""
     with wire_agent() as agent:
