@@ -386,6 +386,18 @@ def test_the_admin_qube_serves_a_trigger(desk: Desk, user: str) -> None:
     assert finish(process) == (3, b"", b"log\n")
 
 
+def test_a_service_of_the_admin_qube_has_the_signals_of_any_program(desk: Desk) -> None:
+    """None is held back, and a pipe that breaks ends it."""
+    desk.service("a.Signals", "#!/bin/sh\nexec grep -E '^Sig(Ign|Blk):' /proc/self/status\n")
+    process, link = serve(desk, "QUBESRPC a.Signals+ work name dom0")
+    assert link.receive() == (STDERR, b"")
+    _, blocked, _, ignored = whole(link, STDOUT).split()
+    assert int(blocked, 16) == 0
+    assert not int(ignored, 16) & 1 << signal.SIGPIPE - 1
+    link.close()
+    assert finish(process)[0] == 0
+
+
 def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
     """Errors end first, then output, then the code."""
     process, link = serve(desk, "QUBESRPC a.Missing+ work name dom0")
