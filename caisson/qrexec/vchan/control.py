@@ -68,7 +68,7 @@ class Session:
 
     def _bounds(self, kind: Kind) -> tuple[int, int]:
         if kind is Kind.HELLO and not self.version:
-            return 4, 4
+            return frames.HELLO_SIZE, frames.HELLO_SIZE
         if kind is Kind.TERMINATED:
             return frames.PARAMS_SIZE, frames.PARAMS_SIZE
         if kind in untrusted.TRIGGERS and self._speaks(kind):

@@ -238,7 +238,9 @@ async def _answered(sock: socket.socket) -> Params:
     greeted = False
 
     def admit(kind: Kind, length: int) -> None:
-        wanted = (Kind.EXEC_CMDLINE, frames.PARAMS_SIZE) if greeted else (Kind.HELLO, 4)
+        wanted = (
+            (Kind.EXEC_CMDLINE, frames.PARAMS_SIZE) if greeted else (Kind.HELLO, frames.HELLO_SIZE)
+        )
         if (kind, length) != wanted:
             raise MalformedError(f"the target's daemon says {kind.name} of {length} bytes")
 
