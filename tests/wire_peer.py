@@ -184,6 +184,7 @@ class WireAgent:
     streams: Streams
     process: subprocess.Popen[bytes]
     daemon: Wire = field(init=False)
+    own: int = OWN
     port: int = 513
     user: str = field(default_factory=lambda: own_name(os.geteuid()))
     closing: list[Any] = field(default_factory=list)
@@ -195,7 +196,7 @@ class WireAgent:
 
     def connect_daemon(self, version: int = 4) -> int:
         """Come as the daemon; the version that the agent says. It is echoed."""
-        self.daemon = self.streams.connect(OWN, 0, CONTROL_PORT)
+        self.daemon = self.streams.connect(self.own, 0, CONTROL_PORT)
         self.closing.append(self.daemon)
         kind, body = self.daemon.receive()
         assert (kind, len(body)) == (HELLO, 4)
@@ -225,7 +226,7 @@ class WireAgent:
         """Have a command run; the caller's end of its data link, before HELLO."""
         port = self.next_port()
         data = line if isinstance(line, bytes) else line.encode()
-        with self.streams.listen(PEER, OWN, port) as listener:
+        with self.streams.listen(PEER, self.own, port) as listener:
             self.daemon.send(kind, numbers(PEER, port) + data + b"\0")
             link = Wire(listener.accept()[0])
         self.closing.append(link)
@@ -272,7 +273,12 @@ def own_name(user: int) -> str:
 
 @contextlib.contextmanager
 def wire_agent(
-    *options: str, wrapper: Sequence[str] = (), connect: bool = True, **variables: str
+    *options: str,
+    wrapper: Sequence[str] = (),
+    connect: bool = True,
+    own: int = OWN,
+    streams: Streams | None = None,
+    **variables: str,
 ) -> Iterator[WireAgent]:
     """A real agent in a directory that every user may enter, with a daemon.
 
@@ -280,6 +286,8 @@ def wire_agent(
         options: more of the agent's command line.
         wrapper: a command that runs the agent.
         connect: whether the daemon comes.
+        own: the agent's domain.
+        streams: those of another agent, for calls between the two.
         variables: more of its environment.
     """
     with tempfile.TemporaryDirectory(prefix="wire-") as directory:
@@ -293,8 +301,8 @@ def wire_agent(
         binary.write_bytes(BINARY.read_bytes())
         binary.chmod(0o755)
         environment = {
-            "VCHAN_DOMAIN": str(OWN),
-            "VCHAN_SOCKET_DIR": str(home / "v"),
+            "VCHAN_DOMAIN": str(own),
+            "VCHAN_SOCKET_DIR": str(streams.directory if streams else home / "v"),
             "QREXEC_SERVICE_PATH": str(home / "services"),
             "QUBES_RPC_CONFIG_PATH": str(home / "settings"),
         }
@@ -302,7 +310,7 @@ def wire_agent(
         if "--with-fork-server" in command:
             command = [part for part in command if part not in ("-S", "--with-fork-server")]
         process = subprocess.Popen(command, env=environment | variables)
-        agent = WireAgent(home, Streams(home / "v"), process)
+        agent = WireAgent(home, streams or Streams(home / "v"), process, own)
         try:
             if connect:
                 agent.connect_daemon()

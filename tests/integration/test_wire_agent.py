@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import pwd
 import resource
 import select
@@ -11,6 +12,8 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,14 +29,17 @@ from wire_peer import (
     SERVICE_CONNECT,
     SERVICE_REFUSED,
     STDIN,
+    STDOUT,
     TERMINATED,
     TRIGGER_SERVICE,
     TRIGGER_SERVICE3,
     TRIGGER_SERVICE4,
+    Wire,
     WireAgent,
     code_of,
     descriptors_of,
     hello,
+    joined,
     message,
     numbers,
     own_name,
@@ -183,6 +189,26 @@ def test_sigterm_ends_the_agent_in_order() -> None:
         agent.process.send_signal(signal.SIGTERM)
         assert agent.process.wait(PATIENCE) == 0
         assert not agent.trigger_socket.exists()
+
+
+def test_clients_that_leave_while_the_daemon_is_stuck_are_let_go() -> None:
+    """No descriptor stays behind, and what they had asked is not asked for them any more."""
+    with wire_agent() as agent:
+        before = descriptors_of(agent.process.pid)
+        clients = []
+        for _ in range(60):
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            client.connect(str(agent.trigger_socket))
+            with contextlib.suppress(BlockingIOError):
+                client.send(trigger(b"a.B+" + b"x" * 60_000))
+            clients.append(client)
+        # The daemon is behind once the agent stops to take clients.
+        eventually(lambda: descriptors_of(agent.process.pid) > before + 4)
+        for client in clients:
+            client.close()
+        eventually(lambda: descriptors_of(agent.process.pid) <= before)
+        assert agent.process.poll() is None
 
 
 @pytest.mark.parametrize("option", ["-h", "--help", "--no-such", "operand"])
@@ -471,3 +497,112 @@ def test_just_exec_says_only_its_code() -> None:
         found = agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
         assert (len(found), code_of(found)) == (1, 127)
         assert {agent.daemon.receive()[0] for _ in range(2)} == {TERMINATED}
+
+
+# Whole calls.
+
+
+def test_calls_between_two_machines() -> None:
+    """A client of the one and a service of the other, many at once; each gets its own answer."""
+    with wire_agent() as target, wire_agent(own=OWN + 1, streams=target.streams) as source:
+        (source.home / "qrexec-client-vm").symlink_to("qrexec-agent")
+        target.write_service("a.Echo", "#!/bin/sh\ncat; echo oops >&2; exit $1\n")
+        clients = []
+        for number in range(40):
+            client = subprocess.Popen(
+                [
+                    source.home / "qrexec-client-vm",
+                    f"--agent-socket={source.trigger_socket}",
+                    "target",
+                    f"a.Echo+{number}",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={
+                    "VCHAN_DOMAIN": str(source.own),
+                    "VCHAN_SOCKET_DIR": str(target.streams.directory),
+                },
+            )
+            clients.append(client)
+            body = forwarded(source)
+            service = body[160:-1].decode()
+            port = target.next_port()
+            line = f"{target.user}:QUBESRPC {service} source\0".encode()
+            target.daemon.send(EXEC_CMDLINE, numbers(source.own, port) + line)
+            source.daemon.send(SERVICE_CONNECT, numbers(target.own, port) + ident_of(body))
+        for number, client in enumerate(clients):
+            data = b"%d " % number * 50_000
+            out, err = client.communicate(data, timeout=PATIENCE)
+            assert (client.returncode, out, err) == (number, data, b"oops\n")
+        for agent in (source, target):
+            assert {agent.daemon.receive()[0] for _ in clients} == {TERMINATED}
+
+
+def test_plain_streams_in_the_place_of_named_sockets() -> None:
+    """Port N is whatever lies at PREFIX.N; the machine opens it, whoever serves it comes later."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        prefix = Path(directory) / "port"
+
+        def listen(port: int) -> socket.socket:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.settimeout(PATIENCE)
+            listener.bind(f"{prefix}.{port}")
+            listener.listen(1)
+            return listener
+
+        def accept(listener: socket.socket) -> Wire:
+            return stack.enter_context(Wire(listener.accept()[0]))
+
+        agent = stack.enter_context(wire_agent(connect=False, CAISSON_VCHAN_STREAMS=str(prefix)))
+        agent.daemon = accept(listen(CONTROL_PORT))
+        assert agent.daemon.exactly(12) == hello()
+        agent.daemon.raw(hello())
+        line = agent.script("exec cat").encode()
+        agent.daemon.send(EXEC_CMDLINE, numbers(PEER, 514) + line + b"\0")
+        link = accept(listen(514))
+        assert link.greet() == 4
+        link.raw(message(STDIN, b"x") + message(STDIN))
+        found = link.rest()
+        assert (joined(found, STDOUT), code_of(found)) == (b"x", 0)
+        assert agent.daemon.receive() == (TERMINATED, numbers(PEER, 514))
+
+
+def test_a_character_device_is_a_plain_stream_too() -> None:
+    """As the port of a virtual machine is: no socket, and opened by us."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        master, slave = pty.openpty()
+        stack.callback(os.close, master)
+        stack.callback(os.close, slave)
+        tty.setraw(slave)
+        (Path(directory) / f"port.{CONTROL_PORT}").symlink_to(os.ttyname(slave))
+        prefix = f"{directory}/port"
+        agent = stack.enter_context(wire_agent(connect=False, CAISSON_VCHAN_STREAMS=prefix))
+        found = b""
+        while len(found) < 12:
+            found += os.read(master, 12)
+        assert found == hello()
+        os.write(master, hello())
+        agent.ask(trigger(b"a.B"))
+        found = b""
+        while len(found) < 8 + 164:
+            found += os.read(master, 4096)
+        assert found[:8] == struct.pack("<II", TRIGGER_SERVICE4, 164)
+
+
+def test_errors_of_services_reach_the_log_without_escapes(tmp_path: Path) -> None:
+    """QSB-087: one line each, tagged with service and caller; the caller gets the raw bytes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.settimeout(PATIENCE)
+        log.bind(str(tmp_path / "log"))
+        with wire_agent(CAISSON_LOG_SOCKET=str(tmp_path / "log")) as agent:
+            text = r"printf 'one\033[2Jx\ntwo\n\nrest' >&2; head -c 3000 /dev/zero >&2"
+            agent.write_service("a.Err", f"#!/bin/sh\n{text}\n")
+            _, _, err = agent.outcome(f"{agent.user}:QUBESRPC a.Err+c:d wo\x9brk")
+            assert err == b"one\x1b[2Jx\ntwo\n\nrest" + bytes(3000)
+            tag = b"<13>a.Err+c_d-wo__rk: "
+            assert log.recv(4096) == tag + b"one_[2Jx"
+            assert log.recv(4096) == tag + b"two"
+            rest = [log.recv(4096).removeprefix(tag) for _ in range(3)]
+            assert [len(line) for line in rest] == [1024, 1024, 956]
+            assert b"".join(rest) == b"rest" + b"_" * 3000

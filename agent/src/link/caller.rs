@@ -14,6 +14,7 @@ use crate::local_program;
 use crate::relay::End;
 use crate::speak::Reason;
 use crate::sys::call;
+use crate::vchan::SEND_BUFFER;
 use crate::{code, say};
 
 /// What hangs on the calling side.
@@ -71,7 +72,11 @@ impl Caller<'_> {
     }
 }
 
-/// Two connected stream sockets.
+/// Two connected stream sockets that hold much.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for end in [&pair.0, &pair.1] {
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, SEND_BUFFER);
+    }
+    Ok(pair)
 }

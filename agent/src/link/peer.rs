@@ -145,6 +145,8 @@ impl Peer {
         match rustix::io::read(&self.stream, &mut self.inbox[rest..]) {
             Ok(0) => self.ended = true,
             Ok(count) => self.end += count,
+            // `poll` has nothing more to tell of a peer that hung up, and it sends nothing more.
+            Err(Errno::AGAIN) if self.hung_up => self.ended = true,
             Err(Errno::AGAIN) => {
                 self.readable = false;
                 return false;
@@ -223,6 +225,13 @@ impl Peer {
         }
         (self.sent, self.filled) = (0, count + messages * HEADER);
         moved
+    }
+
+    /// The data that `fill` has just read.
+    pub fn filled_bodies(&self) -> impl Iterator<Item = &[u8]> {
+        self.outbox[..self.filled]
+            .chunks(self.chunk + HEADER)
+            .map(|message| message.get(HEADER..).unwrap_or(&[]))
     }
 
     /// Queue bytes as data of a stream, before anything else is sent.

@@ -7,6 +7,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::ends::{Moved, Sink, Source};
+use super::log::Log;
 use super::peer::{Next, Peer};
 use super::rules::{Due, Ending, Heard, Rules, Side, Stream};
 use crate::filter;
@@ -64,11 +65,14 @@ pub struct Link {
     pub both_ways: Option<OwnedFd>,
     /// USR1 and signals to end by.
     pub signals: Option<Watch>,
+    /// Where the service's errors are copied to.
+    pub log: Option<Log>,
     /// The stream whose bytes are being handed on; none where they are dropped.
     current: Option<Stream>,
     /// The beginning of an exit code.
     code: Option<Vec<u8>>,
     turn: usize,
+    remarked: bool,
 }
 
 enum Stop {
@@ -88,9 +92,11 @@ impl Link {
             process: Process::None,
             both_ways: None,
             signals: None,
+            log: None,
             current: None,
             code: None,
             turn: 0,
+            remarked: false,
         }
     }
 
@@ -133,31 +139,38 @@ impl Link {
         let mut moved = self.peer.flush();
         if self.peer.all_sent() {
             moved |= self.fill()?;
-            while let Some(due) = self.rules.due() {
-                moved = true;
-                match due {
-                    Due::End(stream) => {
-                        self.peer.queue(&wire::Header { kind: stream.kind(), length: 0 }.bytes())
-                    }
-                    Due::Code(code) => self.peer.queue(&wire::exit_code(code)),
-                }
-            }
             moved |= self.peer.flush();
         }
         moved |= self.peer.receive();
         moved |= self.deliver().map_err(Stop::Malformed)?;
+        moved |= self.say_what_is_due();
         if self.peer.deaf() && self.rules.side() == Side::Service && self.rules.ending().is_none() {
             // Whatever the service says from now on would fill a pipe that nobody empties.
             self.rules.peer_gone();
         }
         if let Some(ending) = self.rules.ending() {
-            // The caller's last word is owed to nobody who does not take it now.
-            let said = self.peer.all_sent() || self.peer.deaf() || self.rules.side() == Side::Caller;
-            if said {
+            // A lost peer, and one that has said its last word, are owed nothing that they do not take.
+            let owed = ending != Ending::Lost && self.rules.side() == Side::Service;
+            if !owed || self.peer.all_sent() || self.peer.deaf() {
                 return Err(Stop::Ended(ending));
             }
         }
         Ok(moved)
+    }
+
+    /// Send ends and codes, once everything before them is sent.
+    fn say_what_is_due(&mut self) -> bool {
+        let mut said = false;
+        while self.peer.all_sent() {
+            let Some(due) = self.rules.due() else { break };
+            match due {
+                Due::End(stream) => self.peer.queue(&wire::Header { kind: stream.kind(), length: 0 }.bytes()),
+                Due::Code(code) => self.peer.queue(&wire::exit_code(code)),
+            }
+            self.peer.flush();
+            said = true;
+        }
+        said
     }
 
     /// Read one of the sources into messages.
@@ -173,7 +186,12 @@ impl Link {
                 continue;
             }
             match self.peer.fill(stream, source) {
-                Moved::Bytes(_) => return Ok(true),
+                Moved::Bytes(_) => {
+                    if let (Stream::Errors, Some(log)) = (stream, &mut self.log) {
+                        self.peer.filled_bodies().for_each(|body| log.add(body));
+                    }
+                    return Ok(true);
+                }
                 Moved::Nothing => {}
                 Moved::Over => {
                     // The service may have asked to go on elsewhere just before.
@@ -244,12 +262,16 @@ impl Link {
     /// A message begins.
     fn begin(&mut self, kind: wire::Kind, length: u32) {
         self.current = None;
+        if let Some(remark) = self.rules.remark(kind).filter(|_| !self.remarked) {
+            // Once a call: a peer must not be able to fill our log.
+            self.remarked = true;
+            say!("a call's peer breaks the protocol: {remark}");
+        }
         match self.rules.hear(kind, length) {
             Heard::Bytes(stream) => self.current = Some(stream),
             Heard::End(stream) => self.close_sink(stream),
             Heard::Code => self.code = Some(Vec::new()),
-            Heard::Nothing(Some(remark)) => say!("the peer of the call sent {remark}"),
-            Heard::Nothing(None) => {}
+            Heard::Nothing => {}
         }
     }
 
