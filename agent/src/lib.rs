@@ -13,7 +13,7 @@
 //!
 //! It trusts the broker's socket, and nothing else that it reads: files and processes of a qube may
 //! be hostile. It uses neither the standard library nor libc, so that it starts in 0.1 ms.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, fuzzing)), no_std)]
 #![deny(unsafe_code)]
 
 extern crate alloc;
@@ -30,6 +30,8 @@ pub mod client_wire;
 pub mod connection;
 pub mod environment;
 pub mod filter;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 pub mod link;
 pub mod link_program;
 pub mod local_program;

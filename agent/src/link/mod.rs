@@ -26,5 +26,5 @@ pub use caller::Caller;
 pub use ends::{Sink, Source};
 pub use log::{Log, SOCKET as LOG};
 pub use peer::{Peer, Refusal};
-pub use rules::{Ending, Rules, Side, Stream};
+pub use rules::{Due, Ending, Rules, Side, Stream};
 pub use run::{Link, Process, Watch};

@@ -108,7 +108,7 @@ pub fn map_memory(length: usize) -> Option<usize> {
 ///
 /// # Safety
 /// Nothing may write there any more.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 pub unsafe fn protect_read_only(start: usize, length: usize) {
     // SAFETY: the caller answers for it; failing leaves the memory writable, which is sound.
     // JUSTIFICATION: there is no loader to do it.
