@@ -25,6 +25,8 @@ from fake_agent import (
 )
 from wire_rig import UUIDS, allow, wire
 
+from caisson.qrexec.vchan.streams import Places
+
 IDENT = b"SOCKET7".ljust(32, b"\0")
 WORK, VAULT = 42, 43
 
@@ -348,6 +350,22 @@ async def test_agent_may_come_again():
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
         vault.send(params(TERMINATED, 0, 513))
         assert (await vault.next()).rest == b"user:true\0"
+
+
+async def test_agent_may_come_again_on_a_stream_without_an_end():
+    """A virtio port does not tell that its agent is gone: another hello does."""
+    async with wire(lambda _: None) as rig:
+        streams = Places(rig.streams, rig.streams / f"vchan.{VAULT}.0")
+        (rig.streams / f"vchan.{VAULT}.0.512").symlink_to(f"vchan.{VAULT}.0.512.sock")
+        vault = await rig.qube("vault", VAULT, places=streams)
+        client = await rig.client("vault")
+        await client.command(EXEC, 0, 0, b"user:true\0")
+        assert (await client.next()).params == (VAULT, 513)
+        assert (await vault.next()).kind == EXEC
+        vault.send(trigger(b"work", b"my.Service\0"))
+        assert await vault.link.greet() == 4
+        assert (await client.next()).kind == 0
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
 
 
 @pytest.mark.parametrize(
