@@ -12,6 +12,7 @@ from fake_agent import (
     EXIT,
     HELLO,
     JUST_EXEC,
+    PATIENCE,
     REFUSED,
     STDERR,
     STDIN,
@@ -147,7 +148,7 @@ async def test_disposable_lives_as_long_as_its_call():
         assert [act[0] for act in rig.acts] == ["admin.vm.CreateDisposable", "admin.vm.Start"]
         assert rig.acts[0] == ("admin.vm.CreateDisposable", f"uuid:{base}", b"uuid")
         rig.agents[1].send(params(TERMINATED, WORK, 513))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             await ended.wait()
         assert rig.acts[2] == ("admin.vm.Kill", made, b"")
 
@@ -169,7 +170,7 @@ async def test_disposable_of_a_caller_that_left_is_killed():
 
         rig.on_act = act
         work.send(trigger(b"@dispvm", b"my.Service\0"))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             await left.wait()
             await ended.wait()
         assert [act[:2] for act in rig.acts] == [
@@ -217,7 +218,7 @@ async def test_name_of_a_request_may_be_used_again():
     async with wire(answer) as rig:
         work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
         work.send(trigger(b"vault", b"my.Slow\0"))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             await first.wait()
         work.send(trigger(b"vault", b"my.Fast\0"))
         assert (await vault.next()).rest == b"user:QUBESRPC my.Fast+ work\0"
@@ -269,6 +270,38 @@ async def test_end_of_a_connection_ends_its_client():
         vault.send(params(TERMINATED, 0, 513))
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
+
+
+async def test_connection_that_another_daemon_made_is_passed_on():
+    """With a port that is given there is nothing to answer, nor to remember."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        await client.command(EXEC, WORK, 513, b"user:true\0")
+        assert await vault.next() == (EXEC, params(EXEC, WORK, 513, b"user:true\0")[8:])
+        client.writer.write_eof()
+        assert (await client.next()).kind == 0
+        assert (await rig.run("vault", WORK, b"user:true\0")).params == (VAULT, 513)
+
+
+async def test_request_is_connected_by_nobody_before_it_is_allowed():
+    """A program of the admin qube may answer those only that it was started for."""
+    asked = asyncio.Event()
+
+    def answer(_question: dict[str, str]) -> None:
+        asked.set()
+
+    async with wire(answer) as rig:
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"dom0", b"my.Service\0"))
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
+        client = await rig.client("work")
+        await client.command(CONNECT, 0, 0, IDENT)
+        assert (await client.next()).kind == 0
+        # What the agent hears next is about something else.
+        assert (await rig.run("work", 0, b"user:true\0")).kind == EXEC
+        assert (await work.next()).kind == EXEC
 
 
 HELLO_3 = frame(HELLO, b"\3\0\0\0")
