@@ -123,7 +123,8 @@ async def test_target_is_started_once():
         assert (await rig.agents[1].next()).rest == b"root:QUBESRPC my.Service+ work\0"
 
 
-async def test_disposable_lives_as_long_as_its_call():
+@pytest.mark.parametrize("ends", ["call", "daemon"])
+async def test_disposable_lives_as_long_as_its_call(ends: str):
     """It is made, started, called by its uuid, and killed at the end of the connection."""
     base = "00000000-0000-4000-8000-000000000009"
     async with wire(lambda _: allow("@dispvm:base", target_uuid=f"@dispvm:uuid:{base}")) as rig:
@@ -147,10 +148,35 @@ async def test_disposable_lives_as_long_as_its_call():
         assert (connect.kind, connect.params) == (CONNECT, (VAULT, 513))
         assert [act[0] for act in rig.acts] == ["admin.vm.CreateDisposable", "admin.vm.Start"]
         assert rig.acts[0] == ("admin.vm.CreateDisposable", f"uuid:{base}", b"uuid")
-        rig.agents[1].send(params(TERMINATED, WORK, 513))
+        if ends == "call":
+            rig.agents[1].send(params(TERMINATED, WORK, 513))
+        else:
+            rig.running["work"].cancel()
         async with asyncio.timeout(PATIENCE):
             await ended.wait()
         assert rig.acts[2] == ("admin.vm.Kill", made, b"")
+
+
+async def test_disposable_that_is_made_while_its_daemon_ends_is_killed():
+    """Its name is waited for."""
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def act(_method: str, _name: str, _payload: bytes) -> bytes:
+            asked.set()
+            await go.wait()
+            return b"disp7"
+
+        rig.on_act = act
+        work.send(trigger(b"@dispvm", b"my.Service\0"))
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
+        rig.running["work"].cancel()
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(rig.running["work"], return_exceptions=True)
+        assert rig.acts[-1] == ("admin.vm.Kill", "disp7", b"")
 
 
 async def test_disposable_of_a_caller_that_left_is_killed():

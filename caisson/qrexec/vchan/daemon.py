@@ -28,6 +28,8 @@ from caisson.qrexec.vchan.switchboard import CONTROL_RING, Decider, Switchboard,
 
 HELLO_PATIENCE = 60.0
 """Seconds that an agent has for its hello when its stream is there."""
+LAST_PATIENCE = 10.0
+"""Seconds for what still has to be told to qubesd when the daemon ends."""
 _PAUSE = 0.05
 _MUCH_UNSENT = 262_144
 """Bytes that an agent does not take before nothing more is read of it."""
@@ -173,10 +175,16 @@ class Daemon:
                 await self._serve(await streams.connect(place))
                 await asyncio.sleep(_PAUSE)  # somebody may accept and hang up, all the time
         finally:
-            tasks = tuple(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """End all tasks; what they begin at their end, such as to kill a disposable, is done."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=LAST_PATIENCE)
 
     async def _serve(self, descriptor: int) -> None:
         """One session with an agent, from its hello to its end."""

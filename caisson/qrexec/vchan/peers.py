@@ -173,8 +173,12 @@ class Peers:
     async def _discarded(
         self, pending: Pending, verdict: Verdict, base: str, payload: bytes
     ) -> None:
-        made = await self._admin("admin.vm.CreateDisposable", base, payload)
-        name = parse_target(made.decode("ascii", "replace"))
+        making = asyncio.ensure_future(self._admin("admin.vm.CreateDisposable", base, payload))
+        try:
+            name = _made(await asyncio.shield(making))
+        except asyncio.CancelledError:
+            self._spawn(self._killed_when_made(making))
+            raise
         try:
             if pending.over:
                 return
@@ -190,6 +194,9 @@ class Peers:
         finally:
             self._board.refuse(pending)
             self._spawn(self._killed(name))
+
+    async def _killed_when_made(self, making: asyncio.Future[bytes]) -> None:
+        await self._killed(_made(await making))
 
     async def _killed(self, name: str) -> None:
         try:
@@ -229,6 +236,11 @@ class Peers:
         except BaseException:
             sock.close()
             raise
+
+
+def _made(reply: bytes) -> str:
+    """The name of a new disposable, or its uuid."""
+    return parse_target(reply.decode("ascii", "replace"))
 
 
 async def _answered(sock: socket.socket) -> Params:
