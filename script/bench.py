@@ -22,7 +22,7 @@ from pathlib import Path
 from bench_measure import Row, clock, machine, p50, p99, pss_mib, run
 from bench_policy import POLICY_ROWS
 from bench_scale import SCALE_ROWS, Scale
-from bench_wire import WIRE_ROWS
+from bench_wire import CLEANING, WIRE_ROWS
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
@@ -57,6 +57,7 @@ class Instance:
         for qube in ("bench-b", "bench-dvm"):
             self.service(qube, "bench.True", "exec /bin/true")
         self.service("bench-b", "bench.Stream", f"exec python3 -c '{WRITE}'")
+        self.service("bench-b", *CLEANING)
         with suppress(subprocess.CalledProcessError):
             run("qvm-shutdown", "--wait", "bench-dvm")
 
@@ -297,8 +298,9 @@ ROWS: dict[str, Callable[[Instance, int, Path], Row]] = {
     "disposable": disposable,
     "idle-memory": idle_memory,
     "ls-1000": ls_1000,
+    **WIRE_ROWS,
 }
-ALL = (*ROWS, *SCALE_ROWS, *POLICY_ROWS, *WIRE_ROWS)
+ALL = (*ROWS, *SCALE_ROWS, *POLICY_ROWS)
 
 
 def show(row: Row) -> None:
@@ -331,8 +333,6 @@ def main() -> int:
         for row in chosen.rows or ALL:
             if row in POLICY_ROWS:
                 results.append(POLICY_ROWS[row](chosen.samples, Path(work)))
-            elif row in WIRE_ROWS:
-                results.append(WIRE_ROWS[row](chosen.samples, Path(work)))
             elif row in SCALE_ROWS:
                 scale = scale or Scale(Path(work))
                 results.append(SCALE_ROWS[row](scale, chosen.samples))

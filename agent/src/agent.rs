@@ -19,6 +19,7 @@ use crate::connection::{Connection, Descriptors};
 use crate::message::{self, ToAgent};
 use crate::process::{self, exit_code};
 use crate::service::{self, Request, Settings, Work};
+use crate::setup::{self, Gate};
 use crate::speak::{Reason, Shown};
 use crate::sys::call::{self, signal};
 use crate::text::{basename, c_string};
@@ -50,6 +51,9 @@ struct Agent {
     link: Link,
     report: Option<Vec<u8>>,
     children: Children,
+    /// What calls wait at; before the first admission, nobody has set the qube up.
+    gate: Option<Gate>,
+    set_up: bool,
     undelivered: bool,
     childless: bool,
     leave_at: Option<i64>,
@@ -75,6 +79,7 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
     if first_process {
+        setup::show_services();
         // The qube's root must not trace us or look at what we have open.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     }
@@ -87,6 +92,8 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         link: Link::Down { watch: None, pause: 0, retry_at: 0 },
         report,
         children: Children::default(),
+        gate: None,
+        set_up: false,
         undelivered: false,
         childless: true,
         leave_at: None,
@@ -163,6 +170,7 @@ impl Agent {
                 self.signals.as_raw_fd(),
                 connection.as_fd().as_raw_fd(),
                 watch.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+                self.gate.as_ref().map_or(-1, Gate::descriptor),
             ];
             let fresh = || barriers::report(VERSION, self.capabilities, &own);
             let Some(report) = self.report.take().or_else(fresh) else {
@@ -313,6 +321,7 @@ impl Agent {
                 }
                 if self.first_process {
                     self.let_go_of_standard_descriptors();
+                    self.set_up();
                 }
             }
             ToAgent::Rejected(reason) => {
@@ -335,6 +344,14 @@ impl Agent {
             }
         }
         None
+    }
+
+    /// Once, at the first admission.
+    fn set_up(&mut self) {
+        if !core::mem::replace(&mut self.set_up, true) {
+            self.gate = setup::begin();
+            self.childless &= self.gate.is_none();
+        }
     }
 
     fn let_go_of_standard_descriptors(&self) {
@@ -360,7 +377,11 @@ impl Agent {
         if let Some(text) = refusal {
             return self.refuse(id, &descriptors, text);
         }
+        if self.gate.as_ref().is_some_and(Gate::is_open) {
+            self.gate = None;
+        }
         match call::fork() {
+            Ok(None) if self.gate.is_some() => self.start_behind_gate(work, user, descriptors, just_start),
             Ok(None) if just_start => service::start_and_leave(work, user, &self.settings),
             Ok(None) => service::become_service(work, user, descriptors, &self.settings),
             Ok(Some(pid)) => {
@@ -373,6 +394,23 @@ impl Agent {
                 &alloc::format!("cannot make a process: {error}", error = Reason(error)),
             ),
         }
+    }
+
+    /// In the child: wait until the qube is set up, so that a service sees its paths.
+    fn start_behind_gate(
+        &self,
+        work: Work<'_>,
+        user: &[u8],
+        descriptors: Descriptors,
+        just_start: bool,
+    ) -> ! {
+        if let Some(gate) = &self.gate {
+            gate.pass(descriptors[2].as_ref());
+        }
+        if just_start {
+            service::start_and_leave(work, user, &self.settings)
+        }
+        service::become_service(work, user, descriptors, &self.settings)
     }
 
     fn refuse(&mut self, id: u64, descriptors: &Descriptors, text: &str) {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caisson.errors import StorageError
-from caisson.storage.qube_files import lay, remove_unused
+from caisson.storage.qube_files import AGENT, AGENT_NAMES, lay, remove_unused
 
 pytestmark = pytest.mark.root
 
@@ -45,15 +45,32 @@ def test_files_are_readable_by_all_and_writable_by_root(tmp_path: Path, source: 
     assert modes == {
         "etc/profile.d/qubes.sh": 0o644,
         "etc/qubes-rpc/qubes.Test": 0o755,
-        "usr/bin/qrexec-client-vm": 0o755,
-        "usr/lib/qubes/qrexec-agent": 0o755,
-        "usr/lib/qubes/qubes-vmexec": 0o755,
         "usr/lib/qubes/tool": 0o755,
+        **dict.fromkeys((AGENT, *AGENT_NAMES), 0o755),
     }
     for path in (laid, *laid.rglob("*")):
         assert (path.stat().st_uid, path.stat().st_gid) == (0, 0)
         assert path.is_file() or stat.S_IMODE(path.stat().st_mode) == 0o755
     assert (laid / "usr/bin/qrexec-client-vm").read_bytes() == b"agent"
+
+
+def test_links_to_ports_are_services_and_other_links_are_not_for_qubes(
+    tmp_path: Path, source: Path, agent: Path
+):
+    """A link that leads elsewhere would lay down whatever the machine has there."""
+    services = source / "etc/qubes-rpc"
+    (services / "qubes.ConnectTCP").symlink_to("/dev/tcp/127.0.0.1")
+    for name, text in {"a": "/etc/shadow", "b": "qubes.Test", "c": "/dev/tcpx"}.items():
+        (services / name).symlink_to(text)
+    laid = lay(tmp_path / "state", source, agent)
+    found = {path.name for path in (laid / "etc/qubes-rpc").iterdir()}
+    assert found == {"qubes.Test", "qubes.ConnectTCP"}
+    link = laid / "etc/qubes-rpc/qubes.ConnectTCP"
+    assert str(link.readlink()) == "/dev/tcp/127.0.0.1"
+    assert link.lstat().st_uid == 0
+    (services / "qubes.ConnectTCP").unlink()
+    (services / "qubes.ConnectTCP").symlink_to("/dev/tcp/127.0.0.1/1")
+    assert lay(tmp_path / "state", source, agent) != laid
 
 
 def test_the_same_content_is_laid_once(tmp_path: Path, source: Path, agent: Path):

@@ -21,6 +21,8 @@ mod peer;
 mod rules;
 mod run;
 pub mod serve;
+#[cfg(test)]
+mod tests;
 
 pub use caller::Caller;
 pub use ends::{Sink, Source};

@@ -216,11 +216,51 @@ pub fn wait_for(pid: i32) -> Result<i32, Errno> {
 /// Milliseconds of a clock that never jumps.
 pub fn milliseconds() -> i64 {
     const MONOTONIC: usize = 1;
+    let now = clock(MONOTONIC);
+    now[0] * 1000 + now[1] / 1_000_000
+}
+
+/// Seconds since 1970 as this machine believes.
+pub fn unix_time() -> i64 {
+    const REALTIME: usize = 0;
+    clock(REALTIME)[0]
+}
+
+/// Seconds and nanoseconds of a clock.
+fn clock(which: usize) -> [i64; 2] {
     let mut now = [0_i64; 2];
     // SAFETY: `now` has the layout of a timespec.
     // JUSTIFICATION: rustix's clock pulls in the vDSO.
-    let _ = unsafe { syscall(number::CLOCK_GETTIME, [MONOTONIC, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
-    now[0] * 1000 + now[1] / 1_000_000
+    let _ = unsafe { syscall(number::CLOCK_GETTIME, [which, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    now
+}
+
+/// Seconds since the epoch, by the clock that people read.
+pub fn seconds() -> i64 {
+    const REALTIME: usize = 0;
+    let mut now = [0_i64; 2];
+    // SAFETY: `now` has the layout of a timespec.
+    // JUSTIFICATION: as `milliseconds`.
+    let _ = unsafe { syscall(number::CLOCK_GETTIME, [REALTIME, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    now[0]
+}
+
+/// Set the clock that people read.
+pub fn set_seconds(seconds: i64) -> Result<(), Errno> {
+    const REALTIME: usize = 0;
+    let wanted = [seconds, 0_i64];
+    // SAFETY: `wanted` has the layout of a timespec and is only read.
+    // JUSTIFICATION: as `milliseconds`.
+    unsafe { syscall(number::CLOCK_SETTIME, [REALTIME, wanted.as_ptr() as usize, 0, 0, 0, 0]) }.map(|_| ())
+}
+
+/// Let a file or directory be seen at another place as well.
+pub fn bind_mount(source: &CStr, target: &CStr) -> Result<(), Errno> {
+    const BIND: usize = 1 << 12;
+    let a = [source.as_ptr() as usize, target.as_ptr() as usize, 0, BIND, 0, 0];
+    // SAFETY: both paths end with a NUL and are only read.
+    // JUSTIFICATION: a feature of rustix that nothing else needs.
+    unsafe { syscall(number::MOUNT, a) }.map(|_| ())
 }
 
 /// One of the descriptors that the process was started with: 0, 1 or 2.

@@ -16,6 +16,7 @@ mod table {
     pub const KILL: usize = 62;
     pub const MOUNT: usize = 165;
     pub const INIT_MODULE: usize = 175;
+    pub const CLOCK_SETTIME: usize = 227;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
     pub const KEXEC_LOAD: usize = 246;
@@ -40,6 +41,7 @@ mod table {
     pub const UNSHARE: usize = 97;
     pub const KEXEC_LOAD: usize = 104;
     pub const INIT_MODULE: usize = 105;
+    pub const CLOCK_SETTIME: usize = 112;
     pub const CLOCK_GETTIME: usize = 113;
     pub const KILL: usize = 129;
     pub const RT_SIGACTION: usize = 134;
