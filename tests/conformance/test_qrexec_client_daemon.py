@@ -69,7 +69,7 @@ class Desk:
         }
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [self.home / "qrexec-client", f"--socket-dir={self.home}", *arguments]
-        process = subprocess.Popen(command, bufsize=0, env=environment, **(options | popen))
+        process = subprocess.Popen(command, bufsize=0, **(options | {"env": environment} | popen))
         self.started.append(process)
         return process
 
@@ -386,6 +386,18 @@ def test_the_admin_qube_serves_a_trigger(desk: Desk, user: str) -> None:
     assert finish(process) == (3, b"", b"log\n")
 
 
+def test_a_service_of_the_admin_qube_has_the_signals_of_any_program(desk: Desk) -> None:
+    """None is held back, and a pipe that breaks ends it."""
+    desk.service("a.Signals", "#!/bin/sh\nexec grep -E '^Sig(Ign|Blk):' /proc/self/status\n")
+    process, link = serve(desk, "QUBESRPC a.Signals+ work name dom0")
+    assert link.receive() == (STDERR, b"")
+    _, blocked, _, ignored = whole(link, STDOUT).split()
+    assert int(blocked, 16) == 0
+    assert not int(ignored, 16) & 1 << signal.SIGPIPE - 1
+    link.close()
+    assert finish(process)[0] == 0
+
+
 def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
     """Errors end first, then output, then the code."""
     process, link = serve(desk, "QUBESRPC a.Missing+ work name dom0")
@@ -436,6 +448,21 @@ def test_the_admin_qube_calls_itself_directly(desk: Desk) -> None:
         assert finish(process, b"in") == (8, b"x dom0\nin", b"")
     process = desk.start("-E", "-d", "dom0", "DEFAULT:QUBESRPC a.Own+x dom0")
     assert finish(process, b"in")[:2] == (0, b"x dom0\nin")
+
+
+def test_services_of_the_admin_qube_lie_below_its_root(desk: Desk) -> None:
+    """So do their settings: many instances live side by side."""
+    for path, text in (
+        ("etc/qubes-rpc/a.Root", "#!/bin/sh\necho below\n"),
+        ("etc/qubes/rpc-config/a.Bad", "x\n"),
+    ):
+        (desk.home / path).parent.mkdir(parents=True)
+        (desk.home / path).write_text(text)
+    (desk.home / "etc/qubes-rpc/a.Root").chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "CAISSON_ROOT": str(desk.home)}
+    for service, expected in (("a.Root", (0, b"below\n")), ("a.Bad", (125, b""))):
+        process = desk.start("-d", "dom0", f"DEFAULT:QUBESRPC {service} dom0", env=environment)
+        assert finish(process)[:2] == expected
 
 
 def test_just_exec_in_the_admin_qube_does_not_wait(desk: Desk) -> None:

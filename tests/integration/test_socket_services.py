@@ -26,7 +26,7 @@ from agent_rig import (
     running_agent,
     shut,
 )
-from wire_peer import wire_agent
+from wire_peer import STDERR, STDIN, STDOUT, code_of, joined, wire_agent
 
 MEGABYTE = 1 << 20
 
@@ -634,7 +634,24 @@ def test_a_user_cannot_point_the_agent_at_roots_sockets(agent: Agent) -> None:
         assert finish(agent, number, pipes).code == 0
 
 
-# Through the login shell of an agent in another machine.
+# Through an agent in another machine.
+
+
+def test_a_socket_serves_a_call_over_the_wire() -> None:
+    """Errors end at once, output with the service, and the code is 0."""
+    with wire_agent() as machine, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(machine.home / "services/a.Socket"))
+        listening.settimeout(PATIENCE)
+        listening.listen()
+        link = machine.call(f"{machine.user}:QUBESRPC a.Socket+x work name y")
+        with listening.accept()[0] as connection:
+            assert link.receive() == (STDERR, b"")
+            link.send(STDIN, b"input")
+            link.send(STDIN)
+            assert connection.makefile("rb").read() == b"a.Socket+x work name y\0input"
+            connection.sendall(b"output")
+        assert joined(rest := link.rest(), STDOUT) == b"output"
+        assert code_of(rest) == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's agent starts a login shell")

@@ -24,7 +24,7 @@ pub mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use caller::Caller;
+pub use caller::{pair, Caller};
 pub use ends::{Sink, Source};
 pub use log::{Log, SOCKET as LOG};
 pub use peer::{Peer, Refusal};
