@@ -62,7 +62,7 @@ class Peers:
     ) -> None:
         self._board = board
         self._own = frozenset({board.name, uuid})
-        self._directory = directory
+        self._near = address(directory)
         self._policy = policy
         self._admin = admin
         self._client = client
@@ -225,7 +225,7 @@ class Peers:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(address(self._directory / f"qrexec.{target}"))
+            sock.connect(f"{self._near}/qrexec.{target}")
             # The daemon says hello by itself: ours need not wait for it.
             request = frames.hello(frames.LOCAL_VERSION) + frames.execute(
                 Kind.EXEC_CMDLINE, self._board.domain, 0, command
