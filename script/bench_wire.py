@@ -304,6 +304,7 @@ def stream_wire(_instance: Instance, samples: int, work: Path) -> Row:
         for _ in range(min(samples, 20)):
             for name, pair in pairs.items():
                 found.setdefault(name, []).append(_stream_once(pair))
+            found.setdefault("pipe-64KiB", []).append(_pipe_once(pairs["ours"]))
     ours = found.pop("ours")
     medians = {name: p50(speeds) for name, speeds in found.items()}
     return Row("stream-wire", "MiB/s", len(ours), p50(ours), min(ours), p50(ours),
@@ -317,6 +318,16 @@ def _stream_once(pair: Pair) -> float:
     _, speed = reader.communicate()
     if call.wait() != 0:
         raise subprocess.CalledProcessError(call.returncode, "bench.Stream")
+    return float(speed)
+
+
+def _pipe_once(pair: Pair) -> float:
+    """The same bytes through a plain pipe of the usual capacity."""
+    writer = pair.python(WRITE, stdout=subprocess.PIPE)
+    reader = pair.python(READ, stdin=writer.stdout, stderr=subprocess.PIPE)
+    writer.stdout.close()  # type: ignore[union-attr]
+    _, speed = reader.communicate()
+    writer.wait()
     return float(speed)
 
 
