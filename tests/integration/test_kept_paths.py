@@ -90,9 +90,9 @@ def test_one_path_that_fails_keeps_not_the_others(root: Root):
     (root.config / "30.conf").write_text("binds+=( '/srv/tree' )\n")
     code, out, err = root.run("ls /rw/bind-dirs/etc /rw/bind-dirs/srv")
     assert (code, out) == (1, "/rw/bind-dirs/etc:\nx\n\n/rw/bind-dirs/srv:\ntree\n")
+    file = f"/rw/config/{root.config.name}/20.conf"
     assert err.splitlines() == [
-        f"warning: `/rw/config/{root.config.name}/20.conf` makes no sense in line 1: "
-        + "nothing in it is kept",
+        f"warning: `{file}` makes no sense in line 1: nothing in it is kept",
         "warning: `/etc/link` is not kept: it is a link; name what it leads to",
         "warning: `/nowhere` is not kept: there is no such path to begin with",
     ]
