@@ -1,4 +1,4 @@
-//! One program under four names; see the library's `run`.
+//! One program under many names; see the library's `run`.
 #![no_std]
 #![no_main]
 

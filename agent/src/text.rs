@@ -2,6 +2,7 @@
 
 use alloc::ffi::CString;
 use alloc::vec::Vec;
+use core::ffi::CStr;
 
 /// The part after the last slash.
 pub fn basename(path: &[u8]) -> &[u8] {
@@ -38,6 +39,14 @@ pub fn c_string(parts: &[&[u8]]) -> CString {
         bytes.truncate(end);
     }
     CString::new(bytes).unwrap_or_default()
+}
+
+/// A C string that stands in the code; `bytes` end with their only NUL.
+pub const fn literal(bytes: &'static [u8]) -> &'static CStr {
+    match CStr::from_bytes_with_nul(bytes) {
+        Ok(text) => text,
+        Err(_) => panic!("a literal ends with its only NUL"),
+    }
 }
 
 #[cfg(test)]

@@ -7,15 +7,8 @@ use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use rustix::io::Errno;
-
-use crate::speak::{Reason, Shown};
-use crate::sys::call;
-use crate::text::c_string;
-use crate::{code, environment, say};
-
-/// The shell's code for a program that is there and cannot be started.
-const NOT_STARTED: i32 = 126;
+use crate::speak::Shown;
+use crate::{code, program, say};
 
 /// Run with the arguments after the program's name; returns only on failure.
 pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
@@ -30,13 +23,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         return code::FAILURE;
     };
     let parts: Vec<&CStr> = parts.iter().map(CString::as_c_str).collect();
-    let error = execute(&parts, environment);
-    say!("error: cannot run `{}`: {error}", Shown(parts[0].to_bytes()), error = Reason(error));
-    if error == Errno::NOENT {
-        code::NOT_FOUND
-    } else {
-        NOT_STARTED
-    }
+    program::become_or_exit(&parts, environment)
 }
 
 /// Decode the argument; at least one part, none with a NUL.
@@ -74,38 +61,10 @@ fn digit(byte: u8) -> Option<u8> {
     }
 }
 
-/// Run a program, looked for along PATH where its name has no slash.
-pub fn execute(command: &[&CStr], environment: &[&CStr]) -> Errno {
-    let name = command[0].to_bytes();
-    if name.contains(&b'/') || name.is_empty() {
-        return try_path(command[0], command, environment);
-    }
-    let path = environment::get(environment, b"PATH").unwrap_or(environment::PATH);
-    let mut worst = Errno::NOENT;
-    for directory in path.split(|&byte| byte == b':') {
-        let directory = if directory.is_empty() { b"." } else { directory };
-        let error = try_path(&c_string(&[directory, b"/", name]), command, environment);
-        if error != Errno::NOENT && error != Errno::NOTDIR {
-            worst = error;
-        }
-    }
-    worst
-}
-
-fn try_path(path: &CStr, command: &[&CStr], environment: &[&CStr]) -> Errno {
-    let error = call::execute(path, command, environment);
-    if error != Errno::NOEXEC {
-        return error;
-    }
-    let shell = c_string(&[b"/bin/sh"]);
-    let mut arguments: Vec<&CStr> = alloc::vec![&shell, path];
-    arguments.extend(&command[1..]);
-    call::execute(&shell, &arguments, environment)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::c_string;
     use crate::text::tests_support::Generator;
 
     fn encode(parts: &[std::vec::Vec<u8>]) -> std::string::String {

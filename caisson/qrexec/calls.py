@@ -66,6 +66,7 @@ class Call:
         "identity",
         "malformed",
         "plus",
+        "redirected",
         "relayed",
         "requested",
         "requested_source",
@@ -96,6 +97,7 @@ class Call:
         self.argument = ""
         self.plus = "+"
         self.relayed = ""
+        self.redirected = False
         self.command = ""
         self.requested = ""
         self.requested_source = ""
@@ -143,6 +145,8 @@ class Call:
         if self.relayed and self.allow is not None:
             record["remote"] = self.allow.target
             record["relayed"] = self.relayed
+        if self.redirected:
+            record["redirected_from"] = "dom0"
         if self.source == "dom0":
             record["uid"] = self.uid
         if reason:

@@ -25,6 +25,8 @@ from caisson.storage.pool import storage_errors
 AGENT: Final = "usr/lib/qubes/qrexec-agent"
 AGENT_NAMES: Final = (
     "usr/bin/qrexec-client-vm",
+    "usr/bin/qubes-desktop-run",
+    "usr/bin/qubes-get-image",
     "usr/bin/qubesdb-list",
     "usr/bin/qubesdb-multiread",
     "usr/bin/qubesdb-read",
@@ -32,16 +34,28 @@ AGENT_NAMES: Final = (
     "usr/bin/qubesdb-watch",
     "usr/bin/qubesdb-write",
     "usr/bin/qvm-connect-tcp",
+    "usr/bin/qvm-convert-img",
     "usr/bin/qvm-copy",
     "usr/bin/qvm-copy-to-vm",
+    "usr/bin/qvm-log",
     "usr/bin/qvm-move",
     "usr/bin/qvm-move-to-vm",
+    "usr/bin/qvm-open-in-dvm",
+    "usr/bin/qvm-open-in-vm",
+    "usr/bin/qvm-run-vm",
     "usr/bin/qvm-sync-clock",
     "usr/lib/qubes/qfile-agent",
     "usr/lib/qubes/qfile-unpacker",
+    "usr/lib/qubes/qubes-get-appmenus",
+    "usr/lib/qubes/qubes-image-source",
+    "usr/lib/qubes/qubes-log-sink",
+    "usr/lib/qubes/qubes-open-url",
     "usr/lib/qubes/qubes-set-clock",
     "usr/lib/qubes/qubes-setup",
+    "usr/lib/qubes/qubes-start-app",
     "usr/lib/qubes/qubes-vmexec",
+    "usr/lib/qubes/tar2qfile",
+    "usr/lib/qubes/vm-file-editor",
 )
 """Where the agent's binary lies, and its other names."""
 

@@ -64,34 +64,34 @@ async def test_a_relay_calls_in_the_name_of_its_remote_qube():
             assert record["rule"] == "30-user.policy:1"
 
 
-@pytest.mark.parametrize(
-    ("caller", "source"),
-    [
-        ("mallory", "far"),
-        ("mallory", "relay"),
-        ("mallory", "work"),
-        ("mallory", "dom0"),
-        ("mallory", "mallory"),
-        ("mallory", "nobody"),
-        ("mallory", "@adminvm"),
-        ("mallory", "far\nsource=relay"),
-        ("mallory", ""),
-        ("relay", "other"),
-        ("relay", "relay"),
-        ("relay", "dom0"),
-        ("work", "far"),
-    ],
-)
-async def test_nobody_calls_for_a_qube_that_it_is_no_relay_of(caller: str, source: str):
+FORGED = [
+    ("mallory", "far"),
+    ("mallory", "relay"),
+    ("mallory", "work"),
+    ("mallory", "dom0"),
+    ("mallory", "mallory"),
+    ("mallory", "nobody"),
+    ("mallory", "@adminvm"),
+    ("mallory", "far\nsource=relay"),
+    ("mallory", ""),
+    ("relay", "other"),
+    ("relay", "relay"),
+    ("relay", "dom0"),
+    ("work", "far"),
+]
+
+
+async def test_nobody_calls_for_a_qube_that_it_is_no_relay_of():
     """Not as a remote qube of others, as its own relay, as dom0, or as what is no name."""
     async with broker_rig("* * @anyvm @anyvm allow\n* * @anyvm @adminvm allow\n") as rig:
         await prepare(rig)
         await rig.run("work")
-        target = "relay" if caller == "work" else "work"
-        for service in ("my.Private", "my.Own"):
-            assert await outcome(await call_for(rig, caller, source, service, target)) == b"R"
-        record = await rig.audited(source=caller)
-        assert record["decision"] in {"deny", "refuse"}
+        for caller, source in FORGED:
+            target = "relay" if caller == "work" else "work"
+            client = await call_for(rig, caller, source, "my.Own", target)
+            assert await outcome(client) == b"R", (caller, source)
+        for caller in ("mallory", "relay", "work"):
+            assert (await rig.audited(source=caller))["decision"] in {"deny", "refuse"}
         assert not [r for r in rig.audit() if r["decision"] == "allow"]
 
 
@@ -132,7 +132,7 @@ async def test_a_person_is_asked_about_the_remote_qube():
 
 
 async def test_the_admin_qube_is_told_of_the_remote_qube():
-    """qubesd judges again by the same name."""
+    """It judges again by the same name."""
     told: list[AdminCall] = []
 
     async def serve(call: AdminCall) -> int:

@@ -24,9 +24,17 @@ my.Typed      *      caller  @type:AppVM     allow
 my.Sleeper    *      caller  sleeper         allow
 my.Lazy       *      caller  sleeper         allow  autostart=no
 my.Denied     *      @anyvm  @anyvm          deny
+qubes.OpenInVM *     caller  @dispvm         allow
+qubes.GetImageRGBA * caller  @dispvm         allow
+qubes.OpenURL *      caller  callee          deny
 my.Arg        +good  caller  callee          allow
 my.Arg        *      caller  callee          deny
 *             *      caller  callee          allow
+"""
+
+OPENER = """\
+#!/bin/sh
+hostname >>"$1"
 """
 
 
@@ -39,6 +47,7 @@ def calls(whole: Whole) -> Iterator[Whole]:
             whole.app(name, start=True)
         for name in ("sleeper", "base"):
             whole.service(name, "my.Where", 'hostname; echo "$QREXEC_REMOTE_DOMAIN"\n')
+            whole.service(name, "qubes-open", OPENER, where="/usr/local/bin")
             for service in ("my.Sleeper", "my.Lazy", "my.Disposable", "my.Nested"):
                 whole.service(name, service, "exec /usr/local/etc/qubes-rpc/my.Where\n")
             whole.shut_down(name)
@@ -378,3 +387,30 @@ class TestQvmRun:
         assert done.code == 6
         assert done.out.startswith("disp")
         assert calls.states() == before
+
+
+PICTURE = "printf 'P6\\n2 1\\n255\\n......' >in.ppm"
+
+
+class TestCommandsInsideAQube:
+    """What qubes call standard services with."""
+
+    def test_a_file_is_edited_in_another_qube_and_in_a_disposable(self, calls: Whole) -> None:
+        """What was changed there comes back; the disposable is gone, a refusal changes nothing."""
+        calls.service("callee", "qubes-open", OPENER, where="/usr/local/bin")
+        before = calls.states()
+        edit = "echo text >a.txt && qvm-open-in-vm callee a.txt && qvm-open-in-dvm a.txt"
+        assert calls.said("caller", f"{edit} && cat a.txt").startswith("text\ncallee\ndisp")
+        until(lambda: calls.states() == before)
+        done = calls.inside("caller", "qvm-open-in-vm sleeper a.txt")
+        assert (done.code, done.err) == (126, "Request refused\n")
+        assert calls.inside("caller", "qvm-open-in-vm callee http://h").code == 126
+
+    def test_commands_logs_and_pictures(self, calls: Whole) -> None:
+        """Any command with its input, lines that are kept, a picture made harmless."""
+        run = "echo in | qvm-run-vm --no-gui callee 'cat; hostname; exit 3'; echo $?"
+        assert calls.said("caller", run) == "in\ncallee\n3"
+        assert calls.said("caller", "qvm-run-vm -x callee printf '<%s>' 'a  b'") == "<a  b>"
+        calls.said("caller", "qvm-log callee", stdin=b"<3>hot\n")
+        assert calls.said("callee", "cat /rw/log/qubes-remote/caller.log").endswith(" err: hot")
+        calls.said("caller", f"{PICTURE} && qvm-convert-img in.ppm out.png && test -s out.png")

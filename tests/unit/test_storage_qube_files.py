@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caisson.errors import StorageError
-from caisson.storage.qube_files import AGENT_NAMES, lay, remove_unused
+from caisson.storage.qube_files import AGENT, AGENT_NAMES, lay, remove_unused
 
 pytestmark = pytest.mark.root
 
@@ -45,9 +45,8 @@ def test_files_are_readable_by_all_and_writable_by_root(tmp_path: Path, source: 
     assert modes == {
         "etc/profile.d/qubes.sh": 0o644,
         "etc/qubes-rpc/qubes.Test": 0o755,
-        "usr/lib/qubes/qrexec-agent": 0o755,
-        **dict.fromkeys(AGENT_NAMES, 0o755),
         "usr/lib/qubes/tool": 0o755,
+        **dict.fromkeys((AGENT, *AGENT_NAMES), 0o755),
     }
     for path in (laid, *laid.rglob("*")):
         assert (path.stat().st_uid, path.stat().st_gid) == (0, 0)

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use super::fork_server;
-use crate::link::{serve, Peer};
+use crate::environment;
+use crate::link::{self, serve, Peer};
 use crate::service::Settings;
 use crate::speak::Reason;
 use crate::sys::call;
@@ -28,10 +29,10 @@ impl DataProcess {
         params: ExecParams,
         place: &Place,
         fork_server: Option<&'static [u8]>,
-        environment: &[&'static CStr],
+        given: &[&'static CStr],
     ) -> i32 {
         let root = rustix::process::geteuid().is_root();
-        let settings = Settings { login_shell: root, ..Settings::new(environment) };
+        let settings = Settings { login_shell: root, ..Settings::new(given) };
         if let Some(pattern) = fork_server {
             if fork_server::hand_over(pattern, self, params, &settings) {
                 return 0;
@@ -48,7 +49,10 @@ impl DataProcess {
             }
         };
         match Peer::open(stream, until) {
-            Ok(peer) => serve::Call { line: &self.line, just_start: self.just_start }.serve(peer, &settings),
+            Ok(peer) => {
+                let log = environment::get(given, b"CAISSON_LOG_SOCKET").unwrap_or(link::LOG);
+                serve::Call { line: &self.line, just_start: self.just_start, log }.serve(peer, &settings)
+            }
             Err(refusal) => {
                 say!("error: the link to domain {domain} at port {port} did not come up: {refusal}");
                 code::FAILURE

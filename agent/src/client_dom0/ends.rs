@@ -16,7 +16,7 @@ use crate::relay::End;
 use crate::service::{self, command, Request, Settings, Work};
 use crate::speak::{Reason, Shown};
 use crate::sys::call::{self, signal};
-use crate::text::c_string;
+use crate::text::{c_string, directories};
 use crate::{code, run_service, say};
 
 /// A process of ours, and our ends of its standard streams.
@@ -92,9 +92,25 @@ pub fn start_service(
     })
 }
 
-/// What services of the admin qube are started with.
+/// What services of the admin qube are started with: the usual places lie below its root.
 pub fn local_settings(environment: &'static [&'static CStr]) -> Settings {
-    Settings { inherited: Some(environment), ..Settings::new(environment) }
+    let given = |name: &[u8]| environment::get(environment, name).is_some();
+    let root = environment::get(environment, b"CAISSON_ROOT").unwrap_or(b"");
+    let below_root = |path: &'static [u8]| -> &'static [u8] {
+        let moved: Vec<Vec<u8>> = directories(path).map(|directory| [root, directory].concat()).collect();
+        Vec::leak(moved.join(&b':'))
+    };
+    let mut settings = Settings { inherited: Some(environment), ..Settings::new(environment) };
+    if !given(b"QREXEC_SERVICE_PATH") {
+        settings.service_path = below_root(settings.service_path);
+    }
+    if !given(b"QUBES_RPC_CONFIG_PATH") {
+        settings.config_path = below_root(settings.config_path);
+    }
+    if !given(b"CAISSON_SESSION_LOCKS") {
+        settings.locks = below_root(settings.locks);
+    }
+    settings
 }
 
 /// Services of the admin qube are run by whoever we are, unless another user is named.

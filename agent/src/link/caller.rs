@@ -1,10 +1,8 @@
 //! The calling side of a data link: our own streams or a local program at one end.
 
-use alloc::string::ToString;
-use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -12,11 +10,11 @@ use super::ends::{Sink, Source};
 use super::peer::Peer;
 use super::rules::{Rules, Stream};
 use super::run::{Link, Process};
-use crate::environment::{self, Environment};
+use crate::local_program;
 use crate::relay::End;
-use crate::speak::{Reason, Shown};
+use crate::speak::Reason;
 use crate::sys::call;
-use crate::text::{basename, c_string};
+use crate::vchan::SEND_BUFFER;
 use crate::{code, say};
 
 /// What hangs on the calling side.
@@ -67,47 +65,18 @@ impl Caller<'_> {
     fn start_program(&self) -> Result<(Process, OwnedFd, OwnedFd), Errno> {
         let (input, its_stdout) = pair()?;
         let (output, its_stdin) = pair()?;
-        let caller = rustix::process::getpid().as_raw_nonzero().get();
         match call::fork()? {
-            None => self.become_program(&its_stdin, &its_stdout, caller),
+            None => local_program::become_it(self.program, self.environment, &its_stdin, &its_stdout),
             Some(pid) => Ok((Process::of_child(pid)?, input, output)),
         }
     }
-
-    fn become_program(&self, stdin: &OwnedFd, stdout: &OwnedFd, caller: i32) -> ! {
-        let mut added = Environment::default();
-        let mut save = |name: &[u8], which: u8| {
-            if let Ok(saved) = rustix::io::dup(call::standard(which).as_fd()) {
-                added.set(name, call::keep_open(saved).to_string().as_bytes());
-            }
-        };
-        save(b"SAVED_FD_0", 0);
-        save(b"SAVED_FD_1", 1);
-        if environment::get(self.environment, b"PASS_LOCAL_STDERR").is_some() {
-            save(b"SAVED_FD_2", 2);
-        }
-        added.set(b"QREXEC_AGENT_PID", caller.to_string().as_bytes());
-        if rustix::stdio::dup2_stdin(stdin).is_err() || rustix::stdio::dup2_stdout(stdout).is_err() {
-            call::exit(code::PROBLEM);
-        }
-        call::default_broken_pipes();
-        let kept = |entry: &&&CStr| {
-            let name = entry.to_bytes();
-            !(name.starts_with(b"SAVED_FD_") || name.starts_with(b"QREXEC_AGENT_PID="))
-        };
-        let mut environment: Vec<&CStr> = self.environment.iter().filter(kept).copied().collect();
-        environment.extend(added.entries());
-        let path = self.program[0];
-        let name = c_string(&[basename(path.to_bytes())]);
-        let mut arguments: Vec<&CStr> = alloc::vec![&name];
-        arguments.extend(&self.program[1..]);
-        let error = call::execute(path, &arguments, &environment);
-        say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
-        call::exit(if error == Errno::NOENT { code::NOT_FOUND } else { code::PROBLEM })
-    }
 }
 
-/// Two connected stream sockets.
+/// Two connected stream sockets that hold much.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for end in [&pair.0, &pair.1] {
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, SEND_BUFFER);
+    }
+    Ok(pair)
 }

@@ -11,10 +11,12 @@
 //! | `peer` | the stream: HELLO, messages in, messages out |
 //! | `run` | the loop that brings them together |
 //! | `caller` | the calling side: our own streams, or a local program |
+//! | `log` | a copy of a service's errors for this machine's log |
 //! | `serve` | the service's side: a process for each call |
 
 mod caller;
 mod ends;
+mod log;
 mod peer;
 mod rules;
 mod run;
@@ -22,6 +24,7 @@ pub mod serve;
 
 pub use caller::Caller;
 pub use ends::{Sink, Source};
+pub use log::{Log, SOCKET as LOG};
 pub use peer::{Peer, Refusal};
-pub use rules::{Ending, Rules, Side, Stream};
+pub use rules::{Due, Ending, Rules, Side, Stream};
 pub use run::{Link, Process, Watch};

@@ -9,6 +9,7 @@ use rustix::io::{Errno, IoSliceMut};
 
 use super::ends::{Moved, Source};
 use super::rules::Stream;
+use crate::code;
 use crate::speak::Reason;
 use crate::sys::call;
 use crate::wire::{self, Header, Kind, Malformed, Receiver, Version, Way, HEADER};
@@ -24,6 +25,16 @@ pub enum Refusal {
     Lost(Errno),
     /// The peer does not speak the protocol.
     Malformed(Malformed),
+}
+
+impl Refusal {
+    /// The exit code of a call whose link did not come up.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Lost(_) => code::LOST,
+            Self::Malformed(_) => code::FAILURE,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -134,6 +145,8 @@ impl Peer {
         match rustix::io::read(&self.stream, &mut self.inbox[rest..]) {
             Ok(0) => self.ended = true,
             Ok(count) => self.end += count,
+            // `poll` has nothing more to tell of a peer that hung up, and it sends nothing more.
+            Err(Errno::AGAIN) if self.hung_up => self.ended = true,
             Err(Errno::AGAIN) => {
                 self.readable = false;
                 return false;
@@ -212,6 +225,13 @@ impl Peer {
         }
         (self.sent, self.filled) = (0, count + messages * HEADER);
         moved
+    }
+
+    /// The data that `fill` has just read.
+    pub fn filled_bodies(&self) -> impl Iterator<Item = &[u8]> {
+        self.outbox[..self.filled]
+            .chunks(self.chunk + HEADER)
+            .map(|message| message.get(HEADER..).unwrap_or(&[]))
     }
 
     /// Queue bytes as data of a stream, before anything else is sent.

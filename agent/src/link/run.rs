@@ -7,6 +7,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::ends::{Moved, Sink, Source};
+use super::log::Log;
 use super::peer::{Next, Peer};
 use super::rules::{Due, Ending, Heard, Rules, Side, Stream};
 use crate::filter;
@@ -64,6 +65,8 @@ pub struct Link {
     pub both_ways: Option<OwnedFd>,
     /// USR1 and signals to end by.
     pub signals: Option<Watch>,
+    /// Where the service's errors are copied to.
+    pub log: Option<Log>,
     /// The stream whose bytes are being handed on; none where they are dropped.
     current: Option<Stream>,
     /// The beginning of an exit code.
@@ -88,6 +91,7 @@ impl Link {
             process: Process::None,
             both_ways: None,
             signals: None,
+            log: None,
             current: None,
             code: None,
             turn: 0,
@@ -133,31 +137,38 @@ impl Link {
         let mut moved = self.peer.flush();
         if self.peer.all_sent() {
             moved |= self.fill()?;
-            while let Some(due) = self.rules.due() {
-                moved = true;
-                match due {
-                    Due::End(stream) => {
-                        self.peer.queue(&wire::Header { kind: stream.kind(), length: 0 }.bytes())
-                    }
-                    Due::Code(code) => self.peer.queue(&wire::exit_code(code)),
-                }
-            }
             moved |= self.peer.flush();
         }
         moved |= self.peer.receive();
         moved |= self.deliver().map_err(Stop::Malformed)?;
+        moved |= self.say_what_is_due();
         if self.peer.deaf() && self.rules.side() == Side::Service && self.rules.ending().is_none() {
             // Whatever the service says from now on would fill a pipe that nobody empties.
             self.rules.peer_gone();
         }
         if let Some(ending) = self.rules.ending() {
-            // The caller's last word is owed to nobody who does not take it now.
-            let said = self.peer.all_sent() || self.peer.deaf() || self.rules.side() == Side::Caller;
-            if said {
+            // A lost peer, and one that has said its last word, are owed nothing that they do not take.
+            let owed = ending != Ending::Lost && self.rules.side() == Side::Service;
+            if !owed || self.peer.all_sent() || self.peer.deaf() {
                 return Err(Stop::Ended(ending));
             }
         }
         Ok(moved)
+    }
+
+    /// Send ends and codes, once everything before them is sent.
+    fn say_what_is_due(&mut self) -> bool {
+        let mut said = false;
+        while self.peer.all_sent() {
+            let Some(due) = self.rules.due() else { break };
+            match due {
+                Due::End(stream) => self.peer.queue(&wire::Header { kind: stream.kind(), length: 0 }.bytes()),
+                Due::Code(code) => self.peer.queue(&wire::exit_code(code)),
+            }
+            self.peer.flush();
+            said = true;
+        }
+        said
     }
 
     /// Read one of the sources into messages.
@@ -173,7 +184,12 @@ impl Link {
                 continue;
             }
             match self.peer.fill(stream, source) {
-                Moved::Bytes(_) => return Ok(true),
+                Moved::Bytes(_) => {
+                    if let (Stream::Errors, Some(log)) = (stream, &mut self.log) {
+                        self.peer.filled_bodies().for_each(|body| log.add(body));
+                    }
+                    return Ok(true);
+                }
                 Moved::Nothing => {}
                 Moved::Over => {
                     // The service may have asked to go on elsewhere just before.

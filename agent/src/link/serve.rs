@@ -6,6 +6,7 @@ use rustix::pipe::PipeFlags;
 
 use super::caller::pair;
 use super::ends::{Sink, Source};
+use super::log::Log;
 use super::peer::Peer;
 use super::rules::{Rules, Stream};
 use super::run::{Link, Process, Watch};
@@ -22,6 +23,8 @@ pub struct Call<'a> {
     pub line: &'a [u8],
     /// Start the service and end the call at once.
     pub just_start: bool,
+    /// The socket of the log to which errors of services are copied.
+    pub log: &'a [u8],
 }
 
 impl Call<'_> {
@@ -38,7 +41,13 @@ impl Call<'_> {
             return Link::new(Rules::of_started_service(code), peer).run();
         }
         match spawn(work, user, settings) {
-            Ok(service) => service.link(peer).run(),
+            Ok(service) => {
+                let mut link = service.link(peer);
+                if let Work::Service(request) = work {
+                    link.log = Log::open(self.log, request.descriptor, request.source);
+                }
+                link.run()
+            }
             Err(error) => refuse(peer, &alloc::format!("cannot make a process: {}", Reason(error))),
         }
     }

@@ -11,7 +11,7 @@ use crate::environment::Environment;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
 use crate::text::c_string;
-use crate::{code, say, vmexec};
+use crate::{code, program, say};
 
 const AGENT: &CStr = match CStr::from_bytes_with_nul(b"/usr/lib/qubes/qfile-agent\0") {
     Ok(path) => path,
@@ -132,7 +132,7 @@ fn start(
     let mut all: Vec<&CStr> = environment.iter().filter(kept).copied().collect();
     all.extend(added.entries());
 
-    let error = vmexec::execute(&command, &all);
+    let error = program::execute(&command, &all);
     say!("error: cannot start `{}`: {error}", Shown(b"qrexec-client-vm"), error = Reason(error));
     code::FAILURE
 }

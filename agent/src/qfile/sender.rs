@@ -94,10 +94,10 @@ fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr])
         Ok(ended) => ended,
         Err(stop) => return stopped(stop, wishes),
     };
-    match output.finish() {
-        Ok((outcome, checksum)) if outcome.is_success(checksum) => {}
-        Ok((outcome, _)) => return failed(&outcome, wishes),
-        Err(halt) => return stopped(Stop::Halted(halt), wishes),
+    let ended = output.finish();
+    let delivered_all = matches!(&ended, Ok((outcome, checksum)) if outcome.is_success(*checksum));
+    if !delivered_all {
+        return judge(ended, wishes.ignore_quota);
     }
     let mut from = 0;
     let mut stayed = 0;
@@ -110,37 +110,34 @@ fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr])
 
 fn stopped(stop: Stop, wishes: &Wishes) -> i32 {
     match stop {
+        Stop::Halted(halt) => judge(Err(halt), wishes.ignore_quota),
         Stop::Source(text) => {
             say!("error: {text}");
             say!("hint: what came before it was copied; nothing was deleted");
             code::FAILURE
         }
-        Stop::Halted(Halt::Gone) => {
-            say!("error: the other side ended without a result");
-            code::FAILURE
-        }
-        Stop::Halted(Halt::Answered(outcome)) if outcome.code == codes::DONE => {
-            say!("error: the other side ended before all was sent");
-            code::FAILURE
-        }
-        Stop::Halted(Halt::Answered(outcome)) => failed(&outcome, wishes),
     }
 }
 
-fn failed(outcome: &Outcome, wishes: &Wishes) -> i32 {
-    match outcome.code {
-        codes::DONE => {
-            say!("error: the data changed on the way: the checksum of the other side differs");
+/// The exit code for how a transfer ended, with words for the person where it failed.
+pub fn judge(ended: Result<(Outcome, u32), Halt>, ignore_quota: bool) -> i32 {
+    let (outcome, early) = match ended {
+        Ok((outcome, checksum)) if outcome.is_success(checksum) => return 0,
+        Ok((outcome, _)) => (outcome, false),
+        Err(Halt::Answered(outcome)) => (outcome, true),
+        Err(Halt::Gone) => {
+            say!("error: the other side ended without a result");
             return code::FAILURE;
         }
-        codes::OVER_QUOTA if wishes.ignore_quota => return 0,
-        _ => {}
-    }
-    let words = codes::words(outcome.code);
+    };
     // The name is what the other side says: never shown raw.
-    match &outcome.last_name[..] {
-        b"" => say!("error: {words} (code {})", outcome.code),
-        name => say!("error: {words}: `{}` (code {})", Shown(name), outcome.code),
+    let (words, name) = (codes::words(outcome.code), Shown(&outcome.last_name));
+    match outcome.code {
+        codes::DONE if early => say!("error: the other side ended before all was sent"),
+        codes::DONE => say!("error: the data changed on the way: the checksum of the other side differs"),
+        codes::OVER_QUOTA if ignore_quota => return 0,
+        code if outcome.last_name.is_empty() => say!("error: {words} (code {code})"),
+        code => say!("error: {words}: `{name}` (code {code})"),
     }
     code::FAILURE
 }

@@ -108,7 +108,7 @@ pub fn map_memory(length: usize) -> Option<usize> {
 ///
 /// # Safety
 /// Nothing may write there any more.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 pub unsafe fn protect_read_only(start: usize, length: usize) {
     // SAFETY: the caller answers for it; failing leaves the memory writable, which is sound.
     // JUSTIFICATION: there is no loader to do it.
@@ -216,11 +216,23 @@ pub fn wait_for(pid: i32) -> Result<i32, Errno> {
 /// Milliseconds of a clock that never jumps.
 pub fn milliseconds() -> i64 {
     const MONOTONIC: usize = 1;
+    let now = clock(MONOTONIC);
+    now[0] * 1000 + now[1] / 1_000_000
+}
+
+/// Seconds since 1970 as this machine believes.
+pub fn unix_time() -> i64 {
+    const REALTIME: usize = 0;
+    clock(REALTIME)[0]
+}
+
+/// Seconds and nanoseconds of a clock.
+fn clock(which: usize) -> [i64; 2] {
     let mut now = [0_i64; 2];
     // SAFETY: `now` has the layout of a timespec.
     // JUSTIFICATION: rustix's clock pulls in the vDSO.
-    let _ = unsafe { syscall(number::CLOCK_GETTIME, [MONOTONIC, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
-    now[0] * 1000 + now[1] / 1_000_000
+    let _ = unsafe { syscall(number::CLOCK_GETTIME, [which, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    now
 }
 
 /// Seconds since the epoch, by the clock that people read.

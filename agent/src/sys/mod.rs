@@ -7,8 +7,8 @@
 pub mod call;
 mod heap;
 pub mod landlock;
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 mod memory;
 mod number;
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 mod start;

@@ -1,6 +1,6 @@
 //! System call numbers that `sys::call` uses, by architecture.
 #![allow(missing_docs)]
-#![cfg_attr(test, allow(dead_code))]
+#![cfg_attr(any(test, fuzzing), allow(dead_code))]
 
 #[cfg(target_arch = "x86_64")]
 mod table {

@@ -35,7 +35,7 @@ pub const PATIENCE: i64 = 120_000;
 const FIRST_PAUSE: i64 = 100;
 const LONGEST_PAUSE: i64 = 20_000;
 /// What the kernel may hold of what we send; a stream turns faster with more.
-const SEND_BUFFER: usize = 1 << 20;
+pub const SEND_BUFFER: usize = 1 << 20;
 
 /// Where streams are.
 #[derive(Clone, Copy)]
@@ -127,9 +127,10 @@ pub fn new_socket() -> Result<OwnedFd, Errno> {
 
 /// Connect to a stream socket; the result does not block.
 pub fn connect(path: &CStr) -> Result<OwnedFd, Errno> {
-    let socket = new_socket()?;
+    // A server whose queue is full must not make us wait without a bound.
+    let socket = ready(new_socket()?)?;
     connection::connect(&socket, path.to_bytes())?;
-    ready(socket)
+    Ok(socket)
 }
 
 /// Make a stream ours: it does not block, and it holds much.
