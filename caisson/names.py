@@ -190,3 +190,5 @@ class LayerId(Name):
 
 
 DOM0 = QubeName("dom0")
+CLOCK_SERVICE = ServiceName("qubes.GetDate")
+"""What the admin qube has the qube of `clockvm` answer."""

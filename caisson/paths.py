@@ -103,6 +103,11 @@ class Paths:
         return self.broker / "q" / qube
 
     @property
+    def facts(self) -> Path:
+        """What running qubes are told of themselves, a directory each; for root alone."""
+        return self.run / "facts"
+
+    @property
     def dom0_socket(self) -> Path:
         """The broker's socket for calls that the admin qube makes."""
         return self.broker / "dom0" / "qrexec"
@@ -138,6 +143,21 @@ class Paths:
         return self.log / "audit" / "qrexec.jsonl"
 
     @property
+    def updates(self) -> Path:
+        """Updates for the admin qube that `updatevm` sent."""
+        return self.state / "updates"
+
+    @property
+    def incoming_updates(self) -> Path:
+        """Where they are unpacked; each transfer has a directory of its own."""
+        return self.updates / "incoming"
+
+    @property
+    def packages(self) -> Path:
+        """What was received as a whole: `SOURCE/TRANSFER/FILE`, root's alone to change."""
+        return self.updates / "packages"
+
+    @property
     def backup_profiles(self) -> Path:
         """The profiles of backups, `NAME.conf` each."""
         return self.etc / "backup"
@@ -162,5 +182,9 @@ class Paths:
 SHIPPED = Path(__file__).resolve().parent.parent
 QUBE_SOURCE = SHIPPED / "qube"
 AGENT_BINARY = SHIPPED / "agent/target/release/qrexec-agent"
+# The same binary under names that the admin qube uses; `script/setup` lays the links.
+RUN_SERVICE = AGENT_BINARY.with_name("qrexec-run-service")
+QFILE_UNPACKER = AGENT_BINARY.with_name("qfile-unpacker")
 SHIPPED_POLICY = SHIPPED / "policy.d"
 TEMPLATE_RECIPES = SHIPPED / "templates"
+SERVICE_EXAMPLE = SHIPPED / "examples/my.GetBTCprice"

@@ -22,6 +22,7 @@ from pathlib import Path
 from bench_measure import Row, clock, machine, p50, p99, pss_mib, run
 from bench_policy import POLICY_ROWS
 from bench_scale import SCALE_ROWS, Scale
+from bench_wire import CLEANING, WIRE_ROWS
 
 from caisson.admin.client import Client
 from caisson.errors import CaissonError
@@ -56,6 +57,7 @@ class Instance:
         for qube in ("bench-b", "bench-dvm"):
             self.service(qube, "bench.True", "exec /bin/true")
         self.service("bench-b", "bench.Stream", f"exec python3 -c '{WRITE}'")
+        self.service("bench-b", *CLEANING)
         with suppress(subprocess.CalledProcessError):
             run("qvm-shutdown", "--wait", "bench-dvm")
 
@@ -296,6 +298,7 @@ ROWS: dict[str, Callable[[Instance, int, Path], Row]] = {
     "disposable": disposable,
     "idle-memory": idle_memory,
     "ls-1000": ls_1000,
+    **WIRE_ROWS,
 }
 ALL = (*ROWS, *SCALE_ROWS, *POLICY_ROWS)
 

@@ -198,6 +198,7 @@ async def _live(
             pool=pool,
             door=NoDoor(),
             qube_files=paths.state,
+            facts=paths.facts,
             tasks=tasks,
         )
         extensions = Extensions.load(core(qubes))

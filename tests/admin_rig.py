@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from broker_rig import PATIENCE, Peer, Rig, broker_account, broker_rig
 
 from caisson.admin import AdminServer, PipedCalls, Responder, Services
+from caisson.dom0 import AdminQube, Places, Runner, routed
 from caisson.engines import MemoryEngine
 from caisson.ext import Core, Extensions
 from caisson.lifecycle import Qubes
@@ -210,6 +211,7 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
             pool=pool,
             door=rig.link,
             qube_files=paths.state,
+            facts=paths.facts,
             tasks=tasks,
         )
         judge = Judge(Rules(paths), rig.link.known)
@@ -223,9 +225,11 @@ async def daemon_rig(policy: str, *names: str) -> AsyncIterator[Daemon]:
         )
         responder = Responder(extensions, services)
         server, piped = AdminServer(responder, paths), PipedCalls(responder)
+        programs = AdminQube(judge, Runner(Places.of(paths)), {})
         server.bind()
         await rig.link.replace(system.info(qubes.state_of))
-        calls = AdminCalls(paths, account.pw_uid, account.pw_gid, serve=piped.serve)
+        serve_all = routed(piped.serve, programs.serve)
+        calls = AdminCalls(paths, account.pw_uid, account.pw_gid, serve=serve_all)
         calls.bind()
         extending = tasks.create_task(extensions.run())
         sockets = tasks.create_task(server.run())

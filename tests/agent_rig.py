@@ -212,12 +212,13 @@ def environment(home: Path) -> dict[str, str]:
         "CAISSON_SOCKET": str(home / "broker/qrexec"),
         "QREXEC_SERVICE_PATH": f"{home}/services-1:{home}/services-2",
         "QUBES_RPC_CONFIG_PATH": f"{home}/settings",
+        "CAISSON_SESSION_LOCKS": f"{home}/locks",
     }
 
 
 def lay_out(home: Path) -> None:
     """The directories that an agent of these tests works with."""
-    for name in ("broker", "services-1", "services-2", "settings"):
+    for name in ("broker", "services-1", "services-2", "settings", "locks"):
         (home / name).mkdir()
     home.chmod(0o755)
 

@@ -203,6 +203,7 @@ class Lab:
                     pool=self.pool,
                     door=self.door,
                     qube_files=self.paths.state,
+                    facts=self.paths.facts,
                     tasks=tasks,
                 )
                 self.heard = self.qubes.events.subscribe()

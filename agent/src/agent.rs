@@ -18,11 +18,12 @@ use crate::children::Children;
 use crate::connection::{Connection, Descriptors};
 use crate::message::{self, ToAgent};
 use crate::process::{self, exit_code};
-use crate::service::{self, Settings, Work};
+use crate::service::{self, Request, Settings, Work};
+use crate::setup::{self, Gate};
 use crate::speak::{Reason, Shown};
 use crate::sys::call::{self, signal};
 use crate::text::{basename, c_string};
-use crate::{code, environment, rpc_config, say};
+use crate::{code, environment, say};
 
 const SOCKET: &[u8] = b"/run/qubes/qrexec";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -50,6 +51,9 @@ struct Agent {
     link: Link,
     report: Option<Vec<u8>>,
     children: Children,
+    /// What calls wait at; before the first admission, nobody has set the qube up.
+    gate: Option<Gate>,
+    set_up: bool,
     undelivered: bool,
     childless: bool,
     leave_at: Option<i64>,
@@ -74,8 +78,8 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
     if !first_process {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     }
-    let service_path = environment::get(environment, b"QREXEC_SERVICE_PATH");
     if first_process {
+        setup::show_services();
         // The qube's root must not trace us or look at what we have open.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     }
@@ -83,17 +87,13 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         socket: environment::get(environment, b"CAISSON_SOCKET").unwrap_or(SOCKET),
         first_process,
         capabilities,
-        settings: Settings {
-            service_path: service_path.unwrap_or(service::DIRECTORIES),
-            service_path_given: service_path.is_some(),
-            config_path: environment::get(environment, b"QUBES_RPC_CONFIG_PATH")
-                .unwrap_or(rpc_config::DIRECTORIES),
-            agent: rustix::process::getpid().as_raw_nonzero().get(),
-        },
+        settings: Settings::new(environment),
         signals,
         link: Link::Down { watch: None, pause: 0, retry_at: 0 },
         report,
         children: Children::default(),
+        gate: None,
+        set_up: false,
         undelivered: false,
         childless: true,
         leave_at: None,
@@ -170,6 +170,7 @@ impl Agent {
                 self.signals.as_raw_fd(),
                 connection.as_fd().as_raw_fd(),
                 watch.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+                self.gate.as_ref().map_or(-1, Gate::descriptor),
             ];
             let fresh = || barriers::report(VERSION, self.capabilities, &own);
             let Some(report) = self.report.take().or_else(fresh) else {
@@ -320,6 +321,7 @@ impl Agent {
                 }
                 if self.first_process {
                     self.let_go_of_standard_descriptors();
+                    self.set_up();
                 }
             }
             ToAgent::Rejected(reason) => {
@@ -329,13 +331,27 @@ impl Agent {
             }
             ToAgent::ShutDown => self.leave(),
             ToAgent::Service { id, user, descriptor, source, just_start } => {
-                self.start(id, user, Work::Service { descriptor, source }, descriptors, just_start);
+                self.start(
+                    id,
+                    user,
+                    Work::Service(Request::new(descriptor, source)),
+                    descriptors,
+                    just_start,
+                );
             }
             ToAgent::Command { id, user, line } => {
                 self.start(id, user, Work::Command(line), descriptors, false);
             }
         }
         None
+    }
+
+    /// Once, at the first admission.
+    fn set_up(&mut self) {
+        if !core::mem::replace(&mut self.set_up, true) {
+            self.gate = setup::begin();
+            self.childless &= self.gate.is_none();
+        }
     }
 
     fn let_go_of_standard_descriptors(&self) {
@@ -361,7 +377,11 @@ impl Agent {
         if let Some(text) = refusal {
             return self.refuse(id, &descriptors, text);
         }
+        if self.gate.as_ref().is_some_and(Gate::is_open) {
+            self.gate = None;
+        }
         match call::fork() {
+            Ok(None) if self.gate.is_some() => self.start_behind_gate(work, user, descriptors, just_start),
             Ok(None) if just_start => service::start_and_leave(work, user, &self.settings),
             Ok(None) => service::become_service(work, user, descriptors, &self.settings),
             Ok(Some(pid)) => {
@@ -374,6 +394,23 @@ impl Agent {
                 &alloc::format!("cannot make a process: {error}", error = Reason(error)),
             ),
         }
+    }
+
+    /// In the child: wait until the qube is set up, so that a service sees its paths.
+    fn start_behind_gate(
+        &self,
+        work: Work<'_>,
+        user: &[u8],
+        descriptors: Descriptors,
+        just_start: bool,
+    ) -> ! {
+        if let Some(gate) = &self.gate {
+            gate.pass(descriptors[2].as_ref());
+        }
+        if just_start {
+            service::start_and_leave(work, user, &self.settings)
+        }
+        service::become_service(work, user, descriptors, &self.settings)
     }
 
     fn refuse(&mut self, id: u64, descriptors: &Descriptors, text: &str) {

@@ -1,21 +1,19 @@
 //! A call from its request to its exit code, for both clients.
 
-use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use rustix::event::Timespec;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::connection::{Connection, Descriptors};
-use crate::environment::Environment;
+use crate::local_program;
 use crate::message::{self, ToClient};
 use crate::relay::{End, Local, Relay, Stream};
 use crate::speak::{self, Reason, Shown};
 use crate::sys::call as system;
-use crate::text::{basename, c_string};
 use crate::{code, say};
 
 /// The broker may be restarting: so long it may be away, in milliseconds.
@@ -44,22 +42,30 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Make the call; its exit code.
     pub fn run(&self) -> i32 {
+        self.run_at_broker().unwrap_or_else(|| self.unreachable(Errno::PROTOTYPE))
+    }
+
+    fn unreachable(&self, error: Errno) -> i32 {
+        let error = Reason(error);
+        say!("error: cannot reach the qrexec broker at `{}`: {error}", Shown(self.socket));
+        code::FAILURE
+    }
+
+    /// Make the call; `None` where a socket of another protocol is in the broker's place.
+    pub fn run_at_broker(&self) -> Option<i32> {
         system::ignore_broken_pipes();
         let Some(request) = &self.request else {
             say!("error: the request is longer than {} bytes or contains a NUL", message::LONGEST);
-            return code::FAILURE;
+            return Some(code::FAILURE);
         };
-        let connection = match connect(self.socket) {
-            Ok(connection) => connection,
-            Err(error) => {
-                say!(
-                    "error: cannot reach the qrexec broker at `{}`: {error}",
-                    Shown(self.socket),
-                    error = Reason(error)
-                );
-                return code::FAILURE;
-            }
-        };
+        match connect(self.socket) {
+            Ok(connection) => Some(self.make(connection, request)),
+            Err(Errno::PROTOTYPE) => None,
+            Err(error) => Some(self.unreachable(error)),
+        }
+    }
+
+    fn make(&self, connection: Connection, request: &[u8]) -> i32 {
         // A peer that closed at once may have answered before.
         let sent = connection.send(request);
         let mut buffer = [0; 4096];
@@ -124,42 +130,14 @@ impl Call<'_> {
             rustix::io::write(&stdin, self.prefix)?;
             rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::empty())?;
         }
-        let caller = rustix::process::getpid().as_raw_nonzero().get();
         match system::fork()? {
-            None => self.become_program(&stdin, &stdout, caller),
+            None => local_program::become_it(self.program, self.environment, &stdout, &stdin),
             Some(pid) => {
                 let known = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
                 let watch = rustix::process::pidfd_open(known, PidfdFlags::empty())?;
                 Ok(Local { pid, watch })
             }
         }
-    }
-
-    fn become_program(&self, stdin: &OwnedFd, stdout: &OwnedFd, caller: i32) -> ! {
-        let mut added = Environment::default();
-        for (name, which) in [(&b"SAVED_FD_0"[..], 0), (b"SAVED_FD_1", 1)] {
-            if let Ok(saved) = rustix::io::dup(system::standard(which).as_fd()) {
-                added.set(name, system::keep_open(saved).to_string().as_bytes());
-            }
-        }
-        added.set(b"QREXEC_AGENT_PID", caller.to_string().as_bytes());
-        if rustix::stdio::dup2_stdin(stdout).is_err() || rustix::stdio::dup2_stdout(stdin).is_err() {
-            system::exit(code::PROBLEM);
-        }
-        system::default_broken_pipes();
-        let replaced = |entry: &&&CStr| {
-            let name = entry.to_bytes();
-            !(name.starts_with(b"SAVED_FD_") || name.starts_with(b"QREXEC_AGENT_PID="))
-        };
-        let mut environment: Vec<&CStr> = self.environment.iter().filter(replaced).copied().collect();
-        environment.extend(added.entries());
-        let path = self.program[0];
-        let name = c_string(&[basename(path.to_bytes())]);
-        let mut arguments: Vec<&CStr> = alloc::vec![&name];
-        arguments.extend(&self.program[1..]);
-        let error = system::execute(path, &arguments, &environment);
-        say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
-        system::exit(if error == Errno::NOENT { code::NOT_FOUND } else { code::PROBLEM })
     }
 }
 

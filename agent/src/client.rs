@@ -4,18 +4,22 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
+use rustix::io::Errno;
 use rustix::net::SocketType;
 
 use crate::arguments::{Known, Options};
 use crate::call::Call;
+use crate::client_wire;
 use crate::code;
+use crate::link::Caller;
 use crate::message;
 use crate::say;
 use crate::sys::call;
 
 const SOCKET: &[u8] = b"/run/qubes/qrexec";
-/// Longest target of the wire protocol, without its NUL.
-const LONGEST_TARGET: usize = 63;
+const WIRE_SOCKET: &[u8] = b"/run/qubes/qrexec-agent";
+/// Longest name of a target or a source in the wire protocol, without its NUL.
+const LONGEST_NAME: usize = 63;
 const KNOWN: [Known; 11] = [
     Known::value(0, "buffer-size"),
     Known::flag(b't', "filter-escape-chars-stdout"),
@@ -40,8 +44,10 @@ TARGET is a qube's name, @default (or empty), @dispvm, @dispvm:NAME, @adminvm or
   --no-filter-escape-chars-stdout, --no-filter-escape-chars-stderr
   -p, --prefix-data=DATA             send DATA before standard input
   --use-stdin-socket                 standard input is a socket: use it both ways
-  -a, --agent-socket=PATH            the broker's socket (default /run/qubes/qrexec)
+  -a, --agent-socket=PATH            the broker's socket, or that of an agent of the wire protocol
+                                     (default /run/qubes/qrexec, else /run/qubes/qrexec-agent)
   --buffer-size=N                    accepted and not needed
+  -s, --source-qube=NAME             call for the remote qube NAME, as its relay may
   -e, --just-exec                    start the service and do not wait for it
   -h, --help                         show this
 
@@ -55,6 +61,7 @@ struct Wishes {
     filter_stderr: Option<bool>,
     socket: Option<&'static [u8]>,
     prefix: Option<&'static [u8]>,
+    source: Option<&'static [u8]>,
     both_ways: bool,
     just_start: bool,
     help: bool,
@@ -75,7 +82,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         [target, service, program @ ..] => (target.to_bytes(), service.to_bytes(), program),
         _ => return wrong(code::USAGE, "expected a target and a service"),
     };
-    if target.len() > LONGEST_TARGET {
+    if target.len() > LONGEST_NAME {
         return wrong(code::USAGE, "the target is longer than 63 characters");
     }
     if service.is_empty() {
@@ -90,17 +97,40 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     // The spelling of old policies and scripts.
     let target: Vec<u8> = target.iter().map(|&byte| if byte == b'$' { b'@' } else { byte }).collect();
     let on_terminal = |which: u8| rustix::termios::isatty(call::standard(which));
-    Call {
-        socket: wishes.socket.unwrap_or(SOCKET),
-        request: message::request(&target, service, wishes.just_start),
+    let source = wishes.source.unwrap_or(b"");
+    let call = Call {
+        socket: wishes.socket.unwrap_or_else(usual_socket),
+        request: message::request(&target, service, wishes.just_start, source),
         filter_stdout: wishes.filter_stdout.unwrap_or_else(|| program.is_empty() && on_terminal(1)),
         filter_stderr: wishes.filter_stderr.unwrap_or_else(|| on_terminal(2)),
         prefix: wishes.prefix.unwrap_or(b""),
         both_ways: wishes.both_ways,
         program,
         environment,
+    };
+    if let Some(code) = call.run_at_broker() {
+        return code;
     }
-    .run()
+    if wishes.just_start {
+        return wrong(code::FAILURE, "`--just-exec` cannot be asked for over the wire protocol");
+    }
+    let caller = Caller {
+        filter_stdout: call.filter_stdout,
+        filter_stderr: call.filter_stderr,
+        prefix: call.prefix,
+        both_ways: call.both_ways,
+        program,
+        environment,
+    };
+    client_wire::Call { socket: call.socket, source, target: &target, service, caller }.run(environment)
+}
+
+/// The broker's socket, or that of an agent of the wire protocol where there is no broker.
+fn usual_socket() -> &'static [u8] {
+    match rustix::fs::stat(SOCKET) {
+        Err(Errno::NOENT) if rustix::fs::stat(WIRE_SOCKET).is_ok() => WIRE_SOCKET,
+        _ => SOCKET,
+    }
 }
 
 fn wishes(options: &mut Options<'_>) -> Result<Wishes, (i32, String)> {
@@ -122,15 +152,26 @@ fn wishes(options: &mut Options<'_>) -> Result<Wishes, (i32, String)> {
             }
             "prefix-data" => wishes.prefix = Some(value),
             "use-stdin-socket" => wishes.both_ways = true,
-            "source-qube" => {
-                // To drop the wish silently would make the call in another qube's name than asked.
-                return Err((code::FAILURE, "`--source-qube` is not supported yet".into()));
+            "source-qube" if wishes.source.is_some() => {
+                return Err((code::USAGE, "`--source-qube` may be given once".into()));
             }
+            "source-qube" => wishes.source = Some(source(value)?),
             "just-exec" => wishes.just_start = true,
             _ => wishes.help = true,
         }
     }
     Ok(wishes)
+}
+
+/// Whom a relay calls for: to drop the wish would make the call in another name than asked.
+fn source(value: &'static [u8]) -> Result<&'static [u8], (i32, String)> {
+    match value.len() {
+        0 => Err((code::USAGE, "`--source-qube` is empty".into())),
+        length if length > LONGEST_NAME => {
+            Err((code::USAGE, "`--source-qube` is longer than 63 characters".into()))
+        }
+        _ => Ok(value),
+    }
 }
 
 /// A number in C's notation: decimal, octal or hexadecimal, up to the largest `int`.

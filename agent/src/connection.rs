@@ -41,20 +41,7 @@ impl Connection {
             process::occupy_standard_descriptors();
             socket = new_socket()?;
         }
-        if path.len() <= LONGEST_ADDRESS {
-            rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-            return Ok(Self(socket));
-        }
-        // The kernel follows a descriptor's link in /proc, which is short.
-        let name = text::basename(path);
-        let directory = rustix::fs::open(
-            &path[..path.len() - name.len()],
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let number = directory.as_raw_fd();
-        let short = text::c_string(&[alloc::format!("/proc/self/fd/{number}/").as_bytes(), name]);
-        rustix::net::connect(&socket, &SocketAddrUnix::new(short.as_bytes())?)?;
+        connect(&socket, path)?;
         Ok(Self(socket))
     }
 
@@ -98,6 +85,26 @@ impl Connection {
         }
         Ok(received)
     }
+}
+
+/// Connect a Unix socket of any type to `path`, which may be longer than an address.
+pub fn connect(socket: &OwnedFd, path: &[u8]) -> Result<(), Errno> {
+    if path.len() <= LONGEST_ADDRESS {
+        return rustix::net::connect(socket, &SocketAddrUnix::new(path)?);
+    }
+    // The kernel follows a descriptor's link in /proc, which is short.
+    let name = text::basename(path);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(&path[..path.len() - name.len()], flags, Mode::empty())?;
+    let prefix = alloc::format!("/proc/self/fd/{}/", directory.as_raw_fd());
+    let short = text::c_string(&[prefix.as_bytes(), name]);
+    if short.as_bytes().len() <= LONGEST_ADDRESS {
+        return rustix::net::connect(socket, &SocketAddrUnix::new(short.as_bytes())?);
+    }
+    // The name alone is too long: by a descriptor of the socket itself.
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let short = alloc::format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::net::connect(socket, &SocketAddrUnix::new(short.as_bytes())?)
 }
 
 fn new_socket() -> Result<OwnedFd, Errno> {

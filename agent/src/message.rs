@@ -150,9 +150,14 @@ fn build(kind: u8, parts: &[&[u8]]) -> Option<Vec<u8>> {
     Some(datagram)
 }
 
-/// A qube's request for a call.
-pub fn request(target: &[u8], service: &[u8], just_start: bool) -> Option<Vec<u8>> {
-    build(b'C', &[target, service, if just_start { b"e" } else { b"" }])
+/// A qube's request for a call; `source` is the remote qube that a relay calls for, or empty.
+pub fn request(target: &[u8], service: &[u8], just_start: bool, source: &[u8]) -> Option<Vec<u8>> {
+    let parts = [target, service, if just_start { b"e" } else { b"" }, source];
+    // The last field runs to the end, and the broker takes no NUL in it.
+    if source.contains(&0) {
+        return None;
+    }
+    build(b'C', if source.is_empty() { &parts[..3] } else { &parts })
 }
 
 /// The admin qube's request to run `command` in `qube`; `just_start` where nobody waits for it.
@@ -178,8 +183,9 @@ mod tests {
     /// What one side builds is what the other reads.
     #[test]
     fn messages_of_the_sheet() {
-        assert_eq!(request(b"work", b"a.B+c", false).unwrap(), b"Cwork\0a.B+c\0");
-        assert_eq!(request(b"", b"a.B", true).unwrap(), b"C\0a.B\0e");
+        assert_eq!(request(b"work", b"a.B+c", false, b"").unwrap(), b"Cwork\0a.B+c\0");
+        assert_eq!(request(b"", b"a.B", true, b"").unwrap(), b"C\0a.B\0e");
+        assert_eq!(request(b"w", b"a.B", false, b"far").unwrap(), b"Cw\0a.B\0\0far");
         assert_eq!(admin_request(b"w", b"", b"ls", false).unwrap(), b"Dw\0\0ls");
         assert_eq!(hello(b"{}").unwrap(), b"H1\0{}");
         assert_eq!(ended(7, 127), b"X7\x00127");
@@ -228,8 +234,9 @@ mod tests {
         for wrong in [&b""[..], b"A1", b"X", b"X256", b"X-1", b"Xa", b"X1\0", b"E1", b"Ex\0m", b"W"] {
             assert_eq!(ToClient::parse(wrong), Err(Malformed), "{wrong:?}");
         }
-        assert_eq!(request(b"a\0b", b"s", false), None);
-        assert_eq!(request(b"a", &[b'x'; LONGEST], false), None);
+        assert_eq!(request(b"a\0b", b"s", false, b""), None);
+        assert_eq!(request(b"a", b"s", false, b"x\0y"), None);
+        assert_eq!(request(b"a", &[b'x'; LONGEST], false, b""), None);
     }
 
     /// No datagram makes the parsers panic, and what they accept has the fields that were sent.
@@ -263,7 +270,7 @@ mod tests {
         for _ in 0..5_000 {
             let (a, b) = (random.below(70), random.below(70));
             let (target, service) = (random.bytes(a), random.bytes(b));
-            match request(&target, &service, false) {
+            match request(&target, &service, false, b"") {
                 Some(datagram) => {
                     let parts: std::vec::Vec<_> = datagram[1..].split(|&byte| byte == 0).collect();
                     assert_eq!(parts, [&target[..], &service[..], b""]);

@@ -19,6 +19,15 @@ pub fn occupy_standard_descriptors() {
     }
 }
 
+/// Let the reader of our standard output see its end while we go on.
+pub fn let_go_of_standard_output() {
+    if let Ok(null) =
+        rustix::fs::open(c_string(&[b"/dev/null"]), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    {
+        let _ = rustix::stdio::dup2_stdout(null);
+    }
+}
+
 /// The exit code that a caller sees: the low eight bits, or 128 + n after signal n.
 pub fn exit_code(wait_status: i32) -> i32 {
     match wait_status & 0x7f {

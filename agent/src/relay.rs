@@ -63,8 +63,10 @@ enum Method {
 
 /// Why a stream came to its end.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Finish {
+pub enum Finish {
+    /// Nothing more comes.
     SourceEnded,
+    /// Nobody takes it any more.
     SinkClosed,
 }
 
@@ -120,7 +122,13 @@ impl Stream {
         self.method = Method::Copy { buffer: prefix.to_vec(), at: 0, most };
     }
 
-    fn poll_entry(&self) -> PollFd<'_> {
+    /// True where there are bytes that the sink does not take yet.
+    pub fn waits_for_sink(&self) -> bool {
+        self.waiting == Waiting::ForSink
+    }
+
+    /// What to wait for before the next `advance`.
+    pub fn poll_entry(&self) -> PollFd<'_> {
         match self.waiting {
             Waiting::ForSource => PollFd::new(&self.source, PollFlags::IN),
             Waiting::ForSink => PollFd::new(&self.sink, PollFlags::OUT),
@@ -128,7 +136,7 @@ impl Stream {
     }
 
     /// Move what can be moved now; called when `poll` says that the awaited end is ready.
-    fn advance(&mut self) -> Option<Finish> {
+    pub fn advance(&mut self) -> Option<Finish> {
         match self.method {
             Method::Splice => self.splice(),
             Method::Copy { .. } => self.copy(),

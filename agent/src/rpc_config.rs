@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use rustix::io::Errno;
 
 use crate::speak::{Reason, Shown};
-use crate::text::{c_string, split_once};
+use crate::text::{self, c_string, split_once};
 use crate::users::read_file;
 
 /// Where settings are looked for.
@@ -19,13 +19,40 @@ const LONGEST_NAME: usize = 255;
 pub struct RpcConfig {
     /// Run the service as this user, whoever was asked for.
     pub force_user: Option<Vec<u8>>,
+    /// Start the service only once the user's session has come up.
+    pub wait_for_session: bool,
+    /// A socket service is not told its name and its caller.
+    pub skip_service_descriptor: bool,
+    /// A call of a socket service ends with the caller's input.
+    pub exit_on_client_eof: bool,
+    /// A call of a socket service ends with the service's output.
+    pub exit_on_service_eof: bool,
+}
+
+impl RpcConfig {
+    /// The settings that a key of two values sets, by that key.
+    fn switch(&mut self, key: &[u8]) -> Option<&mut bool> {
+        match key {
+            b"wait-for-session" => Some(&mut self.wait_for_session),
+            b"skip-service-descriptor" => Some(&mut self.skip_service_descriptor),
+            b"exit-on-client-eof" => Some(&mut self.exit_on_client_eof),
+            b"exit-on-service-eof" => Some(&mut self.exit_on_service_eof),
+            _ => None,
+        }
+    }
+
+    /// Settings for sockets and one for programs cannot all be meant.
+    fn is_contradictory(&self) -> bool {
+        let of_sockets = self.skip_service_descriptor || self.exit_on_client_eof || self.exit_on_service_eof;
+        self.force_user.is_some() && of_sockets
+    }
 }
 
 /// Why settings are not used.
 pub type Problem = String;
 
 enum Value<'a> {
-    Bool,
+    Bool(bool),
     Integer(&'a [u8]),
     Text(&'a [u8]),
 }
@@ -37,7 +64,7 @@ pub fn load(directories: &[u8], name: &[u8], argument: &[u8]) -> Result<RpcConfi
         if file.iter().map(|part| part.len()).sum::<usize>() > LONGEST_NAME {
             continue;
         }
-        for directory in directories.split(|&byte| byte == b':') {
+        for directory in text::directories(directories) {
             let path = c_string(&[directory, b"/", &file.concat()]);
             match read_file(path.as_bytes()) {
                 Ok(content) => return parse(&content),
@@ -57,8 +84,6 @@ pub fn load(directories: &[u8], name: &[u8], argument: &[u8]) -> Result<RpcConfi
 
 /// Read the text of a settings file.
 pub fn parse(content: &[u8]) -> Result<RpcConfig, Problem> {
-    const FLAGS: [&[u8]; 4] =
-        [b"wait-for-session", b"skip-service-descriptor", b"exit-on-client-eof", b"exit-on-service-eof"];
     let mut config = RpcConfig::default();
     let mut seen: Vec<&[u8]> = Vec::new();
     if content.contains(&0) {
@@ -80,17 +105,22 @@ pub fn parse(content: &[u8]) -> Result<RpcConfig, Problem> {
         if seen.contains(&key) {
             return Err(problem("the key stands here for the second time"));
         }
-        match value {
-            Value::Text(user) if key == b"force-user" => config.force_user = Some(user.to_vec()),
-            Value::Bool if FLAGS.contains(&key) => {}
-            Value::Integer(b"0" | b"1") if key == FLAGS[0] => {}
-            _ if key == b"force-user" || FLAGS.contains(&key) => {
+        match (value, config.switch(key)) {
+            (Value::Bool(given), Some(switch)) => *switch = given,
+            (Value::Integer(given @ (b"0" | b"1")), Some(switch)) if key == b"wait-for-session" => {
+                *switch = given == b"1";
+            }
+            (Value::Text(user), None) if key == b"force-user" => config.force_user = Some(user.to_vec()),
+            (_, switch) if switch.is_some() || key == b"force-user" => {
                 return Err(problem("the value is of the wrong type"));
             }
             // Unknown keys are for others; the caller, another qube, is not told of them.
             _ => continue,
         }
         seen.push(key);
+    }
+    if config.is_contradictory() {
+        return Err("the service's settings force a user and set what only sockets have".into());
     }
     Ok(config)
 }
@@ -122,7 +152,8 @@ fn read_value(text: &[u8]) -> Option<Value<'_>> {
     }
     let bare = text.split(|&byte| byte == b'#').next().map(|bare| trim(bare, true))?;
     match bare {
-        b"true" | b"false" => Some(Value::Bool),
+        b"true" => Some(Value::Bool(true)),
+        b"false" => Some(Value::Bool(false)),
         b"0" => Some(Value::Integer(bare)),
         [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit) => Some(Value::Integer(bare)),
         _ => None,
@@ -147,6 +178,67 @@ mod tests {
         assert_eq!(user(""), None);
     }
 
+    /// Each key sets its own field, in each spelling of its type.
+    #[test]
+    fn switches() {
+        let read = |text: &str| parse(text.as_bytes()).unwrap();
+        let all = read(
+            "wait-for-session = 1\nskip-service-descriptor=true\nexit-on-client-eof\t= true # x\n\
+             exit-on-service-eof = true",
+        );
+        let expected = RpcConfig {
+            force_user: None,
+            wait_for_session: true,
+            skip_service_descriptor: true,
+            exit_on_client_eof: true,
+            exit_on_service_eof: true,
+        };
+        assert_eq!(all, expected);
+        assert!(read("wait-for-session = true\n").wait_for_session);
+        for off in ["0", "false"] {
+            assert_eq!(read(&alloc::format!("wait-for-session = {off}")), RpcConfig::default());
+        }
+        assert!(read("exit-on-client-eof = false\nforce-user = 'x'").force_user.is_some());
+        assert!(read("wait-for-session = true\nforce-user = 'x'").wait_for_session);
+    }
+
+    /// Whatever order settings are in, what a file says twice or in contradiction is refused.
+    #[test]
+    fn written_settings_are_read_back_or_refused() {
+        const KEYS: [&str; 4] =
+            ["wait-for-session", "skip-service-descriptor", "exit-on-client-eof", "exit-on-service-eof"];
+        let mut random = Generator::new(9);
+        for _ in 0..5_000 {
+            let (mut text, mut values) = (String::new(), [None; 4]);
+            let mut twice = false;
+            for _ in 0..random.below(5) {
+                let (at, value) = (random.below(4), random.below(2) == 1);
+                twice |= values[at].replace(value).is_some();
+                let blanks = *random.pick(&["", " ", "\t "]);
+                let comment = *random.pick(&["", " # yes", "#"]);
+                text += &alloc::format!("{}{blanks}={blanks}{value}{comment}\n", KEYS[at]);
+            }
+            let forced = random.below(3) == 0;
+            if forced {
+                text += "force-user='u'\n";
+            }
+            let [wait, skip, client, service] = values.map(|value| value == Some(true));
+            let read = parse(text.as_bytes());
+            if twice || forced && (skip || client || service) {
+                assert!(read.is_err(), "{text}");
+                continue;
+            }
+            let expected = RpcConfig {
+                force_user: forced.then(|| b"u".to_vec()),
+                wait_for_session: wait,
+                skip_service_descriptor: skip,
+                exit_on_client_eof: client,
+                exit_on_service_eof: service,
+            };
+            assert_eq!(read, Ok(expected), "{text}");
+        }
+    }
+
     /// What is not the small language is an error, not a guess.
     #[test]
     fn wrong_settings_are_refused() {
@@ -159,6 +251,11 @@ mod tests {
             "force-user = 'a'\nforce-user = 'b'",
             "wait-for-session = 2",
             "exit-on-client-eof = 1",
+            "skip-service-descriptor = 'true'",
+            "wait-for-session = true\nwait-for-session = 1",
+            "force-user = 'a'\nskip-service-descriptor = true",
+            "exit-on-client-eof = true\nforce-user = ''",
+            "exit-on-service-eof = true\nforce-user = 'a'",
             "force-user = true",
             "x = 01",
             "x =",

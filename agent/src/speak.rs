@@ -96,6 +96,8 @@ impl fmt::Display for Reason {
             Errno::LOOP => "too many symbolic links",
             Errno::CONNRESET => "connection reset",
             Errno::CONNREFUSED => "connection refused",
+            Errno::TIMEDOUT => "timed out",
+            Errno::PROTOTYPE => "wrong type of socket",
             other => return write!(out, "error {}", other.raw_os_error()),
         })
     }

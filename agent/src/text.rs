@@ -26,6 +26,11 @@ pub fn decimal(text: &[u8]) -> Option<u64> {
     })
 }
 
+/// The directories of a search path; an empty piece names none.
+pub fn directories(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|&byte| byte == b':').filter(|directory| !directory.is_empty())
+}
+
 /// Join byte strings into a C string; a NUL inside ends it.
 pub fn c_string(parts: &[&[u8]]) -> CString {
     let mut bytes: Vec<u8> = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + 1);

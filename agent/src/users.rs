@@ -66,16 +66,23 @@ fn id(text: &[u8]) -> Option<u32> {
     (id != u32::MAX).then_some(id)
 }
 
+/// Read one line; `None` where it makes no sense.
+fn user(line: &[u8]) -> Option<User<'_>> {
+    let [name, _, uid, gid, _, home, shell] = fields::<7>(line)?;
+    let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
+    Some(User { name, uid: id(uid)?, gid: id(gid)?, home, shell })
+}
+
 /// Find a user by name.
 pub fn find<'a>(passwd: &'a [u8], name: &[u8]) -> Option<User<'a>> {
-    passwd.split(|&byte| byte == b'\n').find_map(|line| {
-        let [found, _, uid, gid, _, home, shell] = fields::<7>(line)?;
-        if found != name || name.is_empty() {
-            return None;
-        }
-        let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
-        Some(User { name: found, uid: id(uid)?, gid: id(gid)?, home, shell })
-    })
+    let lines = passwd.split(|&byte| byte == b'\n');
+    lines.filter_map(user).find(|user| user.name == name && !name.is_empty())
+}
+
+/// Find the first user with this id.
+pub fn find_id(passwd: &[u8], id: u32) -> Option<User<'_>> {
+    let lines = passwd.split(|&byte| byte == b'\n');
+    lines.filter_map(user).find(|user| user.uid == id && !user.name.is_empty())
 }
 
 /// The groups that name the user as a member, the primary one first.

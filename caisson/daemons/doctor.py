@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from caisson.daemons import logs
+from caisson.dom0 import Places, examine_all, service_user
 from caisson.engines import Engine, OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, PolicyError
 from caisson.findings import Finding
@@ -29,7 +30,8 @@ from caisson.store.policy_files import load_policy, read_policy_directory
 async def examine(paths: Paths, engine: Engine, network: Network) -> Sequence[Finding]:
     """What this machine has and lacks, whether the policy loads, and which barriers stand."""
     machine = [*await engine.doctor(), *await network.doctor()]
-    return [*machine, await asyncio.to_thread(policy, paths), *await probe.barriers(paths)]
+    files = [await asyncio.to_thread(each, paths) for each in (policy, services)]
+    return [*machine, *files, *await probe.barriers(paths)]
 
 
 def policy(paths: Paths) -> Finding:
@@ -44,6 +46,18 @@ def policy(paths: Paths) -> Finding:
         detail=found.error.message,
         remedy=f"{mend}; until then every call is denied",
     )
+
+
+def services(paths: Paths) -> Finding:
+    """Whether qubesd would run the services of the admin qube."""
+    name = "services of the admin qube"
+    try:
+        account = service_user()
+        number = examine_all(Places.of(paths))
+    except CaissonError as error:
+        remedy = f"{error.hint or 'mend it'}; until then calls of it fail"
+        return Finding(name, ok=False, detail=error.message, remedy=remedy)
+    return Finding(name, ok=True, detail=f"{number}, run as `{account.pw_name}`")
 
 
 def _loaded(paths: Paths) -> PolicySet | BrokenPolicy:

@@ -18,11 +18,13 @@ from caisson import __version__
 from caisson.admin import AdminServer, PipedCalls, Responder, Services
 from caisson.daemons import autostart, doctor, garbage, kernels, lifeline, logs
 from caisson.daemons.notify import Notifier
+from caisson.dom0 import DEFAULT_USER, AdminQube, Places, Runner, Updates, routed
 from caisson.engines import OciEngine, enter_private_namespace
 from caisson.errors import CaissonError, PermissionDeniedError
 from caisson.ext import Core, Extensions
 from caisson.lifecycle import Qubes, templates
 from caisson.model import Host, System
+from caisson.model.property import render
 from caisson.model.volumes import LAYERS
 from caisson.names import DOM0, QubeName
 from caisson.network import Network, remember_machine_root
@@ -111,6 +113,7 @@ async def _serve(
         pool=pool,
         door=link,
         qube_files=files,
+        facts=paths.facts,
         tasks=tasks,
     )
     judge = Judge(Rules(paths), link.known)
@@ -131,7 +134,14 @@ async def _serve(
     responder = Responder(extensions, services)
     server = AdminServer(responder, paths)
     piped = PipedCalls(responder)
-    calls = AdminCalls(paths, account.pw_uid, account.pw_gid, serve=piped.serve)
+    updates = Updates(paths, lambda: _property(system, "updatevm"), user=DEFAULT_USER)
+    programs = AdminQube(judge, Runner(Places.of(paths)), {updates.SERVICE: updates.serve})
+    calls = AdminCalls(
+        paths,
+        account.pw_uid,
+        account.pw_gid,
+        serve=routed(piped.serve, programs.serve),
+    )
     server.bind()
     await qubes.recover()
     await asyncio.to_thread(qube_files.remove_unused, paths.state, files)
@@ -148,6 +158,12 @@ async def _serve(
     _log.info("ready", version=__version__, root=str(paths.root), qubes=len(system.qubes))
     await stop.wait()
     await link.close()
+
+
+def _property(system: System, name: str) -> str | None:
+    """The text of a property of the system; None where it has no value."""
+    value = system.value(None, name)
+    return None if value is None else render(value)
 
 
 def _is_file(path: Path) -> bool:

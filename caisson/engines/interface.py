@@ -14,6 +14,7 @@ from caisson.findings import Finding
 from caisson.names import QubeName
 
 ID_RANGE = 65_536
+FACTS = "/run/qubesdb"
 SYSTEM_AGENT = "/usr/lib/qubes/qrexec-agent"
 
 
@@ -62,6 +63,8 @@ class RunSpec:
         files: content of small files, by their path below `/etc`.
         argv: the first process; the qube's agent unless a test says otherwise.
         binds: further directories of the host.
+        facts: what the qube is told of itself, kept current by the lifecycle; appears read-only
+            as `/run/qubesdb`.
     """
 
     id: str
@@ -78,6 +81,7 @@ class RunSpec:
     files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     argv: tuple[str, ...] = (SYSTEM_AGENT,)
     binds: tuple[Bind, ...] = ()
+    facts: Path | None = None
 
 
 @dataclass(frozen=True)

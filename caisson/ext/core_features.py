@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice
 
 import structlog
 
@@ -79,17 +79,28 @@ def announced(core: Core, qube: Qube) -> dict[str, str]:
     The older way of announcing (`qubes-tools/…`) counts where the newer one says nothing.
     """
     found: dict[str, str] = {}
-    for key, untrusted_value in islice(core.untrusted_announced(qube).items(), MOST_ANNOUNCED):
+    left_out: list[str] = []
+    untrusted = chain(
+        core.untrusted_announced(qube).items(), core.untrusted_announcing.get(qube.uuid, {}).items()
+    )
+    for key, untrusted_value in islice(untrusted, MOST_ANNOUNCED):
         prefix = next((p for p in (REQUESTS, TOOLS) if key.startswith(p)), None)
         if prefix is None:
             continue
         try:
             name = FeatureName.parse(key.removeprefix(prefix))
         except CaissonError:
-            _log.warning("an announced feature is left out", qube=qube.name, key=shown(key))
+            left_out.append(key)
             continue
         if not _VALUE.fullmatch(untrusted_value):
-            _log.warning("an announced feature is left out", qube=qube.name, key=shown(key))
+            left_out.append(key)
         elif prefix == REQUESTS or name not in found:
             found[name] = untrusted_value
+    if left_out:  # one line, however many a hostile qube sends
+        _log.warning(
+            "announced features are left out",
+            qube=qube.name,
+            count=len(left_out),
+            first=shown(left_out[0]),
+        )
     return found

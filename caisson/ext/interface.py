@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 from caisson.ext.rights import Right
 from caisson.lifecycle import Qubes
@@ -80,11 +81,13 @@ class Core:
         policy: decides for callers other than the admin qube.
         untrusted_announced: what a qube says about itself, by key (`features-request/NAME`,
             `qubes-tools/NAME`); every byte is the qube's own.
+        untrusted_announcing: the same, of qubes that say it in the call that is being served.
     """
 
     qubes: Qubes
     policy: Policy
     untrusted_announced: Callable[[Qube], Mapping[str, str]] = _nothing_announced
+    untrusted_announcing: dict[UUID, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def system(self) -> System:

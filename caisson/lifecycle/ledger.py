@@ -16,12 +16,18 @@ from caisson.store import Store
 
 Rule = Callable[[System, Change], Change]
 """Turns a planned change into what really happens, or refuses it."""
+Heed = Callable[[Change], None]
+"""Hears of a change as soon as it is applied, before anybody else; must not fail."""
 Judgement = Callable[[QubeName, Change], None]
 """Refuses what a qube may not bring about."""
 
 
 def _as_planned(_system: System, change: Change) -> Change:
     return change
+
+
+def _unheeded(_change: Change) -> None:
+    pass
 
 
 def _nobody_else(origin: QubeName, _change: Change) -> None:
@@ -38,6 +44,7 @@ class Ledger:
         self.powers: dict[Qube, Power] = {}
         self.rule: Rule = _as_planned
         self.judge: Judgement = _nobody_else
+        self.heed: Heed = _unheeded
         self._store = store
         self._door = door
         self._in_order = asyncio.Lock()
@@ -87,6 +94,7 @@ class Ledger:
         before = dict.fromkeys(self.system.affected_by(change))
         self._store.write(change.ops)
         self.system.apply(change)
+        self.heed(change)
         names = before | dict.fromkeys(self.system.affected_by(change))
         await self.announce(names, *change.before, *change.events)
 

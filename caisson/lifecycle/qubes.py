@@ -14,6 +14,7 @@ import structlog
 from caisson.engines import Engine, Usage
 from caisson.errors import PermissionDeniedError, QubeNotFoundError
 from caisson.lifecycle.door import Door
+from caisson.lifecycle.facts import FactsBoard
 from caisson.lifecycle.ledger import Judgement, Ledger, Rule
 from caisson.lifecycle.links import Links
 from caisson.lifecycle.running import Running
@@ -53,11 +54,14 @@ class Qubes:
         pool: Pool,
         door: Door,
         qube_files: Path,
+        facts: Path,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.system = system
         self._tasks = tasks
         self._ledger = Ledger(system, store, door)
+        board = FactsBoard(facts, system)
+        self._ledger.heed = board.heed
         self.events = self._ledger.events
         self.stats = Stats(self._ledger, engine)
         self._volumes = Volumes(self._ledger, pool, tasks)
@@ -68,6 +72,7 @@ class Qubes:
             volumes=self._volumes,
             door=door,
             qube_files=qube_files,
+            facts=board,
             tasks=tasks,
             retire=self._retire,
         )

@@ -24,6 +24,7 @@ from caisson.errors import (
     ShutdownTimeoutError,
 )
 from caisson.lifecycle.door import Door
+from caisson.lifecycle.facts import FactsBoard
 from caisson.lifecycle.ledger import Ledger
 from caisson.lifecycle.links import Links
 from caisson.lifecycle.power import Power
@@ -64,6 +65,7 @@ class Running:
         volumes: Volumes,
         door: Door,
         qube_files: Path,
+        facts: FactsBoard,
         tasks: asyncio.TaskGroup,
         retire: Callable[[Qube], Coroutine[Any, Any, None]],
     ) -> None:
@@ -73,6 +75,7 @@ class Running:
         self._volumes = volumes
         self._door = door
         self._qube_files = qube_files
+        self._facts = facts
         self._tasks = tasks
         self._retire = retire
 
@@ -226,6 +229,7 @@ class Running:
             power.gone.clear()
             power.instance = instance
             power.state = PowerState.PAUSED if instance.paused else PowerState.RUNNING
+        self._facts.adopt(qube.name for qube in adopted)
         # Before anything is put away: that may make layers in the background.
         self._volumes.recover()
         for qube in tuple(self._ledger.system.qubes.values()):
@@ -271,7 +275,14 @@ class Running:
             socket_dir = await self._door.open_qube(qube.name)
             self._ledger.publish(qube, "domain-pre-spawn", start_guid=guid)
             instance = await self._engine.start(
-                run_spec(system, qube, plan, qube_files=self._qube_files, socket_dir=socket_dir)
+                run_spec(
+                    system,
+                    qube,
+                    plan,
+                    qube_files=self._qube_files,
+                    socket_dir=socket_dir,
+                    facts=self._facts.begin(qube),
+                )
             )
         except Exception as error:
             await self._put_away(qube, power, "domain-start-failed", reason=str(error))
@@ -353,6 +364,7 @@ class Running:
         power.verdict = None
         power.claims.clear()
         await self._guarded(qube, "close the door", self._door.close_qube(qube.name))
+        self._facts.end(qube.name)
         await self._guarded(qube, "unplug", self._links.take_down(qube))
         await self._guarded(qube, "put the volumes away", self._volumes.end(qube))
         power.state = PowerState.HALTED

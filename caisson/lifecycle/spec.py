@@ -31,7 +31,13 @@ def memory_limit(system: System, qube: Qube) -> int:
 
 
 def run_spec(
-    system: System, qube: Qube, plan: StartPlan, *, qube_files: Path, socket_dir: Path
+    system: System,
+    qube: Qube,
+    plan: StartPlan,
+    *,
+    qube_files: Path,
+    socket_dir: Path,
+    facts: Path,
 ) -> RunSpec:
     """Everything that an engine needs to run `qube` once."""
     return RunSpec(
@@ -54,4 +60,5 @@ def run_spec(
         pids_max=PIDS,
         forwarding=bool(system.value(qube, "provides_network")),
         files=etc_files(system, qube),
+        facts=facts,
     )

@@ -23,7 +23,7 @@ from caisson.model.klass import PowerState
 from caisson.model.labels import Label
 from caisson.model.property import render
 from caisson.model.qube import Qube
-from caisson.names import FeatureName, QubeName, Tag
+from caisson.names import DOM0, FeatureName, QubeName, Tag
 
 _TOLD_PROPERTIES = frozenset(
     {
@@ -74,11 +74,12 @@ class Told(Facts):
             "transport_rpc": self._told(qube, "transport_rpc"),
             "power_state": power_state.value,
             "uuid": str(qube.uuid),
-            # Not upstream's: how the qube is walled off, for prompts; and who runs its services.
+            # Not upstream's: how the qube is walled off, for prompts; who runs its services; and
+            # of the admin qube, whose clock it goes by.
             "isolation": self.runtime(qube, "isolation")
             or _ISOLATION.get(self._told(qube, "virt_mode") or ""),
             "default_user": self._told(qube, "default_user"),
-        }
+        } | ({"clockvm": self._global("clockvm")} if qube.name == DOM0 else {})
 
     def wiring_of(self, qube: Qube) -> dict[str, Any]:
         """What of one qube decides where data may flow without a call; the broker is not told.
@@ -96,6 +97,10 @@ class Told(Facts):
             "created_tags": sorted(given),
         }
 
+    def _global(self, name: str) -> str | None:
+        value = self.value(None, name)
+        return None if value is None else render(value)
+
     def _told(self, qube: Qube, name: str) -> str | None:
         declared = self._declared(qube, name)
         value = None if declared is None else self._value_of(qube, declared)
@@ -112,8 +117,7 @@ class Told(Facts):
                 case AddQube():
                     names.add(op.name)
                 case SetProperty(uuid=None) | ResetProperty(uuid=None):
-                    if op.name in {"default_dispvm", "default_guivm"}:
-                        names.update(qube.name for qube in self.followers_of(op.name))
+                    names.update(self._hear_of(op.name))
                 case SetProperty(uuid=UUID() as uuid) | ResetProperty(uuid=UUID() as uuid) if (
                     op.name in _TOLD_INHERITED
                 ):
@@ -136,6 +140,12 @@ class Told(Facts):
                 case _:
                     pass
         return names
+
+    def _hear_of(self, name: str) -> set[QubeName]:
+        """The qubes of which something else is told when a property of the system changes."""
+        if name in {"default_dispvm", "default_guivm"}:
+            return {qube.name for qube in self.followers_of(name)}
+        return {DOM0} if name == "clockvm" else set()
 
     def _built_on(self, uuid: UUID) -> set[QubeName]:
         """The qube, and all that have it in their chain of templates."""

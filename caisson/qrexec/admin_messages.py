@@ -100,8 +100,8 @@ def read_done(message: bytes) -> Done:
         raise ProtocolError(f"the message is malformed: {shown(str(e))}") from None
 
 
-def for_qubesd(service: str) -> bool:
-    """Whether qubesd serves the service; the admin qube has no other."""
+def of_qubesd(service: str) -> bool:
+    """Whether qubesd answers by itself; a program in the admin qube serves any other."""
     return service.startswith(_PREFIX) or service in _OTHERS or service in POLICY_SERVICES
 
 
@@ -109,14 +109,12 @@ def checked(handover: Handover) -> tuple[QubeName, ServiceName, ServiceArgument]
     """Source, service and argument.
 
     Raises:
-        CaissonError: one is malformed, or is never handed over.
+        CaissonError: one is malformed, or the call is never handed over.
     """
     source = QubeName.parse(handover.source)
     service = ServiceName.parse(handover.service)
     if source == "dom0":
         raise ProtocolError("nobody calls in the name of the admin qube here")
-    if not for_qubesd(service):
-        raise ProtocolError(f"service `{service}` is not the daemon's")
     if handover.argument[:1] != "+":
         raise ProtocolError("the argument does not start with `+`")
     return source, service, ServiceArgument.parse(handover.argument[1:])

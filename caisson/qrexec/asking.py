@@ -88,8 +88,8 @@ class Person:
         Raises:
             CaissonError: nobody could be asked, nobody answered, or the qube asks too often.
         """
-        counted = counted_for(self._known.system, call.source, gui)
-        seen = seen_as(self._known.system, call.source, gui)
+        counted = counted_for(self._known.system, call.told_source, gui)
+        seen = seen_as(self._known.system, call.told_source, gui)
         if mute := self._mutes.find(seen):
             return _unheard(seen, mute)
         if not self._questions.has(counted):
@@ -98,7 +98,7 @@ class Person:
             async with self._turns[gui].turn(counted):
                 return await self._ask(call, ask, counted, seen)
         except CaissonError as e:
-            sparing.warning("nobody could be asked", qube=call.source, error=str(e))
+            sparing.warning("nobody could be asked", qube=call.told_source, error=str(e))
             raise
 
     async def _ask(self, call: Call, ask: Ask, counted: Asker, seen: Asker) -> prompt.Answer:
@@ -129,13 +129,13 @@ class Person:
         """What is asked; a GUI qube learns from it of no qube that is not involved."""
         targets = list(ask.targets)
         find = self._known.system.find
-        involved = {call.source, *(t.removeprefix("@dispvm:") for t in targets)}
+        involved = {call.told_source, *(t.removeprefix("@dispvm:") for t in targets)}
         domains = {name: domain for name in involved if (domain := find(name))}
         icons = {name: d.icon for name, d in domains.items() if d.icon}
         bases = {t: icons.get(t.removeprefix("@dispvm:")) for t in targets}
         walls = {name: self._known.infos.get(name, {}).get("isolation") for name in involved}
         return prompt.Question(
-            source=call.source,
+            source=call.told_source,
             service=call.service,
             argument=f"+{call.argument}",
             targets=targets,
@@ -150,17 +150,17 @@ class Person:
     def tell(self, call: Call, resolution: str, target: str) -> None:
         """Tell the person what happened to a call, if somebody listens and is not flooded."""
         system = self._known.system
-        source = system.find(call.source)
+        source = system.find(call.told_source)
         if source is None or (gui := source.guivm) is None:
             return
         if self._notices_under_way[gui] >= MOST_NOTICES:
             return
-        if not self._notices.take(counted_for(system, call.source, gui)):
+        if not self._notices.take(counted_for(system, call.told_source, gui)):
             return
-        mute = self._mutes.find(seen_as(system, call.source, gui))
+        mute = self._mutes.find(seen_as(system, call.told_source, gui))
         muted = round(mute.left) if mute else 0
         argument = f"+{call.argument}"
-        notice = prompt.Notice(resolution, call.service, argument, call.source, target, muted)
+        notice = prompt.Notice(resolution, call.service, argument, call.told_source, target, muted)
         self._notices_under_way[gui] += 1
         self._background(self._tell(gui, notice))
 

@@ -311,6 +311,7 @@ class Broker:
         else:
             call.service, call.argument = message.service, message.argument
             call.requested = message.target
+            call.requested_source = message.requested_source
             call.flags = message.flags
         self._own(endpoint, call, channel)
         if len(endpoint.calls) > MOST_CALLS:

@@ -45,7 +45,11 @@ class CallError(Exception):
 
 
 class Call:
-    """One call from its request to its end."""
+    """One call from its request to its end.
+
+    `source` is the qube that calls, `requested_source` the RemoteVM that it asks to call for, and
+    `told_source` the one of both that the policy has judged and the service is told of.
+    """
 
     __slots__ = (
         "allow",
@@ -62,8 +66,10 @@ class Call:
         "identity",
         "malformed",
         "plus",
+        "redirected",
         "relayed",
         "requested",
+        "requested_source",
         "rule",
         "service",
         "serving",
@@ -91,8 +97,10 @@ class Call:
         self.argument = ""
         self.plus = "+"
         self.relayed = ""
+        self.redirected = False
         self.command = ""
         self.requested = ""
+        self.requested_source = ""
         self.flags = ""
         self.malformed = ""
         self.user = ""
@@ -130,11 +138,15 @@ class Call:
             "ended": str(how),
             "code": code,
         }
+        if self.requested_source:
+            record["requested_source"] = self.requested_source
         if self.command:
             record["command"] = self.command
         if self.relayed and self.allow is not None:
             record["remote"] = self.allow.target
             record["relayed"] = self.relayed
+        if self.redirected:
+            record["redirected_from"] = "dom0"
         if self.source == "dom0":
             record["uid"] = self.uid
         if reason:

@@ -63,7 +63,7 @@ class DaemonServices:
             self._shares.give_back(call.source)
             raise CallError(f"qubesd takes no calls: {e.strerror}") from None
         kind, text = split_target(requested)
-        message = Handover(call.id, call.service, f"+{call.argument}", call.source, kind, text)
+        message = Handover(call.id, call.service, f"+{call.argument}", call.told_source, kind, text)
         if not channel.send(encode(message), descriptors):
             channel.close()
             self._shares.give_back(call.source)

@@ -13,9 +13,9 @@ from typing import Any
 import structlog
 
 from caisson.errors import CaissonError, DaemonError
-from caisson.names import DOM0
+from caisson.names import CLOCK_SERVICE, DOM0
 from caisson.policy import Allow, Ask, Decision, Deny, SystemInfo
-from caisson.qrexec import admin_messages, wire
+from caisson.qrexec import wire
 from caisson.qrexec.asking import Person
 from caisson.qrexec.audit import Audit
 from caisson.qrexec.calls import Call, CallError, Ended
@@ -108,7 +108,9 @@ class Decider:
                 self._spawn(call, self._ask(call, decision))
 
     def _judge(self, call: Call) -> Decision:
-        return self._policy.judge(call.source, call.service, call.argument, call.requested)
+        return self._policy.judge(
+            call.source, call.service, call.argument, call.requested, call.requested_source
+        )
 
     def _deny(self, call: Call, deny: Deny) -> None:
         call.decision = "deny"
@@ -121,6 +123,7 @@ class Decider:
         """Go on with an allowed call; its way is synchronous if the target runs."""
         call.rule = allow.rule
         call.allow = allow
+        call.told_source = allow.source
         call.identity = _identities(self._known.system, allow)
         call.user = allow.user or ""
         if allow.target.startswith("@dispvm:"):
@@ -135,7 +138,7 @@ class Decider:
         call.target = target.name
         if allow.relay is not None:
             call.relayed = allow.service
-        elif target.name == call.source:
+        elif target.name == call.told_source:
             call.decision = "deny"
             self._connector.end(
                 call, Ended.DENIED, wire.REFUSED, wire.Code.REFUSED, "a qube cannot call itself"
@@ -154,17 +157,27 @@ class Decider:
             self._spawn(call, self._in_started(call, allow.autostart))
 
     def _in_admin_qube(self, call: Call, allow: Allow) -> None:
-        """The daemon's services; nothing else is run in the admin qube."""
-        if admin_messages.for_qubesd(call.service):
+        """Have qubesd serve it: it knows which services there are."""
+        clock = self._clock_for(call)
+        if clock is None:
             self._connector.to_daemon(call, allow.requested_target)
             return
-        self._connector.end(
-            call,
-            Ended.FAILED,
-            wire.problem(wire.Code.NOT_FOUND, "the admin qube has no such service"),
-            wire.Code.NOT_FOUND,
-            "the admin qube has no such service",
-        )
+        # The admin qube's clock is another qube's: that one is asked, in the admin qube's name.
+        call.redirected = True
+        call.target = clock.name
+        call.told_source = DOM0
+        call.user = ""
+        self._connector.connect(call, clock)
+
+    def _clock_for(self, call: Call) -> Endpoint | None:
+        """The qube that tells the time in place of the admin qube, if it runs and does not ask."""
+        if call.service != CLOCK_SERVICE:
+            return None
+        name = self._known.clockvm
+        if name is None or name in {DOM0, call.source}:
+            return None
+        endpoint = self._endpoints.get(name)
+        return endpoint if endpoint is not None and endpoint.agent is not None else None
 
     def _admin_call(self, call: Call) -> None:
         """A call by the admin qube is not policed; it is written down all the same."""
@@ -198,8 +211,9 @@ class Decider:
     async def _ask(self, call: Call, ask: Ask) -> None:
         """Ask a person, then judge again: the world may have changed meanwhile."""
         call.rule = ask.rule
+        call.told_source = ask.source
         asked_of = self._known.system
-        source = self._known.system.find(call.source)
+        source = self._known.system.find(ask.source)
         if source is None or source.guivm is None:
             self._connector.refuse(call, "the calling qube has no GUI qube that could be asked")
             return
@@ -254,6 +268,8 @@ class Decider:
         system = self._known.system
         if not self._link.synced or _identities(system, allow) != call.identity:
             return False
+        if call.redirected and self._known.clockvm != call.target:
+            return False
         again = self._judge(call)
         if isinstance(again, Ask) and call.answered_by is not None:
             again = again.choose(allow.target)
@@ -298,8 +314,8 @@ def after_answer(target: str, again: Decision, then: SystemInfo, now: SystemInfo
 
 
 def _way(allow: Allow) -> tuple[str | None, ...]:
-    """Where an allowed call goes, and as what."""
-    return allow.target, allow.user, allow.relay, allow.service
+    """From whom an allowed call comes, where it goes, and as what."""
+    return allow.source, allow.target, allow.user, allow.relay, allow.service
 
 
 def _identities(system: SystemInfo, allow: Allow) -> tuple[str | None, ...]:

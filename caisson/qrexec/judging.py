@@ -97,7 +97,9 @@ class Judge:
             self._view = View(policy, system)
         return self._view
 
-    def judge(self, source: str, service: str, argument: str, target: str) -> Decision:
+    def judge(
+        self, source: str, service: str, argument: str, target: str, requested_source: str = ""
+    ) -> Decision:
         """Decide one call.
 
         Args:
@@ -105,8 +107,9 @@ class Judge:
             service: the service.
             argument: the text behind the `+`; empty for none.
             target: what the caller asks for, as a policy spells it (`work`, `@adminvm`).
+            requested_source: the RemoteVM that the caller says to be the relay of; empty: none.
         """
-        return self.now().judge(source, service, argument, target)
+        return self.now().judge(source, service, argument, target, requested_source)
 
     def allows(self, source: str, service: str, argument: str, target: str) -> bool:
         """Whether the call may reach the admin qube without a question."""

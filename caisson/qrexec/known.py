@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from caisson.errors import ValueRefusedError
+from caisson.names import DOM0
 from caisson.policy import SystemInfo
 
 _log = structlog.get_logger("qrexec")
@@ -29,6 +30,12 @@ class Known:
         """Nothing exists, until told otherwise."""
         self.system = SystemInfo({})
         self.infos = {}
+
+    @property
+    def clockvm(self) -> str | None:
+        """The qube that tells the time in place of the admin qube."""
+        name = self.infos.get(DOM0, {}).get("clockvm")
+        return name if isinstance(name, str) else None
 
     def take(self, changed: Mapping[str, Mapping[str, Any]], removed: Iterable[str] = ()) -> None:
         """Take a change in; entries are as in `internal.GetSystemInfo`."""

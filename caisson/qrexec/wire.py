@@ -4,7 +4,8 @@ AF_UNIX SOCK_SEQPACKET; one datagram is one message: a type byte, then fields se
 of which the last runs to the end. Everything that arrives here is untrusted: parsing gives
 checked types, or refuses.
 
-A client says `C` target, service[+argument], flags; in the admin qube `D` (or `J`: start it and
+A client says `C` target, service[+argument], flags, and a relay, as fourth, for which RemoteVM it
+calls; in the admin qube `D` (or `J`: start it and
 wait for nothing) qube, user, command or `QUBESRPC service[+argument] source`.
 An agent says `H` version, report (JSON), and `X` id, exit code.
 The broker tells a client `A` with pipes (stdin, stdout, stderr), then `X` code; or `R`: refused;
@@ -25,6 +26,7 @@ from caisson.qrexec.link import Report
 LONGEST = 66_000
 
 _TARGET = re.compile(r"[A-Za-z0-9_.@:-]{0,63}")
+_SOURCE = re.compile(r"[A-Za-z0-9_.:-]{0,63}")
 # Nobody waits for the end: flag `e`; from the admin qube, `J` in place of `D`.
 _FLAGS = frozenset({"", "e"})
 _ADMIN = {b"D": "", b"J": "e"}
@@ -51,12 +53,17 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class ClientCall(msgspec.Struct, frozen=True):
-    """A call by a program in a qube. `target` is checked for its characters only."""
+    """A call by a program in a qube. `target` is checked for its characters only.
+
+    `requested_source` is the RemoteVM that the qube says to be the relay of; empty: none.
+    Whether it is, the policy finds out.
+    """
 
     target: str
     service: ServiceName
     argument: ServiceArgument
     flags: str
+    requested_source: str = ""
 
 
 class AdminCall(msgspec.Struct, frozen=True):
@@ -100,6 +107,19 @@ def parse_target(untrusted: str) -> str:
     return untrusted
 
 
+def parse_source(untrusted: str) -> str:
+    """A name, or a `uuid:` form: whether there is such a qube is for the policy to say.
+
+    Raises:
+        ProtocolError: it has other characters, or too many.
+    """
+    if _SOURCE.fullmatch(untrusted) is None:
+        raise ProtocolError(
+            f"source `{shown(untrusted)}` is not valid", hint="give the name of a qube"
+        )
+    return untrusted
+
+
 def parse_client(untrusted: bytes) -> ClientCall | Hello:
     """The first message of a program in a qube.
 
@@ -108,12 +128,15 @@ def parse_client(untrusted: bytes) -> ClientCall | Hello:
     """
     match untrusted[:1]:
         case b"C":
-            target, descriptor, flags = _fields(untrusted, 3)
+            target, descriptor, flags, *sources = _fields(untrusted, 3, 4)
             parse_target(target)
             if flags not in _FLAGS:
                 raise ProtocolError(f"flags `{shown(flags)}` are not valid")
             service, argument = parse_service(descriptor)
-            return ClientCall(target, service, argument, flags)
+            if sources == [""]:
+                raise ProtocolError("the source is empty", hint="leave the field out")
+            source = parse_source(sources[0]) if sources else ""
+            return ClientCall(target, service, argument, flags, source)
         case b"H":
             version, _, report = untrusted[1:].partition(b"\0")
             return Hello(_number(version), _parse_report(report))
@@ -193,13 +216,14 @@ def not_admitted(reason: str) -> bytes:
     return b"N" + reason.encode()
 
 
-def _fields(untrusted: bytes, count: int) -> list[str]:
+def _fields(untrusted: bytes, *counts: int) -> list[str]:
     try:
         fields = untrusted[1:].decode("ascii").split("\0")
     except UnicodeDecodeError:
         raise ProtocolError("the message holds bytes that are not ASCII") from None
-    if len(fields) != count:
-        raise ProtocolError(f"expected {count} fields, got {len(fields)}")
+    if len(fields) not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise ProtocolError(f"expected {wanted} fields, got {len(fields)}")
     return fields
 
 

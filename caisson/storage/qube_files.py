@@ -24,21 +24,38 @@ from caisson.storage.pool import storage_errors
 
 AGENT: Final = "usr/lib/qubes/qrexec-agent"
 AGENT_NAMES: Final = (
-    "usr/lib/qubes/qubes-vmexec",
     "usr/bin/qrexec-client-vm",
-    "usr/lib/qubes/vm-file-editor",
-    "usr/lib/qubes/qubes-open-url",
-    "usr/lib/qubes/qubes-start-app",
-    "usr/lib/qubes/qubes-get-appmenus",
-    "usr/lib/qubes/qubes-image-source",
-    "usr/lib/qubes/qubes-log-sink",
     "usr/bin/qubes-desktop-run",
     "usr/bin/qubes-get-image",
+    "usr/bin/qubesdb-list",
+    "usr/bin/qubesdb-multiread",
+    "usr/bin/qubesdb-read",
+    "usr/bin/qubesdb-rm",
+    "usr/bin/qubesdb-watch",
+    "usr/bin/qubesdb-write",
+    "usr/bin/qvm-connect-tcp",
     "usr/bin/qvm-convert-img",
+    "usr/bin/qvm-copy",
+    "usr/bin/qvm-copy-to-vm",
     "usr/bin/qvm-log",
+    "usr/bin/qvm-move",
+    "usr/bin/qvm-move-to-vm",
     "usr/bin/qvm-open-in-dvm",
     "usr/bin/qvm-open-in-vm",
     "usr/bin/qvm-run-vm",
+    "usr/bin/qvm-sync-clock",
+    "usr/lib/qubes/qfile-agent",
+    "usr/lib/qubes/qfile-unpacker",
+    "usr/lib/qubes/qubes-get-appmenus",
+    "usr/lib/qubes/qubes-image-source",
+    "usr/lib/qubes/qubes-log-sink",
+    "usr/lib/qubes/qubes-open-url",
+    "usr/lib/qubes/qubes-set-clock",
+    "usr/lib/qubes/qubes-setup",
+    "usr/lib/qubes/qubes-start-app",
+    "usr/lib/qubes/qubes-vmexec",
+    "usr/lib/qubes/tar2qfile",
+    "usr/lib/qubes/vm-file-editor",
 )
 """Where the agent's binary lies, and its other names."""
 
@@ -46,6 +63,8 @@ _log = structlog.get_logger(__name__)
 _DIRECTORY = "qube-files"
 _EXECUTABLE = ("usr/bin/", "usr/lib/qubes/", "usr/sbin/", "etc/qubes-rpc/")
 _HASH_LENGTH = 16
+_TCP = "/dev/tcp"
+"""The text of a link that is a TCP service (specification sheet `qrexec`, section 2.3)."""
 _MOUNTED = re.compile(rf"/{_DIRECTORY}/([0-9a-f]{{{_HASH_LENGTH}}})[/ ]")
 
 
@@ -54,6 +73,7 @@ class _File:
     name: str
     source: Path
     executable: bool
+    link: str | None = None
 
 
 def lay(state_dir: Path, qube_source: Path, agent_binary: Path) -> Path:
@@ -132,8 +152,13 @@ def _source_files(root: Path) -> Iterator[_File]:
         for name in sorted(names):
             path = Path(directory, name)
             relative = path.relative_to(root).as_posix()
-            if name.startswith(".") or "/" not in relative or path.is_symlink():
+            if name.startswith(".") or "/" not in relative:
                 continue  # not meant for a qube: notes and placeholders
+            if path.is_symlink():
+                text = os.readlink(path)  # noqa: PTH115 - the text itself
+                if text == _TCP or text.startswith(f"{_TCP}/"):
+                    yield _File(relative, path, executable=False, link=text)
+                continue
             mode = path.stat().st_mode
             yield _File(
                 relative,
@@ -145,6 +170,9 @@ def _source_files(root: Path) -> Iterator[_File]:
 def _digest(files: list[_File]) -> str:
     digest = hashlib.sha256(b"caisson qube files 1\0" + "\0".join(AGENT_NAMES).encode())
     for file in files:
+        if file.link is not None:
+            digest.update(f"{file.name}\0link\0{file.link}\0".encode())
+            continue
         with file.source.open("rb") as content:
             inner = hashlib.file_digest(content, "sha256").hexdigest()
         digest.update(f"{file.name}\0{file.executable}\0{inner}\0".encode())
@@ -158,6 +186,9 @@ def _lay(files: list[_File], target: Path) -> None:
         for file in files:
             copy = new / file.name
             copy.parent.mkdir(parents=True, exist_ok=True)
+            if file.link is not None:
+                copy.symlink_to(file.link)
+                continue
             shutil.copyfile(file.source, copy)
             copy.chmod(0o755 if file.executable else 0o644)
         for name in AGENT_NAMES:
@@ -168,7 +199,7 @@ def _lay(files: list[_File], target: Path) -> None:
             Path(directory).chmod(0o755)
             os.chown(directory, 0, 0)
             for name in names:
-                os.chown(Path(directory, name), 0, 0)
+                os.chown(Path(directory, name), 0, 0, follow_symlinks=False)
         _sync(new)
         new.rename(target)
     except BaseException:
@@ -179,6 +210,8 @@ def _lay(files: list[_File], target: Path) -> None:
 def _sync(tree: Path) -> None:
     for directory, _, names in os.walk(tree):
         for name in names:
+            if Path(directory, name).is_symlink():
+                continue  # it has no content, and its directory keeps it
             descriptor = os.open(Path(directory, name), os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 os.fsync(descriptor)

@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
 
 
 def _query(arguments: argparse.Namespace) -> Query:
-    from caisson.qrexec.policy_messages import Query, parse_source
-    from caisson.qrexec.wire import parse_service, parse_target
+    from caisson.qrexec.policy_messages import Query
+    from caisson.qrexec.wire import parse_service, parse_source, parse_target
 
     service, argument = parse_service(arguments.service)
     return Query(

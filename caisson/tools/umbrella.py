@@ -10,7 +10,7 @@ from typing import Any
 from caisson import __version__
 from caisson.admin.client import Client
 from caisson.errors import CaissonError, DaemonError
-from caisson.tools import command, policy, prompt, qubes_xml, terminal
+from caisson.tools import command, policy, prompt, qubes_xml, service, terminal
 from caisson.tools.command import FAILURE, USAGE
 
 
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     prompt.add(
         actions.add_parser("prompt", help="answer the questions that calls between qubes raise")
     )
+    service.add(actions.add_parser("service", help="write services, and try them without a qube"))
     qubes_xml.add_import(
         actions.add_parser("import-qubes-xml", help="take over a system of Qubes OS 4")
     )
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(arguments: argparse.Namespace, client: Client) -> int:  # noqa: PLR0911 - one case a command
+def run(arguments: argparse.Namespace, client: Client) -> int:  # noqa: C901, PLR0911 - one case a command
     """Do what the sub-command says."""
     match arguments.action:
         case "up":
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace, client: Client) -> int:  # noqa: PLR0911 
             return policy.run(arguments, client)
         case "prompt":
             return prompt.run(arguments, client.root)
+        case "service":
+            return service.run(arguments, client)
         case "import-qubes-xml":
             return qubes_xml.import_system(arguments, client.root)
         case "export-qubes-xml":

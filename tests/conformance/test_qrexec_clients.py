@@ -114,6 +114,17 @@ def test_the_request_is_what_the_broker_reads(desk: Desk) -> None:
     peer.close()
 
 
+def test_a_relay_says_for_whom_it_calls(desk: Desk) -> None:
+    """In a fourth field, which is there only then."""
+    process = desk.start("--source-qube=far", "work", "a.B")
+    peer, request, pipes = desk.answer(b"R")
+    assert request == b"Cwork\0a.B\0\0far"
+    assert parse_client(request) == ClientCall("work", "a.B", "", "", "far")
+    finish(process)
+    shut(pipes.service)
+    peer.close()
+
+
 @pytest.mark.parametrize(
     ("given", "sent"),
     [("", b""), ("@default", b"@default"), ("$dispvm:x", b"@dispvm:x"), ("@adminvm", b"@adminvm")],
@@ -490,7 +501,9 @@ def test_stdin_may_be_a_socket_for_both_ways(desk: Desk) -> None:
         (["--use-stdin-socket", "work", "a.B", "/bin/true"], 2),
         (["--use-stdin-socket", "work", "a.B"], 1),
         (["--buffer-size=x", "work", "a.B"], 1),
-        (["--source-qube=other", "work", "a.B"], 1),
+        (["--source-qube=", "work", "a.B"], 2),
+        (["--source-qube=" + "x" * 64, "work", "a.B"], 2),
+        (["-s", "far", "--source-qube=far", "work", "a.B"], 2),
         (["work", "a" * 70_000], 1),
     ],
 )

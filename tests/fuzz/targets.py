@@ -38,10 +38,14 @@ class Target:
         return function
 
 
+_WIRE = ("caisson.qrexec.vchan", "caisson.qrexec.wire", "caisson.qrexec.policy_messages")
 TARGETS = {
     "policy-text": Target("policy_targets", "policy_text", ("caisson.policy",)),
     "policy-request": Target("policy_targets", "policy_request", ("caisson.policy",), longest=512),
     "policy-system": Target("policy_targets", "policy_system", ("caisson.policy",)),
+    "wire-session": Target("wire_targets", "session", _WIRE),
+    "wire-command": Target("wire_targets", "command", _WIRE, longest=512),
+    "wire-answer": Target("wire_targets", "answer", _WIRE, longest=512),
 }
 
 

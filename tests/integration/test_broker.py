@@ -130,11 +130,12 @@ async def test_qube_cannot_call_itself(target: str):
         assert await outcome(await rig.call("work", target, "my.Service")) == b"R"
 
 
-async def test_call_to_the_admin_qube_finds_no_service():
-    """Allowed by policy, but nothing is executed beside the daemons yet: 127."""
+async def test_call_to_the_admin_qube_fails_without_qubesd_s_door():
+    """Allowed by policy, but the broker itself runs nothing: 125, and not a word why."""
     async with broker_rig("* * @anyvm @adminvm allow\n") as rig:
         await rig.run("work")
-        assert (await outcome(await rig.call("work", "dom0", "my.Service"))).startswith(b"E127\0")
+        answer = await outcome(await rig.call("work", "dom0", "my.Service"))
+        assert answer == b"E125\0the target could not be reached"
 
 
 async def test_edited_policy_decides_the_very_next_call():

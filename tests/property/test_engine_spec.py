@@ -52,6 +52,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         cpus=1.0,
         pids_max=1,
         forwarding=draw(st.booleans()),
+        facts=draw(st.sampled_from([None, Path("/f")])),
         binds=tuple(
             Bind(Path("/b"), "/" + "/".join(parts), read_only=draw(st.booleans()))
             for parts in draw(st.lists(TARGETS, max_size=3))
@@ -62,6 +63,8 @@ def specs(draw: st.DrawFn) -> RunSpec:
 def configured(spec: RunSpec, slot: int = 0) -> dict[str, Any]:
     """The configuration as the runtime would read it."""
     targets = {"/run/qubes", "/usr/lib/qubes", *(bind.target for bind in spec.binds)}
+    if spec.facts:
+        targets.add("/run/qubesdb")
     if spec.private:
         targets |= {"/rw", "/home", "/usr/local"}
     if spec.host_usr:
@@ -91,6 +94,8 @@ def test_every_bind_is_nosuid_and_nodev_and_read_only_unless_it_is_the_qubes_own
         assert {"bind", "nosuid", "nodev"} <= set(mount["options"])
         assert ("rw" in mount["options"]) is (mount["destination"] in writable)
         assert ("ro" in mount["options"]) is (mount["destination"] not in writable)
+        if mount["destination"].startswith("/run/"):
+            assert "noexec" in mount["options"]
 
 
 @given(specs())

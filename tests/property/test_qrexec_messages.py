@@ -27,6 +27,16 @@ def test_call_is_read_as_it_was_written(target: str, service: str, argument: str
     assert wire.parse_client(message) == wire.ClientCall(target, service, argument, flags)  # type: ignore[arg-type]
 
 
+@given(TARGETS, SERVICES, st.from_regex(r"[A-Za-z0-9_.:-]{1,63}", fullmatch=True))
+def test_the_call_of_a_relay_is_read_as_it_was_written(target: str, service: str, source: str):
+    """The fourth field is whom it calls for; it is there only where it says something."""
+    message = f"C{target}\0{service}\0\0{source}".encode()
+    expected = wire.ClientCall(target, service, "", "", source)  # type: ignore[arg-type]
+    assert wire.parse_client(message) == expected
+    with pytest.raises(CaissonError):
+        wire.parse_client(f"C{target}\0{service}\0\0".encode())
+
+
 @given(NAMES, NAMES, SERVICES, ARGUMENTS)
 def test_admin_call_is_read_as_it_was_written(qube: str, source: str, service: str, argument: str):
     """A service for the admin qube's client, with and without waiting for its end."""

@@ -183,7 +183,9 @@ def test_a_qube_cannot_make_calls_in_anothers_name(attacked: Whole) -> None:
     assert attacked.said("mallory", forged, user="root") == "mallory"
     script = RAW + "print(told(b'Cvictim\\0my.Secret\\0\\0friend\\0dom0'))"
     assert "b'A" not in python(attacked, "mallory", script)
-    assert attacked.inside("mallory", "qrexec-client-vm --source-qube=dom0 victim my.Name").code
+    for name in ("dom0", "friend", "victim", "mallory", "nobody"):
+        done = attacked.inside("mallory", f"qrexec-client-vm --source-qube={name} victim my.Name")
+        assert (done.code, done.out) == (126, "")
     assert not attacked.audit(service="my.Secret", decision="allow")
 
 

@@ -54,6 +54,25 @@ def test_files_are_readable_by_all_and_writable_by_root(tmp_path: Path, source: 
     assert (laid / "usr/bin/qrexec-client-vm").read_bytes() == b"agent"
 
 
+def test_links_to_ports_are_services_and_other_links_are_not_for_qubes(
+    tmp_path: Path, source: Path, agent: Path
+):
+    """A link that leads elsewhere would lay down whatever the machine has there."""
+    services = source / "etc/qubes-rpc"
+    (services / "qubes.ConnectTCP").symlink_to("/dev/tcp/127.0.0.1")
+    for name, text in {"a": "/etc/shadow", "b": "qubes.Test", "c": "/dev/tcpx"}.items():
+        (services / name).symlink_to(text)
+    laid = lay(tmp_path / "state", source, agent)
+    found = {path.name for path in (laid / "etc/qubes-rpc").iterdir()}
+    assert found == {"qubes.Test", "qubes.ConnectTCP"}
+    link = laid / "etc/qubes-rpc/qubes.ConnectTCP"
+    assert str(link.readlink()) == "/dev/tcp/127.0.0.1"
+    assert link.lstat().st_uid == 0
+    (services / "qubes.ConnectTCP").unlink()
+    (services / "qubes.ConnectTCP").symlink_to("/dev/tcp/127.0.0.1/1")
+    assert lay(tmp_path / "state", source, agent) != laid
+
+
 def test_the_same_content_is_laid_once(tmp_path: Path, source: Path, agent: Path):
     """A restart of the daemon changes nothing under running qubes."""
     state = tmp_path / "state"

@@ -16,6 +16,8 @@ pub mod signal {
     pub const INTERRUPT: u32 = 2;
     /// Cannot be caught.
     pub const KILL: u32 = 9;
+    /// The first for a program's own purposes.
+    pub const USER_1: u32 = 10;
     /// A pipe without readers was written to.
     pub const PIPE: u32 = 13;
     /// Please end.
@@ -33,7 +35,7 @@ pub mod signal {
 /// # Safety
 /// The arguments must be what the call with this number expects; pointers must be valid for it.
 #[inline]
-unsafe fn syscall(number: usize, a: [usize; 6]) -> Result<usize, Errno> {
+pub(super) unsafe fn syscall(number: usize, a: [usize; 6]) -> Result<usize, Errno> {
     let result: isize;
     // SAFETY: the clobbers are those of the kernel's calling convention; the caller answers for the
     // meaning of the arguments.
@@ -106,7 +108,7 @@ pub fn map_memory(length: usize) -> Option<usize> {
 ///
 /// # Safety
 /// Nothing may write there any more.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 pub unsafe fn protect_read_only(start: usize, length: usize) {
     // SAFETY: the caller answers for it; failing leaves the memory writable, which is sound.
     // JUSTIFICATION: there is no loader to do it.
@@ -233,6 +235,34 @@ fn clock(which: usize) -> [i64; 2] {
     now
 }
 
+/// Seconds since the epoch, by the clock that people read.
+pub fn seconds() -> i64 {
+    const REALTIME: usize = 0;
+    let mut now = [0_i64; 2];
+    // SAFETY: `now` has the layout of a timespec.
+    // JUSTIFICATION: as `milliseconds`.
+    let _ = unsafe { syscall(number::CLOCK_GETTIME, [REALTIME, now.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    now[0]
+}
+
+/// Set the clock that people read.
+pub fn set_seconds(seconds: i64) -> Result<(), Errno> {
+    const REALTIME: usize = 0;
+    let wanted = [seconds, 0_i64];
+    // SAFETY: `wanted` has the layout of a timespec and is only read.
+    // JUSTIFICATION: as `milliseconds`.
+    unsafe { syscall(number::CLOCK_SETTIME, [REALTIME, wanted.as_ptr() as usize, 0, 0, 0, 0]) }.map(|_| ())
+}
+
+/// Let a file or directory be seen at another place as well.
+pub fn bind_mount(source: &CStr, target: &CStr) -> Result<(), Errno> {
+    const BIND: usize = 1 << 12;
+    let a = [source.as_ptr() as usize, target.as_ptr() as usize, 0, BIND, 0, 0];
+    // SAFETY: both paths end with a NUL and are only read.
+    // JUSTIFICATION: a feature of rustix that nothing else needs.
+    unsafe { syscall(number::MOUNT, a) }.map(|_| ())
+}
+
 /// One of the descriptors that the process was started with: 0, 1 or 2.
 pub fn standard(which: u8) -> BorrowedFd<'static> {
     assert!(which <= 2);
@@ -241,11 +271,64 @@ pub fn standard(which: u8) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(i32::from(which)) }
 }
 
+/// A descriptor that our starter promised to give us, as ours; `None` where it is not open.
+///
+/// To be called at most once a number, before anything was opened.
+pub fn given_descriptor(number: u8) -> Option<OwnedFd> {
+    assert!(number > 2);
+    // SAFETY: at the program's start nothing of ours owns the number, and `fcntl` only looks.
+    // JUSTIFICATION: as `standard`.
+    let fd = unsafe { BorrowedFd::borrow_raw(i32::from(number)) };
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open, and nothing else will own it.
+    // JUSTIFICATION: the number must become an owner.
+    Some(unsafe { OwnedFd::from_raw_fd(i32::from(number)) })
+}
+
 /// Close standard input, so that its writer learns that nobody reads on.
 pub fn close_standard_input() {
     // SAFETY: nothing owns descriptor 0, see `standard`.
     // JUSTIFICATION: an owner of 0 would close it at the wrong time.
     let _ = unsafe { syscall(number::CLOSE, [0, 0, 0, 0, 0, 0]) };
+}
+
+/// Close standard output, so that its reader learns that nothing more comes.
+pub fn close_standard_output() {
+    // SAFETY: nothing owns descriptor 1, see `standard`.
+    // JUSTIFICATION: as `close_standard_input`.
+    let _ = unsafe { syscall(number::CLOSE, [1, 0, 0, 0, 0, 0]) };
+}
+
+/// Close every descriptor but the standard ones and this, which gets another number.
+///
+/// For a forked process that goes on without what its parent had open, and never returns to the
+/// code that owns it.
+pub fn keep_only(fd: OwnedFd) -> OwnedFd {
+    const PLACE: usize = 3;
+    /// What a kernel before 5.9 closes one by one; an agent has far fewer open.
+    const OLD_KERNEL_LIMIT: usize = 4096;
+    let kept = if fd.as_raw_fd() as usize == PLACE {
+        fd
+    } else {
+        // SAFETY: the number may belong to an owner in a frame that is never returned to.
+        // JUSTIFICATION: the owners are out of reach after the fork.
+        match unsafe { syscall(number::DUP3, [fd.as_raw_fd() as usize, PLACE, 0o2000000, 0, 0, 0]) } {
+            // SAFETY: the kernel has just made this descriptor.
+            // JUSTIFICATION: the number must become an owner.
+            Ok(made) => unsafe { OwnedFd::from_raw_fd(made as i32) },
+            Err(_) => exit(125),
+        }
+    };
+    // SAFETY: as above; nothing below PLACE + 1 is touched.
+    // JUSTIFICATION: as above.
+    unsafe {
+        if syscall(number::CLOSE_RANGE, [PLACE + 1, u32::MAX as usize, 0, 0, 0, 0]).is_err() {
+            for descriptor in PLACE + 1..OLD_KERNEL_LIMIT {
+                let _ = syscall(number::CLOSE, [descriptor, 0, 0, 0, 0, 0]);
+            }
+        }
+    }
+    kept
 }
 
 /// Let a descriptor outlive an `exec` and give its number.

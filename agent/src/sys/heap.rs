@@ -36,8 +36,8 @@ unsafe impl Sync for Arena {}
 
 static ARENA_BYTES: Arena = Arena(UnsafeCell::new([0; ARENA]));
 
-#[cfg_attr(not(test), global_allocator)]
-#[cfg_attr(test, allow(dead_code))]
+#[cfg_attr(not(any(test, fuzzing)), global_allocator)]
+#[cfg_attr(any(test, fuzzing), allow(dead_code))]
 static HEAP: Heap =
     Heap(UnsafeCell::new(State { free: [ptr::null_mut(); CLASSES], next: 0, end: 0, arena_used: false }));
 

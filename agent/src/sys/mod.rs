@@ -6,8 +6,9 @@
 
 pub mod call;
 mod heap;
-#[cfg(not(test))]
+pub mod landlock;
+#[cfg(not(any(test, fuzzing)))]
 mod memory;
 mod number;
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 mod start;

@@ -148,7 +148,7 @@ unsafe extern "C" fn entry(stack: *const usize, base: usize, dynamic: *const Dyn
         let argv = stack.add(1) as *const *const core::ffi::c_char;
         (strings(argv), strings(argv.add(count + 1)))
     };
-    call::exit(crate::run(&arguments, &environment))
+    call::exit(crate::run(&arguments, Vec::leak(environment)))
 }
 
 /// Collect a null-terminated array of C strings.

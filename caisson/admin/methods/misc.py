@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 
 from caisson.admin.registry import Access, Call, Scope, Text, To, method
 from caisson.errors import ProtocolError
-from caisson.ext.core_features import announced
+from caisson.ext.core_features import MOST_ANNOUNCED, REQUESTS, announced
 from caisson.model import Qube
 from caisson.model.events import event_of, joined
 from caisson.names import DOM0, FeatureName, shown
 
 _DIGITS_LONGEST = 19
+_ANNOUNCEMENT_LONGEST = 48 * 1024
 _TIME = "%Y-%m-%d %H:%M:%S"
 _FRESH = timedelta(minutes=1)
 UPDATES = FeatureName("updates-available")
@@ -23,17 +24,63 @@ LAST_UPDATE = FeatureName("last-update")
 
 
 async def _announce(call: Call) -> None:
-    """Let extensions look at what the caller announces."""
-    found = announced(call.extensions.core, call.origin)
-    event = event_of(call.origin, "features-request", {"untrusted_features": repr(found)})
-    await call.extensions.tell(event)
+    """Let extensions look at what the caller announces, in the call or before it."""
+    core, uuid = call.extensions.core, call.origin.uuid
+    untrusted_said = _said(call.untrusted_payload)
+    core.untrusted_announcing[uuid] = untrusted_said
+    try:
+        found = announced(core, call.origin)
+        event = event_of(call.origin, "features-request", {"untrusted_features": repr(found)})
+        await call.extensions.tell(event)
+    finally:
+        # A later call of the same qube may have said something else: the last word counts.
+        if core.untrusted_announcing.get(uuid) is untrusted_said:
+            del core.untrusted_announcing[uuid]
 
 
-for _name, _help in (
-    ("qubes.FeaturesRequest", "Take over the features that the caller announces."),
-    ("qubes.NotifyTools", "The same for what older tools of other systems announce."),
+for _name, _payload, _help in (
+    (
+        "qubes.FeaturesRequest",
+        Text.OPTIONAL,
+        "Take over the features that the caller announces: `NAME=VALUE` lines.",
+    ),
+    (
+        "qubes.NotifyTools",
+        Text.NONE,
+        "The same for what older tools of other systems announce.",
+    ),
 ):
-    method(_name, to=To.ADMIN, scope=Scope.MISC, access=Access.WRITE, help=_help)(_announce)
+    method(_name, to=To.ADMIN, payload=_payload, scope=Scope.MISC, access=Access.WRITE, help=_help)(
+        _announce
+    )
+
+
+def _said(untrusted: bytes) -> dict[str, str]:
+    """The lines of a payload by key, as announcements have them; none is judged yet.
+
+    Raises:
+        ProtocolError: it is too long, or no such lines; none of it is taken over then.
+    """
+    if len(untrusted) > _ANNOUNCEMENT_LONGEST:
+        raise ProtocolError(
+            f"an announcement of {len(untrusted)} bytes is too long",
+            hint=f"send at most {_ANNOUNCEMENT_LONGEST} bytes",
+        )
+    found: dict[str, str] = {}
+    for untrusted_line in untrusted.decode("latin-1").removesuffix("\n").split("\n"):
+        if untrusted_line:
+            name, separator, value = untrusted_line.partition("=")
+            if not separator or f"{REQUESTS}{name}" in found:
+                raise ProtocolError(
+                    f"`{shown(untrusted_line)}` is no announcement, or the second of its name",
+                    hint="send one `NAME=VALUE` a line",
+                )
+            found[f"{REQUESTS}{name}"] = value
+    if len(found) > MOST_ANNOUNCED:
+        raise ProtocolError(
+            f"{len(found)} features are too many", hint=f"announce at most {MOST_ANNOUNCED}"
+        )
+    return found
 
 
 @method(

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from caisson.engines.interface import SYSTEM_AGENT, RunSpec, Tree
+from caisson.engines.interface import FACTS, SYSTEM_AGENT, RunSpec, Tree
 from caisson.engines.oci import cgroups, kernel
 from caisson.engines.oci.idmap import base_of
 from caisson.engines.oci.kernel import Attr, Mount
@@ -319,6 +319,8 @@ class Assembly:
             workspace.sources["/usr"] = self._machine_usr(workspace, spec.qube_files)
         workspace.sources[_AGENT_DIRECTORY] = self._agent(workspace, spec.qube_files)
         binds = [(spec.socket_dir, "/run/qubes", guarded | Attr.NOEXEC)]
+        if spec.facts is not None:
+            binds.append((spec.facts, FACTS, guarded | Attr.NOEXEC))
         binds += [
             (bind.source, bind.target, guarded if bind.read_only else guarded & ~Attr.RDONLY)
             for bind in spec.binds

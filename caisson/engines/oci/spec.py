@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from caisson.engines.interface import ID_RANGE, RunSpec
+from caisson.engines.interface import FACTS, ID_RANGE, RunSpec
 from caisson.engines.oci import seccomp
 
 CAPABILITIES = (
@@ -200,6 +200,6 @@ def _options(spec: RunSpec, target: str) -> tuple[str, ...]:
         return (*_GUARDED, "rw" if writable else "ro")
     if any(bind.target == target and not bind.read_only for bind in spec.binds):
         return (*_GUARDED, "rw")
-    if target == "/run/qubes":
+    if target in {"/run/qubes", FACTS}:
         return (*_GUARDED, "noexec", "ro")
     return (*_GUARDED, "ro")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from caisson.names import shown
+from caisson.names import CLOCK_SERVICE, DOM0, shown
 from caisson.policy.explanation import (
     Absence,
     Absent,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from caisson.policy import Request
 
 _COLOURS = {Action.ALLOW: "green", Action.ASK: "yellow", Action.DENY: "red"}
+_CLOCK = "the qube of `clockvm` tells the time there, if one is named, runs and does not ask itself"
 _WISHES = {
     Action.ALLOW: "to allow it",
     Action.ASK: "to be asked",
@@ -95,6 +96,8 @@ def lines(
     yield Text.assemble(
         "\n", (terminal.cell(sentence(explanation.decision)), _COLOURS[explanation.decision.action])
     )
+    if _of_clock(explanation):
+        yield _plain(f"  {_CLOCK}")
     if isinstance(explanation.decision, Ask):
         yield _plain(f"  to pick from: {', '.join(explanation.decision.targets)}")
     yield from map(_plain, _absent(explanation.absent))
@@ -107,6 +110,13 @@ def heading(request: Request) -> str:
     target = shown(request.target) if request.target else "@default"
     relayed = f" for {shown(request.requested_source)}" if request.requested_source else ""
     return f"{shown(request.source)}{relayed} → {target}: {shown(request.descriptor)}"
+
+
+def _of_clock(explanation: Explanation) -> bool:
+    """Whether the call goes to the admin qube, which has another one tell the time."""
+    decision = explanation.decision
+    to_admin = isinstance(decision, Allow) and decision.target == DOM0
+    return to_admin and explanation.request.service == CLOCK_SERVICE
 
 
 def _told(steps: Sequence[Step], decision: Decision) -> Iterator[str]:

@@ -54,6 +54,68 @@ async def test_a_template_announces_what_it_supports(tmp_path: Path) -> None:
         assert names[-1] == "template-postinstall"
 
 
+async def test_a_template_announces_in_the_call_itself(tmp_path: Path) -> None:
+    """Lines of the payload count like what was announced before; nothing of them stays."""
+    payload = b"qrexec=1\nos=Linux\nos-version=12 a=b\nservice.crond=1\nsupported-rpc.x=1\n"
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        request = b"qubes.FeaturesRequest+ tpl name dom0\0"
+        assert await daemon.send(request + payload, door=Door.MISC) == b"0\0"
+        told = {"qrexec": "1", "os": "Linux", "os-version": "12 a=b", "supported-rpc.x": "1"}
+        assert await _features(daemon, "tpl") == told
+        assert await daemon.send(request + b"os=Linux", door=Door.MISC) == b"0\0"
+        del told["supported-rpc.x"]
+        assert await _features(daemon, "tpl") == told
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"os\n",
+        b"os=Linux\nos=Windows\n",
+        b"os=Linux\n\x1b]0;owned\x07\n",
+        b"os=" + b"x" * 49_152,
+        b"".join(b"os-%d=1\n" % number for number in range(1_001)),
+    ],
+    ids=["no value", "twice", "escapes", "long", "many"],
+)
+async def test_a_malformed_announcement_is_refused_as_a_whole(
+    tmp_path: Path, payload: bytes
+) -> None:
+    """QSB-087: the refusal shows no escape byte either."""
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        request = b"qubes.FeaturesRequest+ tpl name dom0\0" + payload
+        reply = await daemon.send(request, door=Door.MISC)
+        assert reply.startswith(b"2\0ProtocolError\0")
+        assert b"\x1b" not in reply
+        assert await _features(daemon, "tpl") == {}
+
+
+async def test_hostile_names_and_values_in_an_announcement_are_left_out(tmp_path: Path) -> None:
+    """QSB-087: what is taken over is printable, and about the template itself."""
+    payload = b"\n".join(
+        [
+            b"os=\x1b[2J",
+            b"os-version=$(reboot)",
+            b"os-eol=\xff",
+            b"../os-like=1",
+            b"=1",
+            b"supported-rpc.\x1b=1",
+            b"os-distribution=" + b"x" * 256,
+            b"internal=1",
+            b"service.updates-proxy-setup=1",
+            b"tag-created-vm-with=x",
+            b"supported-feature.y=1",
+        ]
+    )
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        request = b"qubes.FeaturesRequest+ tpl name dom0\0" + payload
+        assert await daemon.send(request, door=Door.MISC) == b"0\0"
+        assert await _features(daemon, "tpl") == {"supported-feature.y": "1"}
+
+
 async def test_a_decision_of_the_administrator_outlives_an_announcement(tmp_path: Path) -> None:
     """What is stored already is not overruled by the qube's own word."""
     async with running_daemon(tmp_path, policy=POLICY, announced={"tpl": ANNOUNCED}) as daemon:

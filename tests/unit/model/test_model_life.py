@@ -540,3 +540,15 @@ def test_broker_hears_of_what_qubes_take_from_their_template(networked: World):
         before = after
     assert before["work"]["default_user"] == "alice"
     assert before["work"]["isolation"] == "virtual machine"
+
+
+def test_broker_hears_which_qube_is_the_clock(networked: World):
+    """It stands in the entry of the admin qube, and nowhere else."""
+    networked.app("work")
+    for value in ("work", ""):
+        change = networked.system.plan_set(None, "clockvm", value, lambda _: False)
+        assert networked.system.affected_by(change) >= {"dom0"}
+        networked.system.apply(change)
+        info = networked.system.info(lambda _: PowerState.HALTED)
+        assert info["dom0"]["clockvm"] == (value or None)
+        assert "clockvm" not in info["work"]

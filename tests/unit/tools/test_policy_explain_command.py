@@ -239,3 +239,15 @@ def test_colours_are_for_terminals_that_welcome_them(
     assert done.returncode == 0
     assert b"denied by 50-some.policy:3" in told
     assert (b"\x1b[" in told) is colours
+
+
+def test_who_tells_the_time_is_told(options: list[str], explained: Any):
+    """The decision is the policy's; that another qube answers in the end is not kept back."""
+    Path(options[1], "30-clock.policy").write_text(
+        "qubes.GetDate * work @adminvm allow\ns.Z * work @adminvm allow\n"
+    )
+    _, out, _ = explained("work", "dom0", "qubes.GetDate")
+    decided = "allowed by 30-clock.policy:1: it goes to `dom0`\n"
+    assert f"{decided}  the qube of `clockvm` tells the time there" in out
+    assert "clockvm" not in explained("work", "dom0", "s.Z")[1]
+    assert "clockvm" not in explained("vault", "dom0", "qubes.GetDate")[1]

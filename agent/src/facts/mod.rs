@@ -1,0 +1,241 @@
+//! `qubesdb-read`, `-list`, `-multiread`, `-watch`, `-write`, `-rm`: what this qube is told of
+//! itself, and notes of its own beside it.
+//!
+//! qubesd's facts lie in a directory that this qube sees read-only; the qube's own notes lie below
+//! `/run` and are gone when it ends. A path that is qubesd's cannot be written, and where both have
+//! a path, qubesd's counts.
+//!
+//! Exit codes: 0; 1 where a path is missing or something failed; 2 for a command line without sense.
+
+mod store;
+mod watch;
+
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use rustix::io::Errno;
+
+use crate::arguments::{Known, Options};
+use crate::code;
+use crate::environment;
+use crate::say;
+use crate::speak::{Reason, Shown};
+use crate::sys::call;
+use store::{Facts, Places};
+
+const KNOWN: [Known; 5] = [
+    Known::flag(b'q', "quiet"),
+    Known::flag(b'r', "raw"),
+    Known::flag(b'f', "fullpath"),
+    Known::flag(b'h', "help"),
+    Known::value(b'd', "domain"),
+];
+const USAGE: &str = "\
+usage: qubesdb-read [-qr] PATH...
+       qubesdb-list [-f] PREFIX...
+       qubesdb-multiread [-fr] PREFIX...
+       qubesdb-watch PATH...
+       qubesdb-write PATH VALUE [PATH VALUE]...
+       qubesdb-rm [-q] PATH...
+
+What this qube is told of itself, such as /name or /qubes-ip, and its own notes.
+qubesdb-watch waits until a path, or something below it, changes, and prints which.
+
+  -q, --quiet      say nothing about a path that is not there
+  -r, --raw        print values as they are, without \\xNN for control characters
+  -f, --fullpath   print whole paths instead of what follows PREFIX
+  -h, --help       show this
+
+Exit code: 1 where a path is not there.
+";
+
+#[derive(Default)]
+struct Wishes {
+    quiet: bool,
+    raw: bool,
+    whole: bool,
+}
+
+/// Run under one of the names above, with the arguments after it; the exit code.
+pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    let mut options = Options::new(&KNOWN, arguments);
+    let mut wishes = Wishes::default();
+    loop {
+        match options.take() {
+            Ok(None) => break,
+            Ok(Some(("quiet", _))) => wishes.quiet = true,
+            Ok(Some(("raw", _))) => wishes.raw = true,
+            Ok(Some(("fullpath", _))) => wishes.whole = true,
+            Ok(Some(("help", _))) => return print(USAGE.as_bytes()),
+            Ok(Some(_)) => return wrong("a qube reads its own facts only, `--domain` is not for it"),
+            Err(text) => return wrong(&text),
+        }
+    }
+    let paths: Vec<&[u8]> = options.operands().iter().map(|path| path.to_bytes()).collect();
+    if paths.is_empty() {
+        return wrong("expected a path");
+    }
+    let places = Places {
+        told: environment::get(environment, b"CAISSON_FACTS").unwrap_or(store::TOLD),
+        own: environment::get(environment, b"CAISSON_OWN_FACTS").unwrap_or(store::OWN),
+    };
+    match name {
+        b"qubesdb-read" => read(&places, &paths, &wishes),
+        b"qubesdb-list" => list(&places, &paths, &wishes, false),
+        b"qubesdb-multiread" => list(&places, &paths, &wishes, true),
+        b"qubesdb-watch" => match watch::until_changed(&places, &paths) {
+            Ok(path) => print(&[&path[..], b"\n"].concat()),
+            Err(error) => failed("watch the facts of this qube", error),
+        },
+        b"qubesdb-write" => write(&places, &paths),
+        _ => remove(&places, &paths, &wishes),
+    }
+}
+
+/// The value of one path, for other parts of this program.
+pub fn value_of(path: &[u8]) -> Option<Vec<u8>> {
+    let places = Places { told: store::TOLD, own: store::OWN };
+    store::load(&places).ok()?.get(path).map(<[u8]>::to_vec)
+}
+
+fn read(places: &Places<'_>, paths: &[&[u8]], wishes: &Wishes) -> i32 {
+    let facts = match store::load(places) {
+        Ok(facts) => facts,
+        Err(error) => return failed("read the facts of this qube", error),
+    };
+    let mut out = Vec::new();
+    let mut code = 0;
+    for path in paths {
+        match facts.get(path) {
+            Some(value) => {
+                show(&mut out, value, wishes.raw);
+                out.push(b'\n');
+            }
+            None => {
+                code = missing(path, wishes);
+            }
+        }
+    }
+    match print(&out) {
+        0 => code,
+        failure => failure,
+    }
+}
+
+fn list(places: &Places<'_>, prefixes: &[&[u8]], wishes: &Wishes, values: bool) -> i32 {
+    let facts = match store::load(places) {
+        Ok(facts) => facts,
+        Err(error) => return failed("read the facts of this qube", error),
+    };
+    let mut out = Vec::new();
+    for prefix in prefixes {
+        for (path, value) in facts.below(prefix) {
+            let from = if wishes.whole { 0 } else { prefix.len() };
+            show(&mut out, &path[from..], wishes.raw);
+            if values {
+                out.extend_from_slice(b" = ");
+                show(&mut out, value, wishes.raw);
+            }
+            out.push(b'\n');
+        }
+    }
+    print(&out)
+}
+
+fn write(places: &Places<'_>, operands: &[&[u8]]) -> i32 {
+    if operands.len() % 2 != 0 {
+        return wrong("expected a value after each path");
+    }
+    change(places, |told, own| {
+        for pair in operands.chunks_exact(2) {
+            store::check(told, pair[0], pair[1])?;
+            own.set(pair[0], pair[1]);
+        }
+        Ok(0)
+    })
+}
+
+fn remove(places: &Places<'_>, paths: &[&[u8]], wishes: &Wishes) -> i32 {
+    change(places, |told, own| {
+        let mut code = 0;
+        for path in paths {
+            store::check(told, path, b"")?;
+            if !own.remove(path) {
+                code = missing(path, wishes);
+            }
+        }
+        Ok(code)
+    })
+}
+
+fn change(
+    places: &Places<'_>,
+    act: impl FnOnce(&Facts, &mut Facts) -> Result<i32, alloc::string::String>,
+) -> i32 {
+    match store::change(places, act) {
+        Ok(Ok(code)) => code,
+        Ok(Err(text)) => {
+            say!("error: {text}");
+            code::FAILURE
+        }
+        Err(error) => failed("write the notes of this qube", error),
+    }
+}
+
+fn missing(path: &[u8], wishes: &Wishes) -> i32 {
+    if !wishes.quiet {
+        say!("error: there is no `{}` in this qube", Shown(path));
+    }
+    code::FAILURE
+}
+
+fn failed(what: &str, error: Errno) -> i32 {
+    say!("error: cannot {what}: {error}", error = Reason(error));
+    code::FAILURE
+}
+
+fn wrong(text: &str) -> i32 {
+    say!("error: {text}");
+    say!("hint: `qubesdb-read --help` shows the commands");
+    code::USAGE
+}
+
+/// Append a value; what could drive a terminal is spelt out unless it is wanted raw.
+fn show(out: &mut Vec<u8>, value: &[u8], raw: bool) {
+    if raw {
+        return out.extend_from_slice(value);
+    }
+    for &byte in value {
+        match byte {
+            b' '..=b'~' => out.push(byte),
+            _ => out.extend_from_slice(alloc::format!("\\x{byte:02x}").as_bytes()),
+        }
+    }
+}
+
+fn print(mut bytes: &[u8]) -> i32 {
+    while !bytes.is_empty() {
+        match rustix::io::write(call::standard(1), bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(error) => return failed("print", error),
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values are shown without control characters, unless asked for (QSB-087).
+    #[test]
+    fn values_do_not_drive_the_terminal() {
+        let mut out = Vec::new();
+        show(&mut out, b"a\x1b[2J\n\xff", false);
+        assert_eq!(out, b"a\\x1b[2J\\x0a\\xff");
+        out.clear();
+        show(&mut out, b"\x1b\n", true);
+        assert_eq!(out, b"\x1b\n");
+    }
+}

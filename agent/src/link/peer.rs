@@ -1,0 +1,334 @@
+//! The stream to the peer of a data link: HELLO, then messages in and out through two buffers.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::OwnedFd;
+use rustix::io::{Errno, IoSliceMut};
+
+use super::ends::{Moved, Source};
+use super::rules::Stream;
+use crate::code;
+use crate::speak::Reason;
+use crate::sys::call;
+use crate::wire::{self, Header, Kind, Malformed, Receiver, Version, Way, HEADER};
+
+/// Messages that one reading of a source fills at most.
+const BATCH: usize = 4;
+/// What one reading of the peer takes at most.
+const INBOX: usize = 4 * (wire::CHUNK + HEADER);
+
+/// Why a link did not come up.
+pub enum Refusal {
+    /// The stream broke or nothing came in time.
+    Lost(Errno),
+    /// The peer does not speak the protocol.
+    Malformed(Malformed),
+}
+
+impl Refusal {
+    /// The exit code of a call whose link did not come up.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Lost(_) => code::LOST,
+            Self::Malformed(_) => code::FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(error) => Reason(*error).fmt(out),
+            Self::Malformed(malformed) => malformed.fmt(out),
+        }
+    }
+}
+
+/// What is next in the inbox.
+pub enum Next<'a> {
+    /// A message begins.
+    Message(Kind, u32),
+    /// Bytes of the message that has begun; the first `n` of them are to be passed to `consume`.
+    Bytes(&'a mut [u8]),
+    /// Nothing, until more has been received.
+    Nothing,
+}
+
+/// One end of a data link's stream.
+pub struct Peer {
+    stream: OwnedFd,
+    chunk: usize,
+    inbox: Vec<u8>,
+    /// The part of the inbox that is filled and not consumed.
+    start: usize,
+    end: usize,
+    /// Bytes that are missing of the message that has begun.
+    missing: usize,
+    outbox: Vec<u8>,
+    /// The part of the outbox that waits to be sent.
+    sent: usize,
+    filled: usize,
+    readable: bool,
+    writable: bool,
+    /// The peer sends nothing more.
+    ended: bool,
+    /// The peer takes nothing more.
+    deaf: bool,
+    /// Both, as `poll` told; what it sent before may still be there.
+    hung_up: bool,
+}
+
+impl Peer {
+    /// Exchange HELLOs: ours goes out at once, theirs has to come before `until`.
+    pub fn open(stream: OwnedFd, until: i64) -> Result<Self, Refusal> {
+        let hello = wire::hello(Version::NEWEST);
+        let mut sent = 0;
+        while sent < hello.len() {
+            match rustix::io::write(&stream, &hello[sent..]) {
+                Ok(count) => sent += count,
+                Err(Errno::AGAIN) => wait(&stream, PollFlags::OUT, until)?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Refusal::Lost(error)),
+            }
+        }
+        let mut receiver = Receiver::new(Way::Opening);
+        let version = loop {
+            let mut bytes = [0; HEADER];
+            let wanted = receiver.wanted().min(HEADER);
+            match rustix::io::read(&stream, &mut bytes[..wanted]) {
+                Ok(0) => return Err(Refusal::Lost(Errno::CONNRESET)),
+                Ok(count) => {
+                    if let Some((_, body)) = receiver.take(&bytes[..count]).map_err(Refusal::Malformed)? {
+                        let theirs = wire::parse_hello(&body).map_err(Refusal::Malformed)?;
+                        break Version::negotiate(theirs).map_err(Refusal::Malformed)?;
+                    }
+                }
+                Err(Errno::AGAIN) => wait(&stream, PollFlags::IN, until)?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Refusal::Lost(error)),
+            }
+        };
+        Ok(Self::new(stream, version.chunk()))
+    }
+
+    fn new(stream: OwnedFd, chunk: usize) -> Self {
+        Self {
+            stream,
+            chunk,
+            inbox: alloc::vec![0; INBOX],
+            start: 0,
+            end: 0,
+            missing: 0,
+            outbox: alloc::vec![0; BATCH * (chunk + HEADER)],
+            sent: 0,
+            filled: 0,
+            readable: true,
+            writable: true,
+            ended: false,
+            deaf: false,
+            hung_up: false,
+        }
+    }
+
+    // In.
+
+    /// Receive more, where everything received before is consumed. True where something happened.
+    pub fn receive(&mut self) -> bool {
+        if !self.wants_more() || !self.readable {
+            return false;
+        }
+        let rest = self.end - self.start;
+        self.inbox.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, rest);
+        match rustix::io::read(&self.stream, &mut self.inbox[rest..]) {
+            Ok(0) => self.ended = true,
+            Ok(count) => self.end += count,
+            // `poll` has nothing more to tell of a peer that hung up, and it sends nothing more.
+            Err(Errno::AGAIN) if self.hung_up => self.ended = true,
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                return false;
+            }
+            Err(Errno::INTR) => {}
+            // A peer that closed before it read everything: the same end.
+            Err(_) => self.ended = true,
+        }
+        true
+    }
+
+    fn wants_more(&self) -> bool {
+        let held = self.end - self.start;
+        !self.ended && (held == 0 || (self.missing == 0 && held < HEADER))
+    }
+
+    /// What is next of what was received; a header that makes no sense ends the link.
+    pub fn head(&mut self) -> Result<Next<'_>, Malformed> {
+        let held = self.end - self.start;
+        if self.missing > 0 {
+            let count = held.min(self.missing);
+            return Ok(match count {
+                0 => Next::Nothing,
+                _ => Next::Bytes(&mut self.inbox[self.start..self.start + count]),
+            });
+        }
+        let header = self.inbox.get(self.start..self.start + HEADER).filter(|_| held >= HEADER);
+        let Some(Ok(header)) = header.map(<[u8; HEADER]>::try_from) else {
+            return Ok(Next::Nothing);
+        };
+        let header = Header::parse(header, Way::Data(self.chunk))?;
+        self.start += HEADER;
+        self.missing = header.length as usize;
+        Ok(Next::Message(header.kind, header.length))
+    }
+
+    /// So many bytes of the message have been dealt with.
+    pub fn consume(&mut self, count: usize) {
+        self.start += count;
+        self.missing -= count;
+    }
+
+    /// True where a part of the message that has begun is missing.
+    pub fn within_message(&self) -> bool {
+        self.missing > 0
+    }
+
+    /// True where bytes were received that are not consumed.
+    pub fn has_bytes(&self) -> bool {
+        self.missing > 0 && self.end > self.start
+    }
+
+    /// True once nothing more comes.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    // Out.
+
+    /// Read a source straight into messages, where nothing waits to be sent.
+    pub fn fill(&mut self, stream: Stream, source: &mut Source) -> Moved {
+        if self.deaf || !self.all_sent() {
+            return Moved::Nothing;
+        }
+        let (chunk, unit) = (self.chunk, self.chunk + HEADER);
+        let mut messages = self.outbox.chunks_exact_mut(unit);
+        let mut body = || messages.next().map_or(&mut [][..], |message| &mut message[HEADER..]);
+        let mut slices: [IoSliceMut<'_>; BATCH] = core::array::from_fn(|_| IoSliceMut::new(body()));
+        let moved = source.read(&mut slices);
+        let count = if let Moved::Bytes(count) = moved { count } else { 0 };
+        let messages = count.div_ceil(chunk);
+        for at in 0..messages {
+            let length = (count - at * chunk).min(chunk) as u32;
+            let header = Header { kind: stream.kind(), length };
+            self.outbox[at * unit..at * unit + HEADER].copy_from_slice(&header.bytes());
+        }
+        (self.sent, self.filled) = (0, count + messages * HEADER);
+        moved
+    }
+
+    /// The data that `fill` has just read.
+    pub fn filled_bodies(&self) -> impl Iterator<Item = &[u8]> {
+        self.outbox[..self.filled]
+            .chunks(self.chunk + HEADER)
+            .map(|message| message.get(HEADER..).unwrap_or(&[]))
+    }
+
+    /// Queue bytes as data of a stream, before anything else is sent.
+    pub fn queue_data(&mut self, stream: Stream, bytes: &[u8]) {
+        for piece in bytes.chunks(self.chunk) {
+            self.queue(&Header { kind: stream.kind(), length: piece.len() as u32 }.bytes());
+            self.queue(piece);
+        }
+    }
+
+    /// Queue a message behind what waits.
+    pub fn queue(&mut self, message: &[u8]) {
+        if self.deaf {
+            return;
+        }
+        let end = self.filled + message.len();
+        if end > self.outbox.len() {
+            self.outbox.resize(end, 0);
+        }
+        self.outbox[self.filled..end].copy_from_slice(message);
+        self.filled = end;
+    }
+
+    /// True where nothing waits to be sent.
+    pub fn all_sent(&self) -> bool {
+        self.sent == self.filled
+    }
+
+    /// Send what the peer takes. True where something happened.
+    pub fn flush(&mut self) -> bool {
+        if self.all_sent() || !self.writable {
+            return false;
+        }
+        match rustix::io::write(&self.stream, &self.outbox[self.sent..self.filled]) {
+            Ok(count) => self.sent += count,
+            Err(Errno::AGAIN) => {
+                self.writable = false;
+                return false;
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => self.deaf = true,
+        }
+        if self.deaf || self.all_sent() {
+            (self.sent, self.filled) = (0, 0);
+        }
+        true
+    }
+
+    /// True once the peer takes nothing more.
+    pub fn deaf(&self) -> bool {
+        self.deaf
+    }
+
+    /// True once the peer closed both ways, though what it sent may not all be received.
+    pub fn hung_up(&self) -> bool {
+        self.hung_up
+    }
+
+    // Waiting.
+
+    /// What to wait for; nothing once `poll` has nothing more to tell.
+    pub fn poll_entry(&self) -> Option<PollFd<'_>> {
+        let mut flags = PollFlags::empty();
+        if self.wants_more() && !self.readable {
+            flags |= PollFlags::IN;
+        }
+        if !self.all_sent() && !self.writable {
+            flags |= PollFlags::OUT;
+        }
+        (!self.hung_up).then(|| PollFd::new(&self.stream, flags))
+    }
+
+    /// What `poll` told.
+    pub fn wake(&mut self, flags: PollFlags) {
+        self.hung_up |= flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
+        self.readable |= self.hung_up || flags.contains(PollFlags::IN);
+        self.writable |= self.hung_up || flags.contains(PollFlags::OUT);
+    }
+
+    /// Read away what the peer has sent, so that our closing does not look to it like a failure.
+    pub fn close(mut self) {
+        for _ in 0..16 {
+            if !matches!(rustix::io::read(&self.stream, &mut self.inbox[..]), Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+fn wait(stream: &OwnedFd, flags: PollFlags, until: i64) -> Result<(), Refusal> {
+    let left = until - call::milliseconds();
+    if left <= 0 {
+        return Err(Refusal::Lost(Errno::TIMEDOUT));
+    }
+    let timeout = Timespec { tv_sec: left / 1000, tv_nsec: left % 1000 * 1_000_000 };
+    match rustix::event::poll(&mut [PollFd::new(stream, flags)], Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(Refusal::Lost(error)),
+    }
+}

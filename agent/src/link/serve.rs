@@ -1,0 +1,115 @@
+//! The process that serves one call: the data link on one side, the service on the other.
+
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use super::caller::pair;
+use super::ends::{Sink, Source};
+use super::log::Log;
+use super::peer::Peer;
+use super::rules::{Rules, Stream};
+use super::run::{Link, Process, Watch};
+use crate::process::exit_code;
+use crate::relay::End;
+use crate::service::{self, command, Settings, Work};
+use crate::speak::Reason;
+use crate::sys::call::{self, signal};
+use crate::{code, say};
+
+/// What to serve.
+pub struct Call<'a> {
+    /// `USER:COMMAND` as the daemon sent it.
+    pub line: &'a [u8],
+    /// Start the service and end the call at once.
+    pub just_start: bool,
+    /// The socket of the log to which errors of services are copied.
+    pub log: &'a [u8],
+}
+
+impl Call<'_> {
+    /// Serve the call to its end; the exit code that the caller was told, or `LOST`.
+    ///
+    /// All signals have to be blocked.
+    pub fn serve(&self, peer: Peer, settings: &Settings) -> i32 {
+        let (user, work) = match command::parse(self.line) {
+            Ok(parsed) => parsed,
+            Err(wrong) => return refuse(peer, wrong),
+        };
+        if self.just_start {
+            let code = start(work, user, settings);
+            return Link::new(Rules::of_started_service(code), peer).run();
+        }
+        match spawn(work, user, settings) {
+            Ok(service) => {
+                let mut link = service.link(peer);
+                if let Work::Service(request) = work {
+                    link.log = Log::open(self.log, request.descriptor, request.source);
+                }
+                link.run()
+            }
+            Err(error) => refuse(peer, &alloc::format!("cannot make a process: {}", Reason(error))),
+        }
+    }
+}
+
+/// Tell the caller on its stderr why there is no service.
+fn refuse(peer: Peer, why: &str) -> i32 {
+    let mut link = Link::new(Rules::of_service(), peer);
+    link.peer.queue_data(Stream::Errors, alloc::format!("error: {why}\n").as_bytes());
+    link.rules.ended(Stream::Output);
+    link.rules.ended(Stream::Errors);
+    link.rules.exited(code::PROBLEM);
+    link.run()
+}
+
+/// Start a service that nobody waits for: 0, or why it does not run.
+fn start(work: Work<'_>, user: &[u8], settings: &Settings) -> i32 {
+    match call::fork() {
+        Ok(None) => service::start_and_leave(work, user, settings),
+        Ok(Some(pid)) => call::wait_for(pid).map_or(code::PROBLEM, exit_code),
+        Err(error) => {
+            say!("error: cannot make a process: {error}", error = Reason(error));
+            code::PROBLEM
+        }
+    }
+}
+
+/// A service that runs, and our ends of its streams.
+struct Service {
+    process: Process,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    signals: OwnedFd,
+}
+
+fn spawn(work: Work<'_>, user: &[u8], settings: &Settings) -> Result<Service, Errno> {
+    let (stdin, its_stdin) = pair()?;
+    let (stdout, its_stdout) = pair()?;
+    let (stderr, its_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let signals = call::signal_descriptor(&[signal::USER_1, signal::TERMINATE, signal::INTERRUPT])?;
+    match call::fork()? {
+        None => {
+            let descriptors = [Some(its_stdin), Some(its_stdout), Some(its_stderr)];
+            service::become_service(work, user, descriptors, settings)
+        }
+        Some(pid) => {
+            let process = Process::of_child(pid)?;
+            Ok(Service { process, stdin, stdout, stderr, signals })
+        }
+    }
+}
+
+impl Service {
+    fn link(self, peer: Peer) -> Link {
+        let mut link = Link::new(Rules::of_service(), peer);
+        link.both_ways = rustix::io::fcntl_dupfd_cloexec(&self.stdin, self.stdin.as_raw_fd()).ok();
+        link.sources.push((Stream::Output, Source::new(End::Pipe(self.stdout))));
+        link.sources.push((Stream::Errors, Source::new(End::Pipe(self.stderr))));
+        link.sinks.push((Stream::Input, Sink::new(End::Pipe(self.stdin))));
+        link.process = self.process;
+        link.signals = Some(Watch(self.signals));
+        link
+    }
+}

@@ -1,0 +1,143 @@
+//! `qfile-agent`: send files to the receiver behind standard input and output.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use rustix::fd::OwnedFd;
+
+use super::codes;
+use super::output::{Halt, Output};
+use super::progress::Progress;
+use super::removal;
+use super::send::{Sender, Stop};
+use super::wire::Outcome;
+use crate::arguments::{Known, Options};
+use crate::process::occupy_standard_descriptors;
+use crate::speak::Shown;
+use crate::sys::call;
+use crate::{code, say};
+
+const KNOWN: [Known; 3] =
+    [Known::flag(0, "move"), Known::flag(0, "ignore-quota-error"), Known::flag(b'h', "help")];
+const USAGE: &str = "\
+usage: qfile-agent [OPTIONS] FILE...
+
+Send files and directories: a qfile stream on standard output, its result on standard input.
+As the local program of qrexec-client-vm it is the sender of qubes.Filecopy; see qvm-copy.
+
+  --move                 delete what was delivered, and what did not change meanwhile
+  --ignore-quota-error   a receiver that takes no more is no failure
+  -h, --help             show this
+
+PROGRESS_TYPE is none, console (a line on standard error, after a second) or gui (a number of bytes
+a line, on descriptor SAVED_FD_1); FILECOPY_TOTAL_BYTES is what is to be sent.
+Exit code: 0 all was delivered, 1 not, 2 usage.
+";
+
+#[derive(Default)]
+struct Wishes {
+    moves: bool,
+    ignore_quota: bool,
+}
+
+/// Run with the arguments after the program's name; the exit code.
+pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    let mut options = Options::new(&KNOWN, arguments);
+    let wishes = match wishes(&mut options) {
+        Ok(Some(wishes)) => wishes,
+        Ok(None) => {
+            let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
+            return 0;
+        }
+        Err(text) => return wrong(&text),
+    };
+    let files = options.operands();
+    if files.is_empty() {
+        return wrong("expected files");
+    }
+    occupy_standard_descriptors();
+    call::ignore_broken_pipes();
+    send(files, &wishes, environment)
+}
+
+fn wishes(options: &mut Options<'_>) -> Result<Option<Wishes>, String> {
+    let mut wishes = Wishes::default();
+    while let Some((name, _)) = options.take()? {
+        match name {
+            "move" => wishes.moves = true,
+            "ignore-quota-error" => wishes.ignore_quota = true,
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(wishes))
+}
+
+fn wrong(text: &str) -> i32 {
+    say!("error: {text}");
+    say!("hint: `qfile-agent --help` shows the options");
+    code::USAGE
+}
+
+fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr]) -> i32 {
+    let output = Output::new(call::standard(1), call::standard(0), Progress::of(environment));
+    let mut sender = Sender::new(output, wishes.moves);
+    let mut starts: Vec<(OwnedFd, usize)> = Vec::new();
+    for file in files {
+        match sender.argument(file.to_bytes()) {
+            Ok(parent) if wishes.moves => starts.push((parent, sender.noted())),
+            Ok(_) => {}
+            Err(stop) => return stopped(stop, wishes),
+        }
+    }
+    let (output, delivered, grown) = match sender.end() {
+        Ok(ended) => ended,
+        Err(stop) => return stopped(stop, wishes),
+    };
+    let ended = output.finish();
+    let delivered_all = matches!(&ended, Ok((outcome, checksum)) if outcome.is_success(*checksum));
+    if !delivered_all {
+        return judge(ended, wishes.ignore_quota);
+    }
+    let mut from = 0;
+    let mut stayed = 0;
+    for (parent, to) in starts {
+        stayed += removal::remove(parent, &delivered[from..to]);
+        from = to;
+    }
+    i32::from(grown || stayed > 0)
+}
+
+fn stopped(stop: Stop, wishes: &Wishes) -> i32 {
+    match stop {
+        Stop::Halted(halt) => judge(Err(halt), wishes.ignore_quota),
+        Stop::Source(text) => {
+            say!("error: {text}");
+            say!("hint: what came before it was copied; nothing was deleted");
+            code::FAILURE
+        }
+    }
+}
+
+/// The exit code for how a transfer ended, with words for the person where it failed.
+pub fn judge(ended: Result<(Outcome, u32), Halt>, ignore_quota: bool) -> i32 {
+    let (outcome, early) = match ended {
+        Ok((outcome, checksum)) if outcome.is_success(checksum) => return 0,
+        Ok((outcome, _)) => (outcome, false),
+        Err(Halt::Answered(outcome)) => (outcome, true),
+        Err(Halt::Gone) => {
+            say!("error: the other side ended without a result");
+            return code::FAILURE;
+        }
+    };
+    // The name is what the other side says: never shown raw.
+    let (words, name) = (codes::words(outcome.code), Shown(&outcome.last_name));
+    match outcome.code {
+        codes::DONE if early => say!("error: the other side ended before all was sent"),
+        codes::DONE => say!("error: the data changed on the way: the checksum of the other side differs"),
+        codes::OVER_QUOTA if ignore_quota => return 0,
+        code if outcome.last_name.is_empty() => say!("error: {words} (code {code})"),
+        code => say!("error: {words}: `{name}` (code {code})"),
+    }
+    code::FAILURE
+}

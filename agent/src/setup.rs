@@ -1,0 +1,254 @@
+//! What a qube does once when it begins: keep chosen paths, run its owner's scripts.
+//!
+//! The agent starts this when it is admitted, in a child, and only where a few looks at directories
+//! say that there is something to do. Calls wait for the paths (`bind`), not for the scripts. All of
+//! it is the qube's own business: whatever its files say, the agent goes on.
+
+mod bind;
+mod config;
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+use core::mem::MaybeUninit;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use crate::environment::{self, Environment};
+use crate::forward::{self, Way};
+use crate::say;
+use crate::speak::{Reason, Shown};
+use crate::sys::call;
+use crate::text::c_string;
+
+/// The services that are on, a file each.
+const SERVICES: &[u8] = b"/run/qubesdb/services";
+/// Calls wait so long for the paths, in milliseconds.
+const PATIENCE: i64 = 10_000;
+const SCRIPT: &[u8] = b"/rw/config/rc.local";
+const SCRIPTS: &[u8] = b"/rw/config/rc.local.d";
+const LOG_DIRECTORY: &[u8] = b"/var/log/qubes";
+const LOG: &[u8] = b"/var/log/qubes/setup.log";
+/// Updates of a template go to another qube's proxy through a port of its own.
+const UPDATES_CLIENT: &[u8] = b"/run/qubes-service/updates-proxy-setup";
+const UPDATES_PORT: u16 = 8082;
+/// A network qube offers that proxy.
+const UPDATES_PROXY: &[u8] = b"/run/qubes-service/qubes-updates-proxy";
+const UPDATES_PROXY_PROGRAM: &[u8] = b"/usr/lib/qubes/qubes-updates-proxy";
+/// Of a directory with settings or scripts, no more is looked at.
+const MOST_ENTRIES: usize = 256;
+
+/// What calls wait at while the paths are made ready.
+pub struct Gate {
+    reader: OwnedFd,
+    until: i64,
+}
+
+impl Gate {
+    /// True when nobody has to wait any more, or for too long.
+    pub fn is_open(&self) -> bool {
+        call::milliseconds() >= self.until || self.opened(0)
+    }
+
+    /// Wait until it opens; after a while a warning goes to `stderr`, and the call goes on.
+    pub fn pass(&self, stderr: Option<&OwnedFd>) {
+        let left = (self.until - call::milliseconds()).max(0);
+        if !self.opened(left) {
+            const TEXT: &[u8] = b"warning: the paths that this qube keeps are not ready yet\n";
+            if let Some(stderr) = stderr {
+                let _ = rustix::io::write(stderr, TEXT);
+            }
+        }
+    }
+
+    /// The descriptor, which is the agent's own.
+    pub fn descriptor(&self) -> i32 {
+        self.reader.as_raw_fd()
+    }
+
+    /// The other end closes when the paths are ready, or whoever makes them has ended.
+    fn opened(&self, milliseconds: i64) -> bool {
+        let until = call::milliseconds() + milliseconds;
+        loop {
+            let left = (until - call::milliseconds()).max(0);
+            let timeout = Timespec { tv_sec: left / 1000, tv_nsec: (left % 1000) * 1_000_000 };
+            match rustix::event::poll(&mut [PollFd::new(&self.reader, PollFlags::IN)], Some(&timeout)) {
+                Err(Errno::INTR) => {}
+                Ok(0) => return false,
+                _ => return true,
+            }
+        }
+    }
+}
+
+/// Put the services that are on where programs look for them: a link to the facts, which follow
+/// every change. A link costs the start of a qube less than one more mount.
+pub fn show_services() {
+    if exists(SERVICES) {
+        let _ = rustix::fs::symlink(SERVICES, b"/run/qubes-service".as_slice());
+    }
+}
+
+/// Begin, where there is something to do; what calls wait at, if they have to.
+pub fn begin() -> Option<Gate> {
+    if !needed() {
+        return None;
+    }
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
+    match call::fork() {
+        Ok(None) => {
+            drop(reader);
+            enter_background();
+            bind::all();
+            drop(writer);
+            run_scripts();
+            call::exit(0)
+        }
+        Ok(Some(_)) => Some(Gate { reader, until: call::milliseconds() + PATIENCE }),
+        Err(error) => {
+            say!("error: the qube is not set up: {error}", error = Reason(error));
+            None
+        }
+    }
+}
+
+/// `qubes-setup`: make the paths ready by hand, with messages on standard error; the exit code.
+pub fn run() -> i32 {
+    bind::all()
+}
+
+fn needed() -> bool {
+    bind::needed()
+        || is_program(SCRIPT)
+        || !entries(SCRIPTS, b".rc").is_empty()
+        || exists(UPDATES_CLIENT)
+        || exists(UPDATES_PROXY)
+}
+
+fn exists(path: &[u8]) -> bool {
+    rustix::fs::stat(path).is_ok()
+}
+
+fn is_program(path: &[u8]) -> bool {
+    rustix::fs::stat(path).is_ok_and(|found| {
+        FileType::from_raw_mode(found.st_mode) == FileType::RegularFile && found.st_mode & 0o111 != 0
+    })
+}
+
+/// The paths in a directory that end so, sorted by name; hidden ones are left out.
+fn entries(directory: &[u8], ending: &[u8]) -> Vec<CString> {
+    let mut found = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(opened) = rustix::fs::open(directory, flags, Mode::empty()) else {
+        return found;
+    };
+    let mut space = [MaybeUninit::uninit(); 2048];
+    let mut read = RawDir::new(&opened, &mut space);
+    while let Some(Ok(entry)) = read.next() {
+        let name = entry.file_name().to_bytes();
+        if name.ends_with(ending) && !name.starts_with(b".") {
+            found.push(c_string(&[directory, b"/", name]));
+        }
+        if found.len() >= MOST_ENTRIES {
+            break;
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// A session of our own, no input, and the log for output.
+fn enter_background() {
+    let _ = rustix::process::setsid();
+    call::unblock_signals();
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let null = rustix::fs::open(c_string(&[b"/dev/null"]), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    if let Ok(null) = &null {
+        let _ = rustix::stdio::dup2_stdin(null);
+    }
+    if let Some(out) = open_log().or(null.ok()) {
+        let _ = rustix::stdio::dup2_stdout(&out);
+        let _ = rustix::stdio::dup2_stderr(&out);
+    }
+}
+
+/// The log, unless something else lies in its place: a pipe would make everything wait.
+fn open_log() -> Option<OwnedFd> {
+    let _ = rustix::fs::mkdir(LOG_DIRECTORY, Mode::from_raw_mode(0o755));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let log = rustix::fs::open(LOG, flags, Mode::from_raw_mode(0o644)).ok()?;
+    let found = rustix::fs::fstat(&log).ok()?;
+    (FileType::from_raw_mode(found.st_mode) == FileType::RegularFile).then_some(log)
+}
+
+fn run_scripts() {
+    let variables = variables();
+    let environment: Vec<&CStr> = variables.entries();
+    if exists(UPDATES_CLIENT) {
+        forward_updates();
+    }
+    if exists(UPDATES_PROXY) {
+        launch(&c_string(&[UPDATES_PROXY_PROGRAM]), &environment);
+    }
+    for script in entries(SCRIPTS, b".rc").into_iter().chain([c_string(&[SCRIPT])]) {
+        if !is_program(script.to_bytes()) {
+            continue;
+        }
+        if let Some(pid) = launch(&script, &environment) {
+            if !matches!(call::wait_for(pid), Ok(0)) {
+                say!("warning: `{}` failed", Shown(script.to_bytes()));
+            }
+        }
+    }
+}
+
+fn variables() -> Environment {
+    let mut variables = Environment::default();
+    variables.set(b"HOME", b"/root");
+    variables.set(b"USER", b"root");
+    variables.set(b"LOGNAME", b"root");
+    variables.set(b"SHELL", b"/bin/sh");
+    variables.set(b"PATH", environment::PATH);
+    variables.set(b"LANG", b"C.UTF-8");
+    variables
+}
+
+fn forward_updates() {
+    match call::fork() {
+        Ok(None) => {
+            let way = Way { port: UPDATES_PORT, target: b"", service: b"qubes.UpdatesProxy", socket: None };
+            if let Err(error) = forward::serve(&way, &[], || ()) {
+                say!("error: updates find no way: {error}", error = Reason(error));
+            }
+            call::exit(0)
+        }
+        Ok(Some(_)) => {}
+        Err(error) => say!("error: updates find no way: {error}", error = Reason(error)),
+    }
+}
+
+/// Start a program as root; one without `#!` is a script of the shell.
+fn launch(path: &CStr, environment: &[&CStr]) -> Option<i32> {
+    match call::fork() {
+        Ok(None) => {
+            let _ = rustix::process::chdir(&b"/"[..]);
+            let mut error = call::execute(path, &[path], environment);
+            if error == Errno::NOEXEC {
+                let shell = c_string(&[b"/bin/sh"]);
+                error = call::execute(&shell, &[&shell, path], environment);
+            }
+            say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
+            call::exit(127)
+        }
+        Ok(pid) => pid,
+        Err(error) => {
+            say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
+            None
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The side that waits.
+
+use alloc::ffi::CString;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+
+use super::{bind, new_socket, open_stream, ready};
+use crate::sys::call;
+
+/// Between two looks at a plain stream that nobody uses yet, in milliseconds: first and longest.
+const FIRST_PAUSE: i64 = 1;
+const LONGEST_PAUSE: i64 = 500;
+
+/// Waits for the one peer of a port.
+pub enum Server {
+    /// A socket listens under its name.
+    Listening {
+        /// Readable when the peer has come.
+        socket: OwnedFd,
+        /// Its name, which goes when the peer has come or nobody waits any more.
+        path: CString,
+    },
+    /// A plain stream is looked at from time to time.
+    Stream {
+        /// The device or socket.
+        path: CString,
+        /// Until the next look, in milliseconds.
+        pause: i64,
+        /// When that is.
+        retry_at: i64,
+    },
+}
+
+impl Server {
+    /// Listen at `path`, in the place of a socket that was left there.
+    pub(super) fn listen(path: CString) -> Result<Self, Errno> {
+        let socket = new_socket()?;
+        match rustix::fs::unlink(path.as_c_str()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        bind(&socket, path.as_bytes())?;
+        let server = Self::Listening { socket: ready(socket)?, path };
+        if let Self::Listening { socket, .. } = &server {
+            rustix::net::listen(socket, 1)?;
+        }
+        Ok(server)
+    }
+
+    pub(super) fn stream(path: CString) -> Self {
+        Self::Stream { path, pause: FIRST_PAUSE, retry_at: 0 }
+    }
+
+    /// What to wait for before `take`, where it can be waited for.
+    pub fn poll_entry(&self) -> Option<PollFd<'_>> {
+        match self {
+            Self::Listening { socket, .. } => Some(PollFd::new(socket, PollFlags::IN)),
+            Self::Stream { .. } => None,
+        }
+    }
+
+    /// When to call `take` whatever happens, on the clock of `call::milliseconds`.
+    pub fn retry_at(&self) -> Option<i64> {
+        match self {
+            Self::Listening { .. } => None,
+            Self::Stream { retry_at, .. } => Some(*retry_at),
+        }
+    }
+
+    /// The peer, if it has come.
+    pub fn take(&mut self) -> Result<Option<OwnedFd>, Errno> {
+        match self {
+            Self::Listening { socket, .. } => {
+                match rustix::net::accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                    Ok(peer) => ready(peer).map(Some),
+                    Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            Self::Stream { path, pause, retry_at } => {
+                if call::milliseconds() < *retry_at {
+                    return Ok(None);
+                }
+                match open_stream(path) {
+                    Ok(stream) => return Ok(Some(stream)),
+                    Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::BUSY) => {}
+                    Err(error) => return Err(error),
+                }
+                *retry_at = call::milliseconds() + *pause;
+                *pause = (*pause * 2).min(LONGEST_PAUSE);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Wait for the peer.
+    pub(super) fn wait(mut self, until: i64) -> Result<OwnedFd, Errno> {
+        loop {
+            if let Some(peer) = self.take()? {
+                return Ok(peer);
+            }
+            let left = until - call::milliseconds();
+            if left <= 0 {
+                return Err(Errno::TIMEDOUT);
+            }
+            let left = self.retry_at().map_or(left, |at| (at - call::milliseconds()).clamp(0, left));
+            let timeout = Timespec { tv_sec: left / 1000, tv_nsec: left % 1000 * 1_000_000 };
+            let _ = match self.poll_entry() {
+                Some(entry) => rustix::event::poll(&mut [entry], Some(&timeout)),
+                None => rustix::event::poll(&mut [], Some(&timeout)),
+            };
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A name without a listener makes clients wait in vain; one whose peer has come would let
+        // the next client connect to nobody.
+        if let Self::Listening { path, .. } = self {
+            let _ = rustix::fs::unlink(path.as_c_str());
+        }
+    }
+}

@@ -1,0 +1,268 @@
+"""One qube's daemon: waits for the agent, serves it, waits for it again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from caisson.errors import CaissonError
+from caisson.names import QubeName, UserName
+from caisson.paths import Paths
+from caisson.qrexec.vchan import frames, streams
+from caisson.qrexec.vchan.broker_side import Work
+from caisson.qrexec.vchan.control import Event, Greeted, Session
+from caisson.qrexec.vchan.deciding import Policy, PolicyProgram, PolicySocket
+from caisson.qrexec.vchan.frames import MalformedError
+from caisson.qrexec.vchan.gateway import Gateway
+from caisson.qrexec.vchan.local import Clients
+from caisson.qrexec.vchan.peers import Admin, Peers
+from caisson.qrexec.vchan.programs import Program
+from caisson.qrexec.vchan.streams import Places, Stream
+from caisson.qrexec.vchan.switchboard import CONTROL_RING, Decider, Switchboard, Transmit
+
+HELLO_PATIENCE = 60.0
+"""Seconds that an agent has for its hello when its stream is there."""
+_PAUSE = 0.05
+_MUCH_UNSENT = 262_144
+"""Bytes that an agent does not take before nothing more is read of it."""
+
+_log = structlog.get_logger("broker")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What one daemon is about.
+
+    Args:
+        paths: the instance.
+        directory: where the daemons have their sockets.
+        domain: the qube's id.
+        name: the qube.
+        uuid: its uuid, with `uuid:` before it.
+        default_user: who runs commands for `DEFAULT`.
+        policy_program: asked in place of the policy socket; None: the socket.
+        places: where the streams are.
+    """
+
+    paths: Paths
+    directory: Path
+    domain: int
+    name: QubeName
+    uuid: str
+    default_user: UserName
+    policy_program: Path | None
+    places: Places
+
+
+class _Line:
+    """The stream to an agent, and the session on it.
+
+    Args:
+        descriptor: of the stream.
+        begin: called with the hello, and with what sends to the agent.
+        handle: called with all that the agent says then.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        begin: Callable[[Transmit, Greeted], None],
+        handle: Callable[[Event], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        """The agent's end; or the error that it made."""
+        self._begin = begin
+        self._handle = handle
+        self._session = Session()
+        self._stream = Stream(descriptor, self._said, self._gone)
+        self._patience = loop.call_later(HELLO_PATIENCE, self._too_slow)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._patience.cancel()
+        self._stream.close()
+
+    def _transmit(self, data: bytes) -> int:
+        self._stream.send(data)
+        if self._stream.unsent > _MUCH_UNSENT:
+            self._stream.pause_until_sent()
+        return self._stream.unsent
+
+    def _said(self, untrusted: bytes) -> None:
+        try:
+            for event in self._session.receive(untrusted):
+                if isinstance(event, Greeted):
+                    self._patience.cancel()
+                    self._begin(self._transmit, event)
+                else:
+                    self._handle(event)
+        except Exception as e:  # noqa: BLE001 - what cannot be handled ends the daemon
+            self._end(e)
+
+    def _gone(self) -> None:
+        try:
+            self._session.end()
+        except MalformedError as e:
+            self._end(e)
+        self._end(None)
+
+    def _too_slow(self) -> None:
+        self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        self.close()
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
+
+
+class Daemon:
+    """Serves one qube.
+
+    Args:
+        settings: what it is about.
+        admin: calls qubesd.
+        connected: called when the agent is there for the first time, and can be called.
+    """
+
+    def __init__(self, settings: Settings, admin: Admin, connected: Callable[[], None]) -> None:
+        self._settings = settings
+        self._admin = admin
+        self._connected = connected
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stream: Stream | None = None
+        upstream_may_be_there = settings.places.prefix is None
+        self._board = Switchboard(
+            settings.name,
+            settings.domain,
+            settings.default_user,
+            CONTROL_RING if upstream_may_be_there else frames.LONGEST_COMMAND_BODY,
+        )
+        self._clients = Clients(
+            settings.directory,
+            settings.domain,
+            (settings.name, settings.uuid),
+            self._board.command,
+            self._board.ended,
+        )
+        self._broker = settings.paths.socket_dir(settings.name) / "qrexec"
+        # Once for all: that the broker is away is no reason to let others decide.
+        self._by_broker = self._broker.is_socket()
+
+    async def run(self) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            MalformedError: the agent broke the protocol.
+            CaissonError: the stream or the socket cannot be had.
+        """
+        place = self._settings.places.of(self._settings.domain, 0, frames.CONTROL_PORT)
+        try:
+            while True:
+                await self._serve(await streams.connect(place))
+                await asyncio.sleep(_PAUSE)  # somebody may accept and hang up, all the time
+        finally:
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, descriptor: int) -> None:
+        """One session with an agent, from its hello to its end."""
+        line = _Line(descriptor, self._begin, self._board.handle)
+        try:
+            await line.ended
+            _log.warning("the agent is gone; waiting for it", qube=self._settings.name)
+        finally:
+            self._clients.close()
+            self._board.end()
+            line.close()
+
+    def _begin(self, transmit: Transmit, greeted: Greeted) -> None:
+        """The agent said hello: from now on its qube can call, and be called."""
+        transmit(frames.hello(greeted.version))
+        decider: Decider = self._gateway() if self._by_broker else self._peers()
+        self._board.begin(transmit, decider)
+        self._clients.open()
+        _log.info(
+            "the agent is there",
+            qube=self._settings.name,
+            version=greeted.version,
+            decides="broker" if self._by_broker else "policy",
+        )
+        self._connected()
+
+    def _peers(self) -> Peers:
+        settings = self._settings
+        policy: Policy = (
+            PolicySocket(settings.paths.policy_socket)
+            if settings.policy_program is None
+            else PolicyProgram(settings.policy_program)
+        )
+        return Peers(
+            self._board,
+            settings.uuid,
+            settings.directory,
+            policy,
+            self._admin,
+            self._service_of_admin_qube,
+            self._spawn,
+        )
+
+    def _gateway(self) -> Gateway:
+        return Gateway(self._board, self._broker, self._link, self._client, self._spawn)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, CaissonError):
+            _log.warning("something failed", qube=self._settings.name, reason=error.message)
+        else:
+            _log.error("this is a bug in Caisson, report it", exc_info=error)
+
+    # The programs that carry data.
+
+    def _environment(self) -> dict[str, str]:
+        """What they are told of the instance."""
+        settings = self._settings
+        more = {
+            "CAISSON_ROOT": str(settings.paths.root),
+            "VCHAN_SOCKET_DIR": str(settings.places.directory),
+            "VCHAN_DOMAIN": "0",
+        }
+        return os.environ | more
+
+    def _service_of_admin_qube(self, ident: bytes, command: str) -> Program:
+        settings = self._settings
+        answers = f"{ident.decode()},{settings.name},{settings.domain}"
+        arguments = ("-d", "dom0", "-c", answers, command)
+        return self._qrexec_client(arguments, {})
+
+    def _client(self, work: Work, descriptors: Mapping[int, int]) -> Program:
+        alone = ("-e",) if work.alone else ()
+        arguments = ("-d", self._settings.name, *alone, work.command)
+        return self._qrexec_client(arguments, descriptors)
+
+    def _qrexec_client(self, arguments: tuple[str, ...], descriptors: Mapping[int, int]) -> Program:
+        name = ("qrexec-client", f"--socket-dir={self._settings.directory}")
+        return Program((*name, *arguments), self._environment(), descriptors)
+
+    def _link(self, port: int, descriptors: Mapping[int, int]) -> Program:
+        arguments = ("qrexec-link", str(self._settings.domain), str(port))
+        return Program(arguments, self._environment(), descriptors)

@@ -1,0 +1,71 @@
+"""How a service is run by hand: by the program that agents are, with their environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from caisson.errors import CaissonError
+from caisson.names import QubeName, ServiceArgument, ServiceName, UserName
+from caisson.paths import AGENT_BINARY
+
+SERVICES = Path("etc/qubes-rpc")
+SETTINGS = Path("etc/qubes/rpc-config")
+CALLER = "caller"
+"""Who calls where nobody is named."""
+
+_NAME = "qrexec-run-service"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What runs a service: a program, its arguments with the name it goes by, its environment."""
+
+    program: Path
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def command(
+    descriptor: str,
+    *,
+    services: Path,
+    settings: Path,
+    source: str = CALLER,
+    user: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Command:
+    """The command that runs `SERVICE[+ARGUMENT]`, as if another qube had called it.
+
+    Args:
+        descriptor: the service, with `+` and its argument if there is one.
+        services: the directory of services.
+        settings: the directory of their settings; it need not be there.
+        source: the qube that seems to call.
+        user: who runs it; None: who we are.
+        environment: what it has beside what services have.
+
+    Raises:
+        CaissonError: a name is none, or the agent is not built.
+    """
+    name, _, text = descriptor.partition("+")
+    service, argument = ServiceName.parse(name), ServiceArgument.parse(text)
+    caller = QubeName.parse(source)
+    for directory in (services, settings):
+        if ":" in str(directory):
+            raise CaissonError(
+                f"`{directory}` contains a `:`, which separates directories",
+                hint="choose another directory",
+            )
+    if not AGENT_BINARY.is_file():
+        raise CaissonError(f"`{AGENT_BINARY}` is missing", hint="build it: `script/setup`")
+    as_user = () if user is None else ("--user", UserName.parse(user))
+    # A call between qubes always has a `+`, at least an empty argument.
+    argv = (_NAME, *as_user, "--", f"{service}+{argument}", caller)
+    places = {
+        "QREXEC_SERVICE_PATH": str(services.absolute()),
+        "QUBES_RPC_CONFIG_PATH": str(settings.absolute()),
+    }
+    return Command(AGENT_BINARY, argv, {"PATH": _PATH} | dict(environment or {}) | places)

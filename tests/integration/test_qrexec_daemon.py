@@ -1,0 +1,398 @@
+"""Daemons of the wire protocol that ask a policy and take calls from one to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+
+import pytest
+from fake_agent import (
+    CONNECT,
+    EXEC,
+    EXIT,
+    HELLO,
+    JUST_EXEC,
+    REFUSED,
+    STDERR,
+    STDIN,
+    STDOUT,
+    TERMINATED,
+    TRIGGER,
+    TRIGGER3,
+    frame,
+    params,
+    trigger,
+)
+from wire_rig import UUIDS, allow, wire
+
+IDENT = b"SOCKET7".ljust(32, b"\0")
+WORK, VAULT = 42, 43
+
+
+async def test_call_goes_from_qube_to_qube():
+    """The flow of section 1.4, to the last byte: ports, idents, data, and the end."""
+    async with wire(lambda _: allow("vault", target_uuid=f"uuid:{UUIDS['vault']}")) as rig:
+        work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
+        work.send(trigger(b"vault", b"my.Service+x\0"))
+        start = await vault.next()
+        assert (start.kind, start.params) == (EXEC, (WORK, 513))
+        assert start.rest == b"user:QUBESRPC my.Service+x work\0"
+        connect = await work.next()
+        assert (connect.kind, connect.params, connect.rest) == (CONNECT, (VAULT, 513), IDENT)
+        caller = asyncio.create_task(work.wait_for(VAULT, 513))
+        service = await vault.reach(WORK, 513)
+        client = await caller
+        assert await asyncio.gather(service.greet(), client.greet()) == [4, 4]
+        client.send(frame(STDIN, b"question"), frame(STDIN))
+        assert [await service.next(), await service.next()] == [(STDIN, b"question"), (STDIN, b"")]
+        service.send(
+            frame(STDOUT, b"answer"), frame(STDOUT), frame(STDERR), frame(EXIT, b"*\0\0\0")
+        )
+        said = [await client.next() for _ in range(4)]
+        assert said == [(STDOUT, b"answer"), (STDOUT, b""), (STDERR, b""), (EXIT, b"*\0\0\0")]
+        assert rig.questions == [
+            {"source": "work", "intended_target": "vault", "service_and_arg": "my.Service+x"}
+        ]
+
+
+async def test_policy_and_service_are_told_the_same_bytes():
+    """QSB-038: what is replaced is replaced before the policy sees it, and the service as well."""
+    async with wire(lambda _: allow("vault")) as rig:
+        work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
+        for service in (b"my.Shell+$(id)", b"my.A\x1b+b\xff", b"my.P+../x y", b"my.None"):
+            work.send(trigger(b"va$lt", service + b"\0"))
+            command = (await vault.next()).rest
+            assert (await work.next()).kind == CONNECT
+            question = rig.questions.pop()
+            assert command == f"user:QUBESRPC {question['service_and_arg']} work\0".encode()
+            assert question["intended_target"] == "va_lt"
+        work.send(trigger(b"vault", b"my.Shell+$(id)\0"))
+        assert (await vault.next()).rest == b"user:QUBESRPC my.Shell+__id_ work\0"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "result=deny\n",
+        "",
+        "result=allow\n",
+        allow("vault") + "result=deny\n",
+        allow("vault") + "nonsense\n",
+        allow("vault", user="a b"),
+        allow("work"),
+        allow("other", target_uuid=f"uuid:{UUIDS['work']}"),
+        allow("nobody", autostart="False"),
+        allow("nobody"),
+        allow("@dispvm:nobody"),
+        allow("../vault"),
+    ],
+)
+async def test_whatever_is_no_allowed_call_is_refused(answer: str):
+    """A denial, a malformed answer, a loop, and a target that cannot be had."""
+    async with wire(lambda _: answer) as rig:
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"vault", b"my.Service\0"))
+        assert await work.next() == (REFUSED, IDENT)
+
+
+async def test_call_is_refused_without_anybody_who_decides():
+    """Deny is what there is by default."""
+    async with wire() as rig:
+        rig.paths.policy_socket.unlink()
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"vault", b"my.Service\0"))
+        assert await work.next() == (REFUSED, IDENT)
+
+
+async def test_target_is_started_once():
+    """`admin.vm.Start`, then the call, if the policy lets the target be started."""
+    async with wire(lambda _: allow("vault", user="root")) as rig:
+        work = await rig.qube("work", WORK)
+
+        async def start(_method: str, _name: str, _payload: bytes) -> bytes:
+            await rig.qube("vault", VAULT)
+            return b""
+
+        rig.on_act = start
+        work.send(trigger(b"vault", b"my.Service\0"))
+        assert (await work.next()).kind == CONNECT
+        assert rig.acts == [("admin.vm.Start", "vault", b"")]
+        assert (await rig.agents[1].next()).rest == b"root:QUBESRPC my.Service+ work\0"
+
+
+async def test_disposable_lives_as_long_as_its_call():
+    """It is made, started, called by its uuid, and killed at the end of the connection."""
+    base = "00000000-0000-4000-8000-000000000009"
+    async with wire(lambda _: allow("@dispvm:base", target_uuid=f"@dispvm:uuid:{base}")) as rig:
+        work = await rig.qube("work", WORK)
+        ended = asyncio.Event()
+        made = f"uuid:{UUIDS['vault']}"
+
+        async def act(method: str, _name: str, _payload: bytes) -> bytes:
+            match method:
+                case "admin.vm.CreateDisposable":
+                    return made.encode()
+                case "admin.vm.Start":
+                    await rig.qube("vault", VAULT)
+                case _:
+                    ended.set()
+            return b""
+
+        rig.on_act = act
+        work.send(trigger(b"@dispvm", b"my.Service\0"))
+        connect = await work.next()
+        assert (connect.kind, connect.params) == (CONNECT, (VAULT, 513))
+        assert [act[0] for act in rig.acts] == ["admin.vm.CreateDisposable", "admin.vm.Start"]
+        assert rig.acts[0] == ("admin.vm.CreateDisposable", f"uuid:{base}", b"uuid")
+        rig.agents[1].send(params(TERMINATED, WORK, 513))
+        async with asyncio.timeout(15):
+            await ended.wait()
+        assert rig.acts[2] == ("admin.vm.Kill", made, b"")
+
+
+async def test_disposable_of_a_caller_that_left_is_killed():
+    """Nobody else would know of it."""
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        left, ended = asyncio.Event(), asyncio.Event()
+
+        async def act(method: str, _name: str, _payload: bytes) -> bytes:
+            if method == "admin.vm.CreateDisposable":
+                work.link.close()
+                await work.ready()
+                left.set()
+                return b"disp7"
+            ended.set()
+            return b""
+
+        rig.on_act = act
+        work.send(trigger(b"@dispvm", b"my.Service\0"))
+        async with asyncio.timeout(15):
+            await left.wait()
+            await ended.wait()
+        assert [act[:2] for act in rig.acts] == [
+            ("admin.vm.CreateDisposable", "base"),
+            ("admin.vm.Kill", "disp7"),
+        ]
+
+
+async def test_relay_is_told_the_transport_service():
+    """What the policy puts in place of service and source is what the target is told."""
+    more = {"service": "my.Ssh+far+my.Service+x", "policy_source": "elsewhere"}
+    async with wire(lambda _: allow("vault", **more)) as rig:
+        work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
+        work.send(trigger(b"far", b"my.Service+x\0", source=b"elsewhere"))
+        command = b"user:QUBESRPC my.Ssh+far+my.Service+x elsewhere\0"
+        assert (await vault.next()).rest == command
+        assert rig.questions[0]["requested_source"] == "elsewhere"
+
+
+@pytest.mark.parametrize("version", [2, 3, 5])
+async def test_older_agents_are_served_in_their_version(version: int):
+    """Each version has a trigger of its own; a newer agent is answered with ours."""
+    async with wire(lambda _: allow("vault")) as rig:
+        work, vault = await rig.qube("work", WORK, version), await rig.qube("vault", VAULT)
+        if version == 2:
+            arrays = b"my.Service".ljust(64, b"\0") + b"vault".ljust(32, b"\0") + IDENT
+            work.send(frame(TRIGGER, arrays))
+        else:
+            work.send(frame(TRIGGER3, b"vault".ljust(64, b"\0") + IDENT + b"my.Service\0"))
+        assert (await vault.next()).rest == b"user:QUBESRPC my.Service+ work\0"
+        assert (await work.next()).kind == CONNECT
+        assert "requested_source" not in rig.questions[0]
+
+
+async def test_name_of_a_request_may_be_used_again():
+    """The answer to a request that its agent forgot does not reach the next of that name."""
+    first = asyncio.Event()
+
+    def answer(question: dict[str, str]) -> str | None:
+        if question["service_and_arg"] == "my.Slow+":
+            first.set()
+            return None
+        return allow("vault")
+
+    async with wire(answer) as rig:
+        work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
+        work.send(trigger(b"vault", b"my.Slow\0"))
+        async with asyncio.timeout(15):
+            await first.wait()
+        work.send(trigger(b"vault", b"my.Fast\0"))
+        assert (await vault.next()).rest == b"user:QUBESRPC my.Fast+ work\0"
+        assert (await work.next()).kind == CONNECT
+
+
+async def test_flood_of_requests_is_refused_beyond_its_bound():
+    """256 may be pending; others are refused at once, and other qubes notice nothing."""
+    async with wire(lambda q: None if q["source"] == "work" else allow("work")) as rig:
+        work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
+        for number in range(300):
+            work.send(trigger(b"vault", b"my.Service\0", b"SOCKET%d" % number))
+        refusals = [await work.next() for _ in range(44)]
+        idents = [(b"SOCKET%d" % n).ljust(32, b"\0") for n in range(256, 300)]
+        assert refusals == [(REFUSED, ident) for ident in idents]
+        vault.send(trigger(b"work", b"my.Service\0"))
+        assert (await work.next()).kind == EXEC
+        assert (await vault.next()).kind == CONNECT
+
+
+# Programs of the admin qube.
+
+
+async def test_command_of_the_admin_qube_is_forwarded():
+    """Ports of the admin qube are the lowest; `DEFAULT` is the default user, at the front only."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        for kind, port in ((EXEC, 513), (JUST_EXEC, 514)):
+            reply = await rig.run("vault", 0, b"DEFAULT:echo DEFAULT:\0", kind)
+            assert reply == (kind, params(kind, VAULT, port)[8:])
+            assert await vault.next() == (kind, params(kind, 0, port, b"user:echo DEFAULT:\0")[8:])
+        sockets = {path.name: path for path in rig.paths.run.glob("qrexec.*")}
+        names = {f"qrexec.{VAULT}", "qrexec.vault", f"qrexec.uuid:{UUIDS['vault']}"}
+        assert set(sockets) == names
+        assert stat.S_IMODE(sockets[f"qrexec.{VAULT}"].stat().st_mode) == 0o660
+        for name in names - {f"qrexec.{VAULT}"}:
+            assert str(sockets[name].readlink()) == f"qrexec.{VAULT}"
+
+
+async def test_end_of_a_connection_ends_its_client():
+    """The word of the agent counts for the connection that it names, and frees the port."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        await client.command(EXEC, 0, 0, b"user:true\0")
+        assert (await client.next()).params == (VAULT, 513)
+        vault.send(params(TERMINATED, WORK, 513))  # of another qube: nobody's
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
+        vault.send(params(TERMINATED, 0, 513))
+        assert (await client.next()).kind == 0
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
+
+
+HELLO_3 = frame(HELLO, b"\3\0\0\0")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(HELLO, b"\2\0\0\0"),
+        frame(HELLO, b"\3\0\0"),
+        frame(EXEC, b"\3\0\0\0"),
+        HELLO_3 + params(EXEC, 0, 0),
+        HELLO_3 + params(EXEC, 0, 0, b"user:true"),
+        HELLO_3 + params(EXEC, 0, 0, b"user:\0true\0"),
+        HELLO_3 + params(EXEC, 0, 512, b"user:true\0"),
+        HELLO_3 + params(EXEC, 0, 769, b"user:true\0"),
+        HELLO_3 + params(EXEC, VAULT, 0, b"user:true\0"),
+        HELLO_3 + params(EXEC, 0, 0, b"x" * 65_527 + b"\0"),
+        HELLO_3 + params(EXEC, 0, 0, b"x" * 65_528 + b"\0"),
+        HELLO_3 + params(EXEC, 0, 0, b"x" * 4_088 + b"\0"),
+        HELLO_3 + params(CONNECT, 0, 0, IDENT),
+        HELLO_3 + params(CONNECT, 0, 0, b"no,ident\0"),
+        HELLO_3 + params(REFUSED, 0, 0, IDENT),
+        HELLO_3 + params(TERMINATED, 0, 513),
+        HELLO_3 + params(EXEC, 0, 0, b"user:true\0") + b"!",
+    ],
+)
+async def test_client_that_breaks_the_protocol_is_dropped_alone(said: bytes):
+    """Section 1.5: the daemon, its agent and other clients go on, and the agent hears nothing."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        client.send(said)
+        assert (await client.next()).kind == HELLO
+        assert (await client.next()).kind == 0
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
+        assert (await vault.next()).rest == b"user:true\0"
+
+
+async def test_longest_command_passes():
+    """QSB-089: 4096 bytes of body reach an agent that may be upstream's; on plain streams, all."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        for command in (b"user:" + b"x" * 4_082 + b"\0", b"u\0"):
+            assert (await rig.run("vault", 0, command)).kind == EXEC
+            assert (await vault.next()).rest == command
+
+
+async def test_caller_has_no_more_ports_than_it_leaves_to_others():
+    """One qube cannot take all connections of another; the admin qube always finds some."""
+    async with wire() as rig:
+        await rig.qube("vault", VAULT)
+        replies = [await rig.run("vault", WORK, b"user:true\0") for _ in range(65)]
+        assert [r.kind for r in replies] == [EXEC] * 64 + [0]
+        assert (await rig.run("vault", WORK - 1, b"user:true\0")).params == (VAULT, 513 + 128)
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
+
+
+# The agent's coming and going.
+
+
+async def test_agent_may_come_again():
+    """Sockets are away while it is; ports of before stay taken until their ends are told."""
+    async with wire(lambda _: None) as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        await client.command(EXEC, 0, 0, b"user:true\0")
+        await client.next()
+        vault.send(trigger(b"work", b"my.Service\0"))
+        vault.server.close()
+        await asyncio.sleep(0)
+        vault.link.close()
+        assert (await client.next()).kind == 0
+        assert list(rig.paths.run.glob("qrexec.*")) == []
+        await vault.listen()
+        await vault.ready()
+        while not (rig.paths.run / "qrexec.vault").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
+        vault.send(params(TERMINATED, 0, 513))
+        assert (await vault.next()).rest == b"user:true\0"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(0x999),
+        frame(HELLO, b"\4\0\0\0"),
+        frame(TRIGGER, bytes(128)),
+        params(TERMINATED, 0, 512),
+        params(TERMINATED, 0, 513, b"\0"),
+        params(EXEC, 0, 513, b"user:true\0"),
+        frame(STDIN, b"x"),
+        trigger(b"vault", b""),
+        trigger(b"vault", b"x" * 65_000 + b"\0"),
+    ],
+)
+async def test_agent_that_breaks_the_protocol_ends_its_daemon(said: bytes):
+    """Section 1.5 and QSB-089; other daemons go on."""
+    async with wire() as rig:
+        work = await rig.qube("work", WORK)
+        await rig.qube("vault", VAULT)
+        work.send(said)
+        error = await rig.failure("work")
+        assert str(error).isprintable()
+        assert not list(rig.paths.run.glob(f"qrexec.{WORK}"))
+        assert (await rig.run("vault", 0, b"user:true\0")).kind == EXEC
+
+
+async def test_stream_that_ends_inside_a_message_ends_the_daemon():
+    """A short read is no end."""
+    async with wire() as rig:
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"vault", b"my.Service\0")[:-1])
+        work.link.close()
+        assert "in the middle" in str(await rig.failure("work"))
+
+
+async def test_daemon_that_ends_late_leaves_the_next_one_alone():
+    """A qube that starts anew has its names pass to its new daemon."""
+    async with wire() as rig:
+        await rig.qube("vault", VAULT)
+        former = rig.running.pop("vault")
+        await rig.qube("vault", VAULT + 1)
+        former.cancel()
+        await asyncio.gather(former, return_exceptions=True)
+        names = {path.name for path in rig.paths.run.glob("qrexec.*")}
+        assert names == {f"qrexec.{VAULT + 1}", "qrexec.vault", f"qrexec.uuid:{UUIDS['vault']}"}
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT + 1, 513)

@@ -1,0 +1,229 @@
+"""A qube on the wire, and qubes that the broker connects by pipes, call each other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from broker_rig import Rig, broker_rig, until
+from fake_agent import (
+    CONNECT,
+    EXEC,
+    EXIT,
+    REFUSED,
+    STDERR,
+    STDIN,
+    STDOUT,
+    TERMINATED,
+    FakeAgent,
+    frame,
+    params,
+    trigger,
+)
+
+from caisson.errors import CaissonError
+from caisson.names import QubeName, UserName
+from caisson.paths import AGENT_BINARY
+from caisson.qrexec.vchan import Daemon, Settings
+from caisson.qrexec.vchan.streams import Places
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not AGENT_BINARY.exists(), reason="the agent is not built"),
+]
+
+FAR = 7
+IDENT = b"SOCKET7".ljust(32, b"\0")
+POLICY = """\
+my.Denied * * * deny
+my.Remote * elsewhere vault allow
+my.Remote * * * deny
+* * @anyvm @anyvm allow
+"""
+
+
+@dataclass
+class Gate:
+    """An instance with a broker, and a qube `far` on the wire."""
+
+    rig: Rig
+    far: FakeAgent
+    daemon: Daemon
+
+    @property
+    def ports(self) -> int:
+        """How many ports are taken."""
+        return len(self.daemon._board.ports)
+
+
+async def _no_admin(method: str, destination: str, _payload: bytes) -> bytes:
+    raise CaissonError(f"`{method}` on `{destination}` is the broker's")
+
+
+@asynccontextmanager
+async def gate(policy: str = POLICY) -> AsyncIterator[Gate]:
+    """Everything is gone afterwards."""
+    async with broker_rig(policy) as rig:
+        await rig.add("far")
+        await rig.link.open_qube(QubeName("far"))
+        streams = rig.paths.root / "streams"
+        streams.mkdir()
+        sockets = rig.paths.root / "sockets"
+        sockets.mkdir()
+        uuid = f"uuid:{rig.domains['far']['uuid']}"
+        settings = Settings(
+            rig.paths,
+            sockets,
+            FAR,
+            QubeName("far"),
+            uuid,
+            UserName("user"),
+            None,
+            Places(streams),
+        )
+        there = asyncio.Event()
+        far = FakeAgent(streams, FAR)
+        await far.listen()
+        daemon = Daemon(settings, _no_admin, there.set)
+        running = asyncio.create_task(daemon.run())
+        try:
+            await far.ready()
+            await until(lambda: ("far", os.getpid()) in rig.hellos)
+            yield Gate(rig, far, daemon)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await far.close()
+
+
+async def test_qube_on_the_wire_calls_one_with_pipes():
+    """Input, output, errors and the exit code pass; then nothing of the call is left."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service+x\0"))
+        service = await vault.next_call()
+        assert (service.descriptor, service.source) == ("my.Service+x", "far")
+        connect = await g.far.next()
+        assert (connect.kind, connect.params, connect.rest) == (CONNECT, (0, 513), IDENT)
+        data = await g.far.wait_for(0, 513)
+        assert await data.greet() == 4
+        data.send(frame(STDIN, b"question"), frame(STDIN))
+        assert await asyncio.to_thread(os.read, service.stdin, 100) == b"question"
+        assert await asyncio.to_thread(os.read, service.stdin, 100) == b""
+        os.write(service.stdout, b"answer")
+        os.write(service.stderr, b"oh")
+        assert {await data.next(), await data.next()} == {(STDOUT, b"answer"), (STDERR, b"oh")}
+        await service.end(42)
+        assert {await data.next(), await data.next()} == {(STDOUT, b""), (STDERR, b"")}
+        assert await data.next() == (EXIT, b"*\0\0\0")
+        assert (await g.rig.audited(ended="exited"))["code"] == 42
+        assert g.ports == 1
+        g.far.send(params(TERMINATED, 0, 513))
+        await until(lambda: g.ports == 0)
+
+
+async def test_one_with_pipes_calls_the_qube_on_the_wire():
+    """The client of the admin qube carries the data; its exit code is the call's."""
+    async with gate() as g:
+        await g.rig.run("work")
+        caller = await g.rig.call("work", "far", "my.Service+x")
+        start = await g.far.next()
+        assert (start.kind, start.params) == (EXEC, (0, 513))
+        assert start.rest == b"user:QUBESRPC my.Service+x work\0"
+        data = await g.far.reach(0, 513)
+        assert await data.greet() == 4
+        kind, pipes = await caller.receive()
+        assert kind == b"A"
+        os.write(pipes[0], b"question")
+        os.close(pipes[0])
+        assert await data.next() == (STDIN, b"question")
+        data.send(frame(STDOUT, b"answer"), frame(STDOUT), frame(STDERR), frame(EXIT, b"*\0\0\0"))
+        assert await asyncio.to_thread(os.read, pipes[1], 100) == b"answer"
+        assert (await caller.receive())[0] == b"X42"
+        for pipe in pipes[1:]:
+            os.close(pipe)
+        await g.rig.audited(ended="exited", source="work", target="far", code=42)
+
+
+async def test_what_the_broker_refuses_is_refused():
+    """By its policy, by its own checks, and when it is away; it writes down what it decides."""
+    async with gate() as g:
+        for target, service in ((b"vault", b"my.Denied\0"), (b"far", b"my.Service\0")):
+            g.far.send(trigger(target, service))
+            assert await g.far.next() == (REFUSED, IDENT)
+        assert (await g.rig.audited(service="my.Denied"))["source"] == "far"
+        await g.rig.kill_broker()
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        assert await g.far.next() == (REFUSED, IDENT)
+
+
+async def test_relay_on_the_wire_calls_for_its_remote_qube():
+    """For whom it calls is for the policy to believe."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        await g.rig.add("elsewhere", type="RemoteVM", relayvm="far", transport_rpc="my.Ssh")
+        await g.rig.add("another", type="RemoteVM", relayvm="vault", transport_rpc="my.Ssh")
+        g.far.send(trigger(b"vault", b"my.Remote\0", source=b"another"))
+        assert await g.far.next() == (REFUSED, IDENT)
+        g.far.send(trigger(b"vault", b"my.Remote\0", source=b"elsewhere"))
+        service = await vault.next_call()
+        assert service.source == "elsewhere"
+        assert (await g.far.next()).kind == CONNECT
+        await service.end()
+
+
+async def test_port_is_not_used_again_while_a_link_may_come_there():
+    """Else the link of a call that its caller left would meet the next call."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).params == (0, 513)
+        g.far.send(params(TERMINATED, 0, 513))  # and nobody ever waited there
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        other = await vault.next_call()
+        assert (await g.far.next()).params == (0, 514)
+        await service.end()
+        await other.end()
+
+
+async def test_broker_that_ends_loses_calls_and_not_the_qube():
+    """The caller gets 255; a new broker has calls of the qube, and to it."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).kind == CONNECT
+        data = await g.far.wait_for(0, 513)
+        await data.greet()
+        await g.rig.kill_broker()
+        service.close()
+        ends = [await data.next() for _ in range(3)]
+        assert ends[2] == (EXIT, b"\xff\0\0\0")
+        hellos = len(g.rig.hellos)
+        g.rig.start_broker()
+        await g.rig.ready()
+        await until(lambda: len(g.rig.hellos) > hellos)
+        again = await g.rig.agent("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        await (await again.next_call()).end()
+        assert (await g.far.next()).kind == CONNECT
+
+
+async def test_agent_that_leaves_ends_what_carries_its_calls():
+    """Nothing of them is left; the broker hears of it."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).kind == CONNECT
+        g.far.link.close()
+        await g.rig.audited(ended="caller-gone")
+        assert await asyncio.to_thread(os.read, service.stdin, 100) == b""
+        service.close()
+        await g.far.ready()
+        await until(lambda: g.ports == 0)
