@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from bench_measure import Row, clock, machine, p50, p99, pss_mib, run
+from bench_measure import WRITE_GIB, Row, clock, machine, p50, p99, pss_mib, run
 from bench_policy import POLICY_ROWS
 from bench_scale import SCALE_ROWS, Scale
 from bench_wire import CLEANING, WIRE_ROWS
@@ -56,7 +56,7 @@ class Instance:
         run("qvm-start", "bench-a", "bench-b")
         for qube in ("bench-b", "bench-dvm"):
             self.service(qube, "bench.True", "exec /bin/true")
-        self.service("bench-b", "bench.Stream", f"exec python3 -c '{WRITE}'")
+        self.service("bench-b", "bench.Stream", f"exec python3 -c '{WRITE_GIB}'")
         self.service("bench-b", *CLEANING)
         with suppress(subprocess.CalledProcessError):
             run("qvm-shutdown", "--wait", "bench-dvm")
@@ -89,15 +89,6 @@ class Instance:
         subprocess.run(["caisson", "down"], capture_output=True, check=False)
 
 
-WRITE = (
-    "import os\n"
-    "data = bytes(1 << 20)\n"
-    "for _ in range(1024):\n"
-    "    view = memoryview(data)\n"
-    "    while view:\n"
-    "        view = view[os.write(1, view):]\n"
-)
-
 TIME_CALLS = """
 import json, os, sys, time
 count, target, service = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -128,7 +119,7 @@ TIME_STREAMS = f"""
 import json, subprocess, sys
 count = int(sys.argv[1])
 read = ["python3", "-c", {READ!r}]
-write = ["python3", "-c", {WRITE!r}]
+write = ["python3", "-c", {WRITE_GIB!r}]
 call = ["/usr/bin/qrexec-client-vm", "bench-b", "bench.Stream"]
 samples = []
 for _ in range(count):
@@ -148,7 +139,7 @@ def plain_pipe() -> float:
     """GB/s through a pipe of 1 MiB, the capacity of a call's, between two local processes."""
     out, into = os.pipe()
     fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, MIB)
-    with subprocess.Popen(["python3", "-c", WRITE], stdout=into, pass_fds=()):
+    with subprocess.Popen(["python3", "-c", WRITE_GIB], stdout=into, pass_fds=()):
         os.close(into)
         reader = subprocess.run(["python3", "-c", READ], stdin=out, capture_output=True, check=True)
     os.close(out)

@@ -11,6 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+WRITE_GIB = (
+    "import os\n"
+    "data = bytes(1 << 20)\n"
+    "for _ in range(1024):\n"
+    "    view = memoryview(data)\n"
+    "    while view:\n"
+    "        view = view[os.write(1, view):]\n"
+)
+"""A Python program, without quotes, that writes 1 GiB."""
+
 
 @dataclass
 class Row:

@@ -22,7 +22,7 @@ from pathlib import Path
 from pwd import getpwnam
 from typing import Protocol
 
-from bench_measure import Row, clock, p50, p99, pss_mib
+from bench_measure import WRITE_GIB, Row, clock, p50, p99, pss_mib
 
 from caisson.paths import SHIPPED
 
@@ -55,15 +55,6 @@ for _ in range(count):
     samples.append((time.perf_counter() - begun) * 1e3)
     assert status == 0, status
 print(json.dumps(samples))
-"""
-
-WRITE = """#!/usr/bin/python3
-import os
-data = bytes(1 << 20)
-for _ in range(1024):
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view):]
 """
 
 # MiB/s from the first byte to the last.
@@ -135,7 +126,7 @@ class Pair:
         for path in (work, *work.rglob("*")):
             os.chown(path, *_ids())
         (services / "bench.True").symlink_to("/bin/true")
-        (services / "bench.Stream").write_text(WRITE)
+        (services / "bench.Stream").write_text(f"#!/usr/bin/python3\n{WRITE_GIB}")
         (services / "bench.Stream").chmod(0o755)
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -323,7 +314,7 @@ def _stream_once(pair: Pair) -> float:
 
 def _pipe_once(pair: Pair) -> float:
     """The same bytes through a plain pipe of the usual capacity."""
-    writer = pair.python(WRITE, stdout=subprocess.PIPE)
+    writer = pair.python(WRITE_GIB, stdout=subprocess.PIPE)
     reader = pair.python(READ, stdin=writer.stdout, stderr=subprocess.PIPE)
     writer.stdout.close()  # type: ignore[union-attr]
     _, speed = reader.communicate()
