@@ -14,7 +14,7 @@ from caisson.dom0.lookup import Places, examine
 from caisson.dom0.running import PROBLEM, Command, Patience, Process, Saying
 from caisson.errors import CaissonError
 from caisson.paths import RUN_SERVICE
-from caisson.qrexec import AdminCall, Judge, sparing
+from caisson.qrexec import AdminCall, Judge, sparing, unprivileged_user
 from caisson.qrexec.admin_messages import of_qubesd
 
 REFUSED = 126
@@ -35,16 +35,7 @@ def service_user(name: str = DEFAULT_USER) -> pwd.struct_passwd:
     Raises:
         CaissonError: there is none, or it is root's.
     """
-    try:
-        account = pwd.getpwnam(name)
-    except KeyError:
-        raise CaissonError(
-            f"the user of services, `{name}`, does not exist",
-            hint=f"make it: useradd --system --user-group --no-create-home {name}",
-        ) from None
-    if account.pw_uid == 0:
-        raise CaissonError(f"the user of services, `{name}`, is root")
-    return account
+    return unprivileged_user(name, "the user of services")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ The kernel tells it which qube speaks, by the socket that the bytes come from.
 from caisson.qrexec.admin_calls import AdminCall, AdminCalls
 from caisson.qrexec.broker_link import BrokerLink
 from caisson.qrexec.daemon_link import DaemonLink
-from caisson.qrexec.directories import broker_user, prepare
+from caisson.qrexec.directories import broker_user, prepare, unprivileged_user
 from caisson.qrexec.judging import Judge
 from caisson.qrexec.link import Operation
 from caisson.qrexec.rules import Rules
@@ -24,4 +24,5 @@ __all__ = [
     "Rules",
     "broker_user",
     "prepare",
+    "unprivileged_user",
 ]

@@ -44,17 +44,26 @@ def broker_user(name: str = DEFAULT_USER) -> pwd.struct_passwd:
     Raises:
         CaissonError: there is none, or it is root's.
     """
+    return unprivileged_user(name, "the broker's user")
+
+
+def unprivileged_user(name: str, what: str) -> pwd.struct_passwd:
+    """The account of those who handle what hostile qubes send.
+
+    Raises:
+        CaissonError: there is none, or it is root's.
+    """
     try:
         account = pwd.getpwnam(name)
     except KeyError:
         raise CaissonError(
-            f"the broker's user `{name}` does not exist",
+            f"{what} `{name}` does not exist",
             hint=f"make it: useradd --system --user-group --no-create-home {name}",
         ) from None
     if account.pw_uid == 0:
         raise CaissonError(
-            f"the broker's user `{name}` is root",
-            hint="the broker parses what hostile qubes send: give it a user of its own",
+            f"{what} `{name}` is root",
+            hint="it handles what hostile qubes send: give it a user of its own",
         )
     return account
 
