@@ -98,6 +98,13 @@ _caisson_words['caisson export-qubes-xml']='@files'
 _caisson_values['caisson version --root']='@directories'
 _caisson_options['caisson version']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_options['caisson']='--help --quiet --root --verbose --version -h -q -v'
+_caisson_values['qrexec-daemon --root']='@directories'
+_caisson_values['qrexec-daemon --uuid']=''
+_caisson_values['qrexec-daemon -u']=''
+_caisson_values['qrexec-daemon --socket-dir']='@directories'
+_caisson_values['qrexec-daemon --policy-program']=''
+_caisson_values['qrexec-daemon -p']=''
+_caisson_options['qrexec-daemon']='--direct --help --policy-program --quiet --root --socket-dir --uuid --verbose --version -D -h -p -q -u -v'
 _caisson_values['qrexec-legacy-convert --root']='@directories'
 _caisson_values['qrexec-legacy-convert --system-info']='@files'
 _caisson_options['qrexec-legacy-convert']='--dry-run --help --quiet --root --system-info --verbose --version --yes -h -n -q -v -y'
@@ -510,4 +517,4 @@ _caisson() {
   fi
 }
 
-complete -F _caisson caisson qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-policy-lint qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume
+complete -F _caisson caisson qrexec-daemon qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-policy-lint qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume

@@ -30,6 +30,7 @@ class ServiceRig(AdminRig):
     """One instance whose admin qube has services."""
 
     log: Log
+    others: set[int]
 
     @property
     def services(self) -> Path:
@@ -54,6 +55,10 @@ class ServiceRig(AdminRig):
     def told(self, event: str) -> Log:
         """Lines of the log that tell of this."""
         return [line for line in self.log if line["event"] == event]
+
+    def children(self) -> set[int]:
+        """The processes that this one, as qubesd, has started for services."""
+        return _children() - self.others
 
     async def out(self, service: str, source: str = "work", stdin: bytes = b"") -> bytes:
         """What a service that must succeed answers."""
@@ -84,7 +89,7 @@ async def service_rig(
                 rig.paths, account.pw_uid, account.pw_gid, serve=routed(_none, qube.serve)
             )
             calls.bind()
-            admin = ServiceRig(rig, asyncio.create_task(calls.run()), calls, log)
+            admin = ServiceRig(rig, asyncio.create_task(calls.run()), calls, log, _children())
             for name in names:
                 await rig.run(name)
             try:
@@ -97,17 +102,9 @@ async def _none(_call: AdminCall) -> int:
     raise AssertionError("there is no Admin API here")
 
 
-def children() -> list[int]:
-    """The processes that this one has started, as qubesd does; not the brokers."""
-    found: list[int] = []
+def _children() -> set[int]:
+    found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found += map(int, (task / "children").read_text().split())
-    return [pid for pid in found if b"caisson.daemons.broker" not in _command_of(pid)]
-
-
-def _command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+            found.update(map(int, (task / "children").read_text().split()))
+    return found

@@ -68,7 +68,30 @@ class Desk:
 
     def run(self, name: str, *arguments: str | bytes, stdin: bytes = b"", **more: str) -> Outcome:
         """Run one of our programs to its end."""
-        environment = {
+        done = subprocess.run(
+            [self.home / "bin" / name, *arguments],
+            input=stdin,
+            capture_output=True,
+            env=self._environment(more),
+            cwd=self.home / "user",
+            timeout=PATIENCE,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def start(self, name: str, **more: str) -> subprocess.Popen[bytes]:
+        """Start one of our programs with pipes; ending it is the test's part."""
+        return subprocess.Popen(
+            [self.home / "bin" / name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=self._environment(more),
+            cwd=self.home / "user",
+        )
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        return {
             "PATH": f"{self.home}/bin:/usr/bin:/bin",
             "HOME": str(self.home / "user"),
             "DESK": str(self.home),
@@ -76,16 +99,6 @@ class Desk:
             **self.environment,
             **more,
         }
-        done = subprocess.run(
-            [self.home / "bin" / name, *arguments],
-            input=stdin,
-            capture_output=True,
-            env=environment,
-            cwd=self.home / "user",
-            timeout=PATIENCE,
-            check=False,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
 
     def calls(self) -> list[str]:
         """Targets and services of all calls so far."""

@@ -36,6 +36,9 @@ const LOG: &[u8] = b"/var/log/qubes/setup.log";
 /// Updates of a template go to another qube's proxy through a port of its own.
 const UPDATES_CLIENT: &[u8] = b"/run/qubes-service/updates-proxy-setup";
 const UPDATES_PORT: u16 = 8082;
+/// dnf has no way to ask at each run where to send requests: its settings are rewritten.
+const DNF: &[u8] = b"/etc/dnf/dnf.conf";
+const DNF_PROGRAM: &[u8] = b"/usr/lib/qubes/updates-proxy-dnf";
 /// A network qube offers that proxy.
 const UPDATES_PROXY: &[u8] = b"/run/qubes-service/qubes-updates-proxy";
 const UPDATES_PROXY_PROGRAM: &[u8] = b"/usr/lib/qubes/qubes-updates-proxy";
@@ -126,6 +129,7 @@ fn needed() -> bool {
         || is_program(SCRIPT)
         || !entries(SCRIPTS, b".rc").is_empty()
         || exists(UPDATES_CLIENT)
+        || exists(DNF)
         || exists(UPDATES_PROXY)
 }
 
@@ -192,17 +196,23 @@ fn run_scripts() {
     if exists(UPDATES_CLIENT) {
         forward_updates();
     }
+    if exists(DNF) {
+        run_to_its_end(&c_string(&[DNF_PROGRAM]), &environment);
+    }
     if exists(UPDATES_PROXY) {
         launch(&c_string(&[UPDATES_PROXY_PROGRAM]), &environment);
     }
     for script in entries(SCRIPTS, b".rc").into_iter().chain([c_string(&[SCRIPT])]) {
-        if !is_program(script.to_bytes()) {
-            continue;
+        if is_program(script.to_bytes()) {
+            run_to_its_end(&script, &environment);
         }
-        if let Some(pid) = launch(&script, &environment) {
-            if !matches!(call::wait_for(pid), Ok(0)) {
-                say!("warning: `{}` failed", Shown(script.to_bytes()));
-            }
+    }
+}
+
+fn run_to_its_end(program: &CStr, environment: &[&CStr]) {
+    if let Some(pid) = launch(program, environment) {
+        if !matches!(call::wait_for(pid), Ok(0)) {
+            say!("warning: `{}` failed", Shown(program.to_bytes()));
         }
     }
 }
@@ -250,5 +260,53 @@ fn launch(path: &CStr, environment: &[&CStr]) -> Option<i32> {
             say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(until: i64) -> (Gate, OwnedFd) {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        (Gate { reader, until }, writer)
+    }
+
+    fn said(act: impl FnOnce(&OwnedFd)) -> std::string::String {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        act(&writer);
+        drop(writer);
+        let mut text = [0; 200];
+        let length = rustix::io::read(&reader, &mut text).unwrap();
+        std::string::String::from_utf8_lossy(&text[..length]).into_owned()
+    }
+
+    /// A gate opens when its other end closes, whoever held it; nothing is said then.
+    #[test]
+    fn a_gate_opens() {
+        let (closed, writer) = gate(i64::MAX);
+        assert!(!closed.is_open());
+        drop(writer);
+        assert!(closed.is_open());
+        assert_eq!(said(|stderr| closed.pass(Some(stderr))), "");
+    }
+
+    /// Nobody waits longer than the bound; a call that goes on before it should is told.
+    #[test]
+    fn a_gate_that_stays_shut_is_passed_with_a_warning() {
+        let (shut, _writer) = gate(call::milliseconds());
+        assert!(said(|stderr| shut.pass(Some(stderr))).starts_with("warning: the paths"));
+        assert!(shut.is_open());
+        shut.pass(None);
+    }
+
+    /// Entries are those that end so, in order; hidden ones and other directories do not count.
+    #[test]
+    fn entries_of_a_directory() {
+        let found = entries(b"/proc/self", b"statm");
+        assert_eq!(found, [c_string(&[b"/proc/self/statm"])]);
+        assert!(entries(b"/nonexistent", b"").is_empty());
+        assert!(entries(b"/proc/self/status", b"").is_empty());
+        assert!(is_program(b"/proc/self/exe") && !is_program(b"/proc/self") && !is_program(b"/dev/null"));
     }
 }

@@ -66,23 +66,22 @@ fn id(text: &[u8]) -> Option<u32> {
     (id != u32::MAX).then_some(id)
 }
 
-/// Read one line; `None` where it makes no sense.
-fn user(line: &[u8]) -> Option<User<'_>> {
-    let [name, _, uid, gid, _, home, shell] = fields::<7>(line)?;
-    let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
-    Some(User { name, uid: id(uid)?, gid: id(gid)?, home, shell })
+fn all(passwd: &[u8]) -> impl Iterator<Item = User<'_>> {
+    passwd.split(|&byte| byte == b'\n').filter_map(|line| {
+        let [name, _, uid, gid, _, home, shell] = fields::<7>(line)?;
+        let shell = if shell.is_empty() { b"/bin/sh" } else { shell };
+        Some(User { name, uid: id(uid)?, gid: id(gid)?, home, shell })
+    })
 }
 
 /// Find a user by name.
 pub fn find<'a>(passwd: &'a [u8], name: &[u8]) -> Option<User<'a>> {
-    let lines = passwd.split(|&byte| byte == b'\n');
-    lines.filter_map(user).find(|user| user.name == name && !name.is_empty())
+    all(passwd).find(|user| user.name == name && !name.is_empty())
 }
 
-/// Find the first user with this id.
-pub fn find_id(passwd: &[u8], id: u32) -> Option<User<'_>> {
-    let lines = passwd.split(|&byte| byte == b'\n');
-    lines.filter_map(user).find(|user| user.uid == id && !user.name.is_empty())
+/// Find a user by id.
+pub fn find_id(passwd: &[u8], uid: u32) -> Option<User<'_>> {
+    all(passwd).find(|user| user.uid == uid)
 }
 
 /// The groups that name the user as a member, the primary one first.

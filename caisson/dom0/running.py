@@ -24,10 +24,12 @@ class Patience:
 
     Args:
         alone: seconds until it is asked to end; it sees the end of its input at once.
+        just_started: the same where nobody waited for it from its start.
         grace: seconds from there until it is ended.
     """
 
     alone: float = 10.0
+    just_started: float = 600.0
     grace: float = 5.0
 
 

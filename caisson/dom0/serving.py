@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -142,11 +142,16 @@ async def run(command: Command, call: AdminCall, patience: Patience) -> int:
     try:
         # They are open files of our own: the caller's side stays as it is.
         for descriptor in (call.stdin, call.stdout):
+            if call.just_start:
+                let_go(descriptor)
             os.set_blocking(descriptor, True)
         process = Process(command, (call.stdin, call.stdout, saying.writer))
         saying.begun()
         for descriptor in (call.stdin, call.stdout):
             let_go(descriptor)
+        if call.just_start:
+            call.answer(0)
+            patience = replace(patience, alone=patience.just_started)
         return await process.finish(call.gone, patience)
     finally:
         saying.close()

@@ -63,6 +63,8 @@ class AdminCall:
         stdout: what the caller reads, for writing.
         stderr: messages for the caller, for writing.
         gone: set when the caller left.
+        just_start: the caller waits for no input, output or end.
+        answer: tells the exit code, which counts once; only needed before the call has ended.
     """
 
     source: QubeName
@@ -74,6 +76,8 @@ class AdminCall:
     stdout: int
     stderr: int
     gone: asyncio.Event
+    just_start: bool = False
+    answer: Callable[[int], None] = lambda _: None
 
     @property
     def target(self) -> str:
@@ -157,9 +161,7 @@ class AdminCalls:
             try:
                 self._check(connection)
                 async with self._taken_over(connection) as call:
-                    code = await self._serve(call)
-                    if not call.gone.is_set():
-                        connection.send(encode(Done(code)), socket.MSG_NOSIGNAL)
+                    call.answer(await self._serve(call))
             except (CaissonError, TimeoutError) as e:
                 reason = shown(str(e) or "no message in time")
                 sparing.warning("a call is dropped", qube="?", reason=reason)
@@ -190,6 +192,17 @@ class AdminCalls:
             # Whatever comes now, a message or the end: the broker has nothing more to say.
             held.callback(loop.remove_reader, connection)
             loop.add_reader(connection, _noted, connection, gone)
+            answered = False
+
+            def answer(code: int) -> None:
+                nonlocal answered
+                if answered or gone.is_set():
+                    return
+                answered = True
+                # A broker that hung up a moment ago needs no answer.
+                with contextlib.suppress(OSError):
+                    connection.send(encode(Done(code)), socket.MSG_NOSIGNAL)
+
             yield AdminCall(
                 source,
                 service,
@@ -200,6 +213,8 @@ class AdminCalls:
                 stdout,
                 stderr,
                 gone,
+                handover.just_start,
+                answer,
             )
 
 

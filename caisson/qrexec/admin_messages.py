@@ -50,6 +50,7 @@ class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A call that the policy allows.
 
     `argument` has its `+`. `requested` is what the caller asked for, a keyword without its `@`.
+    `just_start`: the caller waits for no input, output or end.
     """
 
     id: int
@@ -58,6 +59,7 @@ class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
     target_type: TargetType
     requested: Target
+    just_start: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from caisson.errors import ProtocolError
+from caisson.qrexec import wire
 from caisson.qrexec.admin_messages import Handover, Shares, encode, read_done, split_target
 from caisson.qrexec.calls import Call, CallError
 from caisson.qrexec.channel import Channel
@@ -63,7 +64,10 @@ class DaemonServices:
             self._shares.give_back(call.source)
             raise CallError(f"qubesd takes no calls: {e.strerror}") from None
         kind, text = split_target(requested)
-        message = Handover(call.id, call.service, f"+{call.argument}", call.told_source, kind, text)
+        argument, just_start = f"+{call.argument}", call.flags == wire.JUST_START
+        message = Handover(
+            call.id, call.service, argument, call.told_source, kind, text, just_start
+        )
         if not channel.send(encode(message), descriptors):
             channel.close()
             self._shares.give_back(call.source)

@@ -27,9 +27,10 @@ LONGEST = 66_000
 
 _TARGET = re.compile(r"[A-Za-z0-9_.@:-]{0,63}")
 _SOURCE = re.compile(r"[A-Za-z0-9_.:-]{0,63}")
-# Nobody waits for the end: flag `e`; from the admin qube, `J` in place of `D`.
-_FLAGS = frozenset({"", "e"})
-_ADMIN = {b"D": "", b"J": "e"}
+JUST_START = "e"
+"""The flag that nobody waits for the end; from the admin qube, `J` in place of `D`."""
+_FLAGS = frozenset({"", JUST_START})
+_ADMIN = {b"D": "", b"J": JUST_START}
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _RPC = "QUBESRPC"
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
 import struct
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agent_rig import BINARY, PATIENCE, eventually
-from wire_peers import (
-    CONNECT,
-    EXEC,
-    EXIT,
+from daemon_peer import FakeDaemon, whole
+from wire_peer import (
+    EXEC_CMDLINE,
+    EXIT_CODE,
     JUST_EXEC,
+    SERVICE_CONNECT,
     STDERR,
     STDIN,
     STDOUT,
-    FakeDaemon,
+    Streams,
     Wire,
     hello,
+    numbers,
+    wire_agent,
 )
 
 WORK, VAULT = 42, 17
@@ -66,7 +69,7 @@ class Desk:
         }
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [self.home / "qrexec-client", f"--socket-dir={self.home}", *arguments]
-        process = subprocess.Popen(command, bufsize=0, env=environment, **(options | popen))
+        process = subprocess.Popen(command, bufsize=0, **(options | {"env": environment} | popen))
         self.started.append(process)
         return process
 
@@ -77,7 +80,7 @@ class Desk:
         daemon = self.daemon()
         process = self.start("-d", "work", *arguments, **popen)
         daemon.command(daemon.accept(), port)
-        return process, daemon.connect(0, port)
+        return process, daemon.connect(port)
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -117,7 +120,7 @@ def end(link: Wire, number: int) -> None:
     """The service ends as a process does."""
     for stream in (STDOUT, STDERR):
         link.send(stream)
-    link.send(EXIT, code(number))
+    link.send(EXIT_CODE, code(number))
 
 
 # From the admin qube to a qube.
@@ -129,19 +132,19 @@ def test_a_call_is_what_daemons_and_agents_read(desk: Desk) -> None:
     process = desk.start("-d", "work", "user:QUBESRPC a.B+c dom0")
     wire = daemon.accept()
     asked = daemon.command(wire, 515)
-    assert asked == (EXEC, 0, 0, b"user:QUBESRPC a.B+c dom0\0")
-    link = daemon.connect(0, 515)
+    assert asked == (EXEC_CMDLINE, 0, 0, b"user:QUBESRPC a.B+c dom0\0")
+    link = daemon.connect(515)
     assert process.stdin is not None
     process.stdin.write(b"question")
     process.stdin.close()
     process.stdin = None
-    assert link.stream(STDIN) == b"question"
+    assert whole(link, STDIN) == b"question"
     link.send(STDOUT, b"answer")
     link.send(STDERR, b"remark")
     end(link, 7)
     assert finish(process) == (7, b"answer", b"remark")
     # The daemon keeps the port until we are gone.
-    assert wire.receive() is None
+    assert wire.is_gone()
 
 
 def test_codes_come_back_and_can_be_hidden(desk: Desk) -> None:
@@ -150,7 +153,7 @@ def test_codes_come_back_and_can_be_hidden(desk: Desk) -> None:
         process, link = desk.call(*options, "user:false", stdin=subprocess.DEVNULL)
         end(link, given)
         assert finish(process)[0] == expected
-        (desk.home / "qrexec.work").unlink()
+        desk.daemons.pop().close()
 
 
 def test_a_qube_with_a_daemon_is_found_without_options(desk: Desk) -> None:
@@ -165,8 +168,8 @@ def test_a_qube_with_a_daemon_is_found_without_options(desk: Desk) -> None:
     )
     desk.started.append(process)
     daemon.command(daemon.accept(), 513)
-    daemon.directory = desk.home
-    end(daemon.connect(0, 513), 4)
+    daemon.streams = Streams(desk.home)
+    end(daemon.connect(513), 4)
     assert process.wait(timeout=PATIENCE) == 4
 
 
@@ -175,9 +178,9 @@ def test_just_exec_waits_for_the_code_alone(desk: Desk) -> None:
     daemon = desk.daemon()
     process = desk.start("-e", "-d", "work", "user:QUBESRPC a.B dom0")
     assert daemon.command(daemon.accept(), 513)[0] == JUST_EXEC
-    link = daemon.connect(0, 513)
-    assert link.stream(STDIN) == b""
-    link.send(EXIT, code(127))
+    link = daemon.connect(513)
+    assert whole(link, STDIN) == b""
+    link.send(EXIT_CODE, code(127))
     assert process.wait(timeout=PATIENCE) == 127
 
 
@@ -194,15 +197,17 @@ def test_output_is_filtered_on_request(desk: Desk) -> None:
         link.send(STDERR, hostile)
         end(link, 0)
         assert finish(process) == (0, stdout, stderr)
-        (desk.home / "qrexec.work").unlink()
+        desk.daemons.pop().close()
 
 
 def test_data_before_stdin(desk: Desk) -> None:
     """`-p`, in messages of the size that was agreed on."""
     process, link = desk.call("-p", "first " * 20_000, "user:x")
     assert process.stdin is not None
-    threading.Thread(target=lambda: finish(process, b"second")).start()
-    assert link.stream(STDIN) == b"first " * 20_000 + b"second"
+    process.stdin.write(b"second")
+    process.stdin.close()
+    process.stdin = None
+    assert whole(link, STDIN) == b"first " * 20_000 + b"second"
     end(link, 0)
     assert process.wait(timeout=PATIENCE) == 0
 
@@ -212,10 +217,10 @@ def test_an_old_peer_gets_small_messages(desk: Desk) -> None:
     daemon = desk.daemon()
     process = desk.start("-d", "work", "-p", "x" * 10_000, "user:x", stdin=subprocess.DEVNULL)
     daemon.command(daemon.accept(), 513)
-    link = daemon.connect(0, 513, version=2)
+    link = daemon.connect(513, version=2)
     sizes = []
-    while (message := link.receive()) is not None and message[1]:
-        sizes.append(len(message[1]))
+    while body := link.receive()[1]:
+        sizes.append(len(body))
     assert (sum(sizes), max(sizes)) == (10_000, 4096)
     end(link, 0)
     assert process.wait(timeout=PATIENCE) == 0
@@ -228,17 +233,17 @@ def test_a_local_command_speaks_with_the_remote_one(desk: Desk) -> None:
         process, link = desk.call("-l", line, "user:x", stdin=subprocess.DEVNULL)
         assert link.receive() == (STDIN, b"to there\n")
         link.send(STDOUT, b"answer\n")
-        assert link.stream(STDIN) == b""
+        assert whole(link, STDIN) == b""
         end(link, remote)
         assert finish(process) == (expected, b"", b"got answer\n")
-        (desk.home / "qrexec.work").unlink()
+        desk.daemons.pop().close()
 
 
 def test_a_local_service_speaks_with_the_remote_one(desk: Desk) -> None:
     """`-l QUBESRPC …` starts a service of the admin qube."""
     desk.service("a.Local", '#!/bin/sh\necho "$1 $QREXEC_REMOTE_DOMAIN"; exec cat >&2\n')
     process, link = desk.call("-l", "QUBESRPC a.Local+x work", "user:x", stdin=subprocess.DEVNULL)
-    assert link.stream(STDIN) == b"x work\n"
+    assert whole(link, STDIN) == b"x work\n"
     link.send(STDOUT, b"said")
     end(link, 0)
     assert finish(process) == (0, b"", b"said")
@@ -251,7 +256,7 @@ def test_stdin_may_be_a_socket_for_both_ways(desk: Desk) -> None:
     theirs.close()
     ours.sendall(b"in")
     ours.shutdown(socket.SHUT_WR)
-    assert link.stream(STDIN) == b"in"
+    assert whole(link, STDIN) == b"in"
     link.send(STDOUT, b"out")
     end(link, 0)
     assert ours.recv(10) == b"out"
@@ -284,11 +289,11 @@ def test_a_qube_that_does_not_come_is_not_waited_for(desk: Desk) -> None:
         b"x",
         hello(2),
         hello(3) + b"\0" * 8,
-        hello(3) + struct.pack("<IIII", EXEC, 8, WORK, 512),
-        hello(3) + struct.pack("<IIII", EXEC, 8, WORK, 769),
+        hello(3) + struct.pack("<IIII", EXEC_CMDLINE, 8, WORK, 512),
+        hello(3) + struct.pack("<IIII", EXEC_CMDLINE, 8, WORK, 769),
         hello(3) + struct.pack("<IIII", JUST_EXEC, 8, WORK, 513),
-        hello(3) + struct.pack("<IIIII", EXEC, 12, WORK, 513, 0),
-        hello(3) + struct.pack("<II", EXEC, 0xFFFFFFFF),
+        hello(3) + struct.pack("<IIIII", EXEC_CMDLINE, 12, WORK, 513, 0),
+        hello(3) + struct.pack("<II", EXEC_CMDLINE, 0xFFFFFFFF),
     ],
     ids=lambda answer: answer.hex() or "nothing",
 )
@@ -319,9 +324,9 @@ def test_two_qubes_are_brought_together(desk: Desk) -> None:
     work, vault = desk.daemon(), desk.daemon("vault", VAULT)
     process = desk.start("-d", "vault", "-c", "SOCKET9,work,42", "user:QUBESRPC a.B+ work")
     asked = vault.command(vault.accept(), 514)
-    assert asked == (EXEC, WORK, 0, b"user:QUBESRPC a.B+ work\0")
-    expected = struct.pack("<II", VAULT, 514) + b"SOCKET9".ljust(32, b"\0")
-    assert work.accept().receive() == (CONNECT, expected)
+    assert asked == (EXEC_CMDLINE, WORK, 0, b"user:QUBESRPC a.B+ work\0")
+    expected = numbers(VAULT, 514) + b"SOCKET9".ljust(32, b"\0")
+    assert work.accept().receive() == (SERVICE_CONNECT, expected)
     assert finish(process) == (0, b"", b"")
 
 
@@ -351,12 +356,12 @@ def test_qubes_that_cannot_be_brought_together_are_137(desk: Desk) -> None:
 def serve(desk: Desk, command: str, port: int = 513) -> tuple[subprocess.Popen[bytes], Wire]:
     """A trigger of `work` for the admin qube, served; the machine's end of the link."""
     work = desk.daemon()
-    listening = work.listen(0, port)
+    listening = work.listen(port)
     process = desk.start("-d", "dom0", "-c", "SOCKET9,work,42", command)
     wire = work.accept()
     expected = bytes(8) + b"SOCKET9".ljust(32, b"\0")
-    assert wire.receive() == (CONNECT, expected)
-    wire.send(CONNECT, struct.pack("<II", WORK, port))
+    assert wire.receive() == (SERVICE_CONNECT, expected)
+    wire.send(SERVICE_CONNECT, numbers(WORK, port))
     link = Wire(listening.accept()[0])
     assert link.greet(4) == 4
     return process, link
@@ -375,10 +380,22 @@ def test_the_admin_qube_serves_a_trigger(desk: Desk, user: str) -> None:
     assert link.receive() == (STDERR, b"")
     link.send(STDIN, b"input")
     link.send(STDIN)
-    assert link.stream(STDOUT) == b"arg work adminvm\ninput"
-    assert link.receive() == (EXIT, code(3))
+    assert whole(link, STDOUT) == b"arg work adminvm\ninput"
+    assert link.receive() == (EXIT_CODE, code(3))
     link.close()
     assert finish(process) == (3, b"", b"log\n")
+
+
+def test_a_service_of_the_admin_qube_has_the_signals_of_any_program(desk: Desk) -> None:
+    """None is held back, and a pipe that breaks ends it."""
+    desk.service("a.Signals", "#!/bin/sh\nexec grep -E '^Sig(Ign|Blk):' /proc/self/status\n")
+    process, link = serve(desk, "QUBESRPC a.Signals+ work name dom0")
+    assert link.receive() == (STDERR, b"")
+    _, blocked, _, ignored = whole(link, STDOUT).split()
+    assert int(blocked, 16) == 0
+    assert not int(ignored, 16) & 1 << signal.SIGPIPE - 1
+    link.close()
+    assert finish(process)[0] == 0
 
 
 def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
@@ -387,7 +404,7 @@ def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
     assert [link.receive() for _ in range(3)] == [
         (STDERR, b""),
         (STDOUT, b""),
-        (EXIT, code(127)),
+        (EXIT_CODE, code(127)),
     ]
     link.close()
     result, _, stderr = finish(process)
@@ -406,8 +423,8 @@ def test_a_socket_may_serve_a_trigger(desk: Desk) -> None:
             assert connection.makefile("rb").read() == b"policy.Ask+ work name dom0\0ask"
             connection.sendall(b"deny")
         assert link.receive() == (STDERR, b"")
-        assert link.stream(STDOUT) == b"deny"
-        assert link.receive() == (EXIT, code(0))
+        assert whole(link, STDOUT) == b"deny"
+        assert link.receive() == (EXIT_CODE, code(0))
         link.close()
     assert finish(process)[0] == 0
 
@@ -431,6 +448,21 @@ def test_the_admin_qube_calls_itself_directly(desk: Desk) -> None:
         assert finish(process, b"in") == (8, b"x dom0\nin", b"")
     process = desk.start("-E", "-d", "dom0", "DEFAULT:QUBESRPC a.Own+x dom0")
     assert finish(process, b"in")[:2] == (0, b"x dom0\nin")
+
+
+def test_services_of_the_admin_qube_lie_below_its_root(desk: Desk) -> None:
+    """So do their settings: many instances live side by side."""
+    for path, text in (
+        ("etc/qubes-rpc/a.Root", "#!/bin/sh\necho below\n"),
+        ("etc/qubes/rpc-config/a.Bad", "x\n"),
+    ):
+        (desk.home / path).parent.mkdir(parents=True)
+        (desk.home / path).write_text(text)
+    (desk.home / "etc/qubes-rpc/a.Root").chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "CAISSON_ROOT": str(desk.home)}
+    for service, expected in (("a.Root", (0, b"below\n")), ("a.Bad", (125, b""))):
+        process = desk.start("-d", "dom0", f"DEFAULT:QUBESRPC {service} dom0", env=environment)
+        assert finish(process)[:2] == expected
 
 
 def test_just_exec_in_the_admin_qube_does_not_wait(desk: Desk) -> None:
@@ -490,7 +522,7 @@ def test_the_qube_is_killed_at_the_end(desk: Desk) -> None:
             result, _, stderr = finish(process)
             assert result == 5
             assert (b"does not kill `work`: QubesException" in stderr) == (answer is answers[2])
-            (desk.home / "qrexec.work").unlink()
+            desk.daemons.pop().close()
 
 
 def test_a_client_that_is_ended_lets_the_qube_know(desk: Desk) -> None:
@@ -499,4 +531,29 @@ def test_a_client_that_is_ended_lets_the_qube_know(desk: Desk) -> None:
     assert link.receive() == (STDIN, b"x")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE) != 0
-    assert link.receive() is None
+    assert link.is_gone()
+
+
+# The real agent at the other end.
+
+
+def test_the_real_agent_serves_what_the_client_asks(desk: Desk) -> None:
+    """Client, a daemon's part, agent, service and back: bytes, errors and codes."""
+    data = os.urandom(1 << 20) * 3
+    with wire_agent(own=WORK, streams=Streams(desk.home)) as agent:
+        agent.write_service("a.Sum", '#!/bin/sh\nsha256sum; echo "$1" >&2; exit 17\n')
+        daemon = desk.daemon()
+        outcomes = []
+        for at, (options, service) in enumerate(
+            [((), "a.Sum+arg"), ((), "a.Missing+"), (("-e",), "a.Sum+")]
+        ):
+            command = f"{agent.user}:QUBESRPC {service} dom0"
+            process = desk.start(*options, "-d", "work", command)
+            kind, _, _, line = daemon.command(daemon.accept(), 513 + at)
+            agent.daemon.send(kind, numbers(0, 513 + at) + line)
+            outcomes.append(finish(process, data))
+        assert outcomes == [
+            (17, f"{hashlib.sha256(data).hexdigest()}  -\n".encode(), b"arg\n"),
+            (127, b"", b"error: there is no service `a.Missing+` in this qube\n"),
+            (0, b"", b""),
+        ]

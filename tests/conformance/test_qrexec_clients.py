@@ -567,6 +567,35 @@ def test_the_admin_client_can_hide_the_code(desk: Desk) -> None:
     assert finish(process)[0] == 0
 
 
+def test_a_command_of_the_admin_qube_speaks_with_the_remote_one(desk: Desk) -> None:
+    """`-l`, through the broker too; a service in its place is refused, not dropped."""
+    process = desk.start("-d", "work", "-l", "read x; echo $x; exit 4", "u:x", name="qrexec-client")
+    peer, _, pipes = desk.answer()
+    os.write(pipes.service[1], b"line\n")
+    assert read_all(pipes.service[0]) == b"line\n"
+    shut(pipes.service)
+    peer.send(b"X0")
+    assert finish(process)[0] == 4
+    process = desk.start("-d", "work", "-l", "QUBESRPC a.B dom0", "u:x", name="qrexec-client")
+    assert finish(process)[0] == 125
+
+
+def test_the_admin_client_kills_the_qube_at_the_end(desk: Desk) -> None:
+    """`-k`, through the broker too: qubesd is asked once the call has ended."""
+    (desk.home / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as qubesd:
+        qubesd.bind(str(desk.home / "run/qubesd.sock"))
+        qubesd.listen()
+        qubesd.settimeout(PATIENCE)
+        environment = {"CAISSON_ROOT": str(desk.home)}
+        process = desk.start("-k", "-d", "work", "u:x", name="qrexec-client", env=environment)
+        desk.listener.accept().send(b"X5")
+        with qubesd.accept()[0] as connection:
+            assert connection.makefile("rb").read() == b"admin.vm.Kill dom0 name work\0"
+            connection.sendall(b"0\0")
+        assert finish(process)[0] == 5
+
+
 @pytest.mark.parametrize("arguments", [["root:true"], ["-d", "work"], ["-d", "work", "true"]])
 def test_wrong_command_lines_of_the_admin_client(desk: Desk, arguments: list[str]) -> None:
     """Usage errors are 2."""

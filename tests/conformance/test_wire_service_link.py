@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from agent_rig import eventually
+from agent_rig import PATIENCE, eventually
 from wire_peer import (
     EXIT_CODE,
     HELLO,
@@ -20,6 +20,7 @@ from wire_peer import (
     STDOUT,
     TERMINATED,
     RingPeer,
+    Wire,
     WireAgent,
     code_of,
     hello,
@@ -318,3 +319,62 @@ def test_a_service_holds_none_of_our_descriptors(agent: WireAgent) -> None:
     fifo.open("w").close()
     fifo.unlink()
     link.rest()
+
+
+# Services through sockets.
+
+
+@pytest.fixture
+def served(agent: WireAgent) -> Iterator[socket.socket]:
+    """A listening socket in the place of service `a.Sock`."""
+    path = agent.home / "services/a.Sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(PATIENCE)
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen()
+        yield listener
+    path.unlink()
+
+
+def test_a_socket_service_has_no_errors_and_no_code(
+    agent: WireAgent, served: socket.socket
+) -> None:
+    """STDERR ends at once; the code is 0 and waits for the ends of both directions."""
+    link = agent.call(f"{agent.user}:QUBESRPC a.Sock+x work name y")
+    service = Wire(served.accept()[0])
+    assert link.receive() == (STDERR, b"")
+    link.send(STDIN, b"in")
+    assert service.exactly(23) == b"a.Sock+x work name y\0in"
+    service.raw(b"answer")
+    assert link.receive() == (STDOUT, b"answer")
+    service.socket.shutdown(socket.SHUT_WR)
+    assert link.receive() == (STDOUT, b"")
+    link.send(STDIN, b"more")
+    assert service.exactly(4) == b"more"
+    link.send(STDIN)
+    assert service.is_gone()
+    assert link.rest() == [(EXIT_CODE, struct.pack("<i", 0))]
+    service.close()
+
+
+@pytest.mark.parametrize("setting", ["exit-on-client-eof", "exit-on-service-eof"])
+def test_settings_end_calls_of_sockets_early(
+    agent: WireAgent, served: socket.socket, setting: str
+) -> None:
+    """STDOUT ends, the code is 0, whatever the other direction does."""
+    settings = agent.home / "settings/a.Sock"
+    settings.write_text(f"{setting} = true\nskip-service-descriptor = true\n")
+    link = agent.call(f"{agent.user}:QUBESRPC a.Sock work")
+    service = Wire(served.accept()[0])
+    link.send(STDIN, b"first")
+    assert service.exactly(5) == b"first"
+    if setting == "exit-on-client-eof":
+        link.send(STDIN)
+    else:
+        service.socket.shutdown(socket.SHUT_WR)
+    found = link.rest()
+    settings.unlink()
+    assert {kind for kind, _ in found[:-1]} == {STDOUT, STDERR}
+    assert code_of(found) == 0
+    service.close()

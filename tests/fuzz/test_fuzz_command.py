@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,23 @@ def test_what_was_found_can_be_kept(checkout: Path):
     assert _fuzz(checkout, "good", "--seconds", "2", "--keep").returncode == 0
     kept = {path.read_bytes() for path in (checkout / "tests/fuzz/corpus/good").iterdir()}
     assert b"y" in kept
+
+
+def test_target_that_is_not_built_is_no_success(checkout: Path):
+    """What does not compile finds nothing, and does not stop the others."""
+    (checkout / "agent/fuzz/fuzz_targets").mkdir(parents=True)
+    (checkout / "agent/fuzz/fuzz_targets/some_thing.rs").write_text("this is not Rust\n")
+    (checkout / "agent/fuzz/Cargo.toml").write_text("this is not TOML\n")
+    done = _fuzz(checkout, "good", "rust-some-thing", "--seconds", "2")
+    assert done.returncode == 1
+    assert "error: `rust-some-thing` was not built" in done.stderr
+    assert "fuzz: good: Done" in done.stderr
+
+
+def test_targets_of_the_agent_are_all_declared():
+    """A target's file, its entry in the manifest and its kept inputs go together."""
+    fuzz = CHECKOUT / "agent/fuzz"
+    names = {path.stem for path in (fuzz / "fuzz_targets").iterdir()}
+    declared = {item["name"] for item in tomllib.loads((fuzz / "Cargo.toml").read_text())["bin"]}
+    assert names == declared
+    assert names == {path.name for path in (fuzz / "corpus").iterdir()}

@@ -7,12 +7,13 @@ import os
 import pwd
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from broker_rig import until
-from dom0_rig import SHORT, ServiceRig, children, service_rig
+from dom0_rig import SHORT, ServiceRig, service_rig
 
 from caisson.daemons.logs import _harmless
 from caisson.qrexec import sparing
@@ -52,9 +53,9 @@ def ended(pid: bytes | str) -> bool:
     return "\tZ (zombie)" in status
 
 
-async def alone() -> None:
-    """Wait until qubesd, this process, has no process but the broker."""
-    await until(lambda: not children())
+async def alone(admin: ServiceRig) -> None:
+    """Wait until there is no process of a service."""
+    await until(lambda: not admin.children())
 
 
 async def test_a_service_is_told_of_its_call_and_of_nothing_else(
@@ -191,7 +192,7 @@ async def test_a_caller_that_leaves_takes_its_service_along():
         assert await session.read(6) == b"ready\n"
         session.leave()
         await until((marks / "ended").exists)
-        await alone()
+        await alone(admin)
         admin.lay(
             "my.Stubborn",
             "trap '' TERM HUP PIPE; (trap '' TERM; while :; do sleep 1000; done) &\n"
@@ -202,7 +203,7 @@ async def test_a_caller_that_leaves_takes_its_service_along():
         child = (marks / "child").read_text()
         assert not ended(child)
         session.leave()
-        await alone()
+        await alone(admin)
         await until(lambda: ended(child))
 
 
@@ -221,7 +222,7 @@ async def test_services_end_with_qubesd():
         session = await admin.begin("work", "dom0", "my.Slow")
         assert await session.read(6) == b"ready\n"
         await admin.end_qubesd()
-        assert not children()
+        assert not admin.children()
         assert (await session.client.receive())[0] == b"X255"
         session.leave()
 
@@ -242,7 +243,7 @@ async def test_a_hundred_callers_of_a_slow_service_leave_room_for_others():
                 os.close(descriptor)
         for client in clients:
             client.close()
-        await alone()
+        await alone(admin)
         assert await admin.out("my.Quick") == b"quick\n"
 
 
@@ -265,6 +266,28 @@ async def test_a_socket_serves_too(admin: ServiceRig):
         server.close()
     assert (answer.verdict, answer.out) == (b"X0", b"answer")
     assert heard == [b"my.Socket+a work keyword adminvm\0data"]
+
+
+async def test_a_service_that_is_just_started_goes_on_without_its_caller():
+    """The call ends with 0 at once; no stream is the caller's; not for ever, and it counts."""
+    async with service_rig(POLICY, "work", patience=replace(SHORT, just_started=30)) as admin:
+        gate = admin.rig.paths.root / "gate"
+        os.mkfifo(gate)
+        gate.chmod(0o666)
+        admin.lay("my.Long", f"cat; echo lost; read -r line <{gate}; exec sleep 1000")
+        session = await admin.begin("work", "dom0", "my.Long", flags="e")
+        answer = await session.finish()
+        assert (answer.verdict, answer.out, answer.err) == (b"X0", b"", b"")
+        (pid,) = admin.children()
+        # It waits for this: so it is there, though its caller has left.
+        await asyncio.to_thread(gate.write_text, "on\n")
+        assert not ended(str(pid))
+        await admin.end_qubesd()
+        await alone(admin)
+    async with service_rig(POLICY, "work", patience=replace(SHORT, just_started=0.1)) as admin:
+        admin.lay("my.Long", "exec sleep 1000")
+        assert (await (await admin.begin("work", "dom0", "my.Long", "e")).finish()).code == 0
+        await alone(admin)
 
 
 async def test_a_missing_user_is_no_reason_to_run_as_root(admin: ServiceRig):
@@ -294,8 +317,8 @@ async def test_no_descriptor_and_no_process_is_left_after_many_calls():
     async with service_rig(POLICY, "work") as admin:
         admin.lay("my.Quick", "echo quick; echo said >&2")
         await begin_many(admin, 3, "my.Quick")
-        await alone()
+        await alone(admin)
         before = descriptors()
         await begin_many(admin, 30, "my.Quick")
-        await alone()
+        await alone(admin)
         await until(lambda: descriptors() <= before)

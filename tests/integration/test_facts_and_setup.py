@@ -26,6 +26,16 @@ while True:
     with server.accept()[0] as peer:
         peer.sendall(peer.recv(64).upper())
 """
+PROXY = """
+import socket
+server = socket.create_server(("127.0.0.1", 8082))
+while True:
+    with server.accept()[0] as peer:
+        request = peer.recv(4096).split(b"\\r\\n")[0]
+        head = b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(request)
+        peer.sendall(head + request)
+"""
+"""An HTTP proxy that answers with what it was asked for."""
 CLIENT = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as peer:
@@ -253,11 +263,14 @@ def test_a_template_announces_its_features_and_reaches_the_updates_proxy(whole: 
     found = whole.command("qvm-features", "host").out
     assert "2030-01-01" in found
     assert "internal" not in found
-    whole.begin("sys-net", f"python3 -c {shlex.quote(SERVER)} 8082")
+    whole.begin("sys-net", f"python3 -c {shlex.quote(PROXY)}")
     whole.said("sys-net", LISTENS.format(8082))
     assert whole.said("host", "/usr/lib/qubes/updates-proxy-detect") == "http://127.0.0.1:8082/"
     whole.said("host", LISTENS.format(8082))
-    assert whole.said("host", f"python3 -c {shlex.quote(CLIENT)} 8082") == "HELLO"
+    fetch = "/usr/lib/apt/apt-helper download-file http://mirror.invalid/x /tmp/fetched >/dev/null"
+    assert whole.said("host", f"{fetch}; cat /tmp/fetched", user="root") == (
+        "GET http://mirror.invalid/x HTTP/1.1"
+    )
     assert whole.said("work", "/usr/lib/qubes/updates-proxy-detect") == "DIRECT"
 
 

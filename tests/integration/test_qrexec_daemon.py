@@ -12,6 +12,7 @@ from fake_agent import (
     EXIT,
     HELLO,
     JUST_EXEC,
+    PATIENCE,
     REFUSED,
     STDERR,
     STDIN,
@@ -24,6 +25,8 @@ from fake_agent import (
     trigger,
 )
 from wire_rig import UUIDS, allow, wire
+
+from caisson.qrexec.vchan.streams import Places
 
 IDENT = b"SOCKET7".ljust(32, b"\0")
 WORK, VAULT = 42, 43
@@ -120,7 +123,8 @@ async def test_target_is_started_once():
         assert (await rig.agents[1].next()).rest == b"root:QUBESRPC my.Service+ work\0"
 
 
-async def test_disposable_lives_as_long_as_its_call():
+@pytest.mark.parametrize("ends", ["call", "daemon"])
+async def test_disposable_lives_as_long_as_its_call(ends: str):
     """It is made, started, called by its uuid, and killed at the end of the connection."""
     base = "00000000-0000-4000-8000-000000000009"
     async with wire(lambda _: allow("@dispvm:base", target_uuid=f"@dispvm:uuid:{base}")) as rig:
@@ -144,10 +148,35 @@ async def test_disposable_lives_as_long_as_its_call():
         assert (connect.kind, connect.params) == (CONNECT, (VAULT, 513))
         assert [act[0] for act in rig.acts] == ["admin.vm.CreateDisposable", "admin.vm.Start"]
         assert rig.acts[0] == ("admin.vm.CreateDisposable", f"uuid:{base}", b"uuid")
-        rig.agents[1].send(params(TERMINATED, WORK, 513))
-        async with asyncio.timeout(15):
+        if ends == "call":
+            rig.agents[1].send(params(TERMINATED, WORK, 513))
+        else:
+            rig.running["work"].cancel()
+        async with asyncio.timeout(PATIENCE):
             await ended.wait()
         assert rig.acts[2] == ("admin.vm.Kill", made, b"")
+
+
+async def test_disposable_that_is_made_while_its_daemon_ends_is_killed():
+    """Its name is waited for."""
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def act(_method: str, _name: str, _payload: bytes) -> bytes:
+            asked.set()
+            await go.wait()
+            return b"disp7"
+
+        rig.on_act = act
+        work.send(trigger(b"@dispvm", b"my.Service\0"))
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
+        rig.running["work"].cancel()
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(rig.running["work"], return_exceptions=True)
+        assert rig.acts[-1] == ("admin.vm.Kill", "disp7", b"")
 
 
 async def test_disposable_of_a_caller_that_left_is_killed():
@@ -167,7 +196,7 @@ async def test_disposable_of_a_caller_that_left_is_killed():
 
         rig.on_act = act
         work.send(trigger(b"@dispvm", b"my.Service\0"))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             await left.wait()
             await ended.wait()
         assert [act[:2] for act in rig.acts] == [
@@ -215,7 +244,7 @@ async def test_name_of_a_request_may_be_used_again():
     async with wire(answer) as rig:
         work, vault = await rig.qube("work", WORK), await rig.qube("vault", VAULT)
         work.send(trigger(b"vault", b"my.Slow\0"))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             await first.wait()
         work.send(trigger(b"vault", b"my.Fast\0"))
         assert (await vault.next()).rest == b"user:QUBESRPC my.Fast+ work\0"
@@ -267,6 +296,38 @@ async def test_end_of_a_connection_ends_its_client():
         vault.send(params(TERMINATED, 0, 513))
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
+
+
+async def test_connection_that_another_daemon_made_is_passed_on():
+    """With a port that is given there is nothing to answer, nor to remember."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        await client.command(EXEC, WORK, 513, b"user:true\0")
+        assert await vault.next() == (EXEC, params(EXEC, WORK, 513, b"user:true\0")[8:])
+        client.writer.write_eof()
+        assert (await client.next()).kind == 0
+        assert (await rig.run("vault", WORK, b"user:true\0")).params == (VAULT, 513)
+
+
+async def test_request_is_connected_by_nobody_before_it_is_allowed():
+    """A program of the admin qube may answer those only that it was started for."""
+    asked = asyncio.Event()
+
+    def answer(_question: dict[str, str]) -> None:
+        asked.set()
+
+    async with wire(answer) as rig:
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"dom0", b"my.Service\0"))
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
+        client = await rig.client("work")
+        await client.command(CONNECT, 0, 0, IDENT)
+        assert (await client.next()).kind == 0
+        # What the agent hears next is about something else.
+        assert (await rig.run("work", 0, b"user:true\0")).kind == EXEC
+        assert (await work.next()).kind == EXEC
 
 
 HELLO_3 = frame(HELLO, b"\3\0\0\0")
@@ -348,6 +409,22 @@ async def test_agent_may_come_again():
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
         vault.send(params(TERMINATED, 0, 513))
         assert (await vault.next()).rest == b"user:true\0"
+
+
+async def test_agent_may_come_again_on_a_stream_without_an_end():
+    """A virtio port does not tell that its agent is gone: another hello does."""
+    async with wire(lambda _: None) as rig:
+        streams = Places(rig.streams, rig.streams / f"vchan.{VAULT}.0")
+        (rig.streams / f"vchan.{VAULT}.0.512").symlink_to(f"vchan.{VAULT}.0.512.sock")
+        vault = await rig.qube("vault", VAULT, places=streams)
+        client = await rig.client("vault")
+        await client.command(EXEC, 0, 0, b"user:true\0")
+        assert (await client.next()).params == (VAULT, 513)
+        assert (await vault.next()).kind == EXEC
+        vault.send(trigger(b"work", b"my.Service\0"))
+        assert await vault.link.greet() == 4
+        assert (await client.next()).kind == 0
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
 
 
 @pytest.mark.parametrize(

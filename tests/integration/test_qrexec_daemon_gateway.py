@@ -14,6 +14,7 @@ from fake_agent import (
     CONNECT,
     EXEC,
     EXIT,
+    JUST_EXEC,
     REFUSED,
     STDERR,
     STDIN,
@@ -147,6 +148,50 @@ async def test_one_with_pipes_calls_the_qube_on_the_wire():
         for pipe in pipes[1:]:
             os.close(pipe)
         await g.rig.audited(ended="exited", source="work", target="far", code=42)
+
+
+async def test_admin_qube_runs_commands_in_the_qube_on_the_wire():
+    """A command line, its user, and a service that nobody waits for."""
+    async with gate() as g:
+        admin = g.rig.client("dom0")
+        await admin.send(b"Dfar\0root\0echo a:b")
+        start = await g.far.next()
+        assert (start.kind, start.rest) == (EXEC, b"root:echo a:b\0")
+        data = await g.far.reach(0, 513)
+        await data.greet()
+        data.send(frame(STDOUT), frame(STDERR), frame(EXIT, b"\3\0\0\0"))
+        kind, pipes = await admin.receive()
+        assert kind == b"A"
+        assert (await admin.receive())[0] == b"X3"
+        for pipe in pipes:
+            os.close(pipe)
+        admin = g.rig.client("dom0")
+        await admin.send(b"Jfar\0\0QUBESRPC my.Service+x dom0")
+        start = await g.far.next()
+        assert (start.kind, start.rest) == (JUST_EXEC, b"user:QUBESRPC my.Service+x dom0\0")
+
+
+async def test_flood_of_requests_reaches_the_broker_in_its_bounds():
+    """All are answered, and then calls pass as before; so they do for others meanwhile."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        await g.rig.run("work")
+        for number in range(300):
+            g.far.send(trigger(b"vault", b"my.Denied\0", b"SOCKET%d" % number))
+        other = await g.rig.call("work", "vault", "my.Service")
+        service = await vault.next_call()
+        assert service.source == "work"
+        await service.end()
+        answers = [await g.far.next() for _ in range(300)]
+        assert {answer.kind for answer in answers} == {REFUSED}
+        assert len({answer.body for answer in answers}) == 300
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        await (await vault.next_call()).end()
+        assert (await g.far.next()).kind == CONNECT
+        kind, pipes = await other.receive()
+        assert kind == b"A"
+        for pipe in pipes:
+            os.close(pipe)
 
 
 async def test_what_the_broker_refuses_is_refused():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from broker_rig import until
-from dom0_rig import SHORT, ServiceRig, children, service_rig
+from dom0_rig import SHORT, ServiceRig, service_rig
 
 from caisson.dom0 import Updates
 from caisson.dom0.updates import Room, keep
@@ -123,7 +123,7 @@ async def test_a_sender_that_leaves_leaves_nothing():
         assert busy.code == 125
         assert "under way" in admin.told("a service is not served")[0]["reason"]
         session.leave()
-        await until(lambda: not children() and leftovers(admin) == [])
+        await until(lambda: not admin.children() and leftovers(admin) == [])
         assert kept(admin) == {}
 
 

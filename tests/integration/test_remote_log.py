@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+import select
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from agent_rig import PATIENCE
+from agent_rig import PATIENCE, eventually
 from opener_rig import Desk
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (\w+): (.*)")
@@ -67,32 +70,61 @@ def test_only_a_name_becomes_a_file(desk: Desk, source: str) -> None:
 
 def test_lines_of_several_calls_at_once_stay_whole(desk: Desk) -> None:
     """Four writers of one source lose and mix nothing."""
-    environment = {
-        "PATH": f"{desk.home}/bin:/usr/bin:/bin",
-        "QREXEC_REMOTE_DOMAIN": "work",
-        **desk.environment,
-    }
-    writers = [
-        subprocess.Popen(
-            [desk.home / "bin/qubes-log-sink"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-        )
-        for _ in range(4)
-    ]
+    writers = [desk.start("qubes-log-sink") for _ in range(4)]
     try:
         for number, writer in enumerate(writers):
             assert writer.stdin is not None
             writer.stdin.write(b"".join(b"%d.%d\n" % (number, at) for at in range(200)))
             writer.stdin.close()
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.read() == b"OK\n" * 201
         assert [writer.wait(PATIENCE) for writer in writers] == [0] * 4
     finally:
         for writer in writers:
-            writer.kill()
-            writer.wait()
+            end(writer)
     texts = {text for _, text in kept(desk)}
     assert texts == {f"{number}.{at}" for number in range(4) for at in range(200)}
+
+
+def test_a_writer_waits_for_its_turn(desk: Desk) -> None:
+    """While another holds the directory, no line is kept: a file is never put aside twice."""
+    desk.run("qubes-log-sink", stdin=b"first\n")
+    directory = os.open(desk.home / "var/remote", os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    writer = desk.start("qubes-log-sink")
+    try:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"OK\n"
+        writer.stdin.write(b"second\n")
+        writer.stdin.close()
+        answered = select.poll()
+        answered.register(writer.stdout, select.POLLIN)
+        eventually(lambda: waits_for_a_lock(writer.pid) or bool(answered.poll(0)))
+        assert [text for _, text in kept(desk)] == ["first"]
+        fcntl.flock(directory, fcntl.LOCK_UN)
+        assert writer.stdout.read() == b"OK\n"
+        assert writer.wait(PATIENCE) == 0
+        assert [text for _, text in kept(desk)] == ["first", "second"]
+    finally:
+        os.close(directory)
+        end(writer)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, whatever it does, and close its pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    """Whether the kernel lists a process among those that wait for a lock."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any(f" {pid} " in line for line in lines if "->" in line)
 
 
 def test_a_line_that_cannot_be_kept_is_not_answered(desk: Desk) -> None:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import ME, PATIENCE, Agent, Outcome, Pipes, eventually, read_all, running_agent, shut
+from agent_rig import (
+    BINARY,
+    ME,
+    PATIENCE,
+    Agent,
+    Outcome,
+    Pipes,
+    eventually,
+    read_all,
+    running_agent,
+    shut,
+)
+from wire_peer import STDERR, STDIN, STDOUT, code_of, joined, wire_agent
 
 MEGABYTE = 1 << 20
 
@@ -559,3 +573,97 @@ def test_a_missing_session_service_is_not_waited_for(tmp_path: Path) -> None:
         agent.write_service("w.Alone", "#!/bin/sh\necho up\n")
         settings(agent, "w.Alone", "wait-for-session = true")
         assert agent.call("w.Alone") == Outcome(0, b"up\n", b"")
+
+
+# Users.
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become other users")
+@pytest.mark.parametrize(("owner", "user"), [("root", "root"), ("daemon", "daemon")])
+def test_who_placed_a_socket_decides_who_connects(agent: Agent, owner: str, user: str) -> None:
+    """Root's may trust its peer's word on the caller; a user's gains no more than the user has."""
+    with unix_service(agent, "u.Owned") as server:
+        shutil.chown(agent.home / "services-2/u.Owned", owner)
+        (agent.home / "services-2/u.Owned").chmod(0o600)
+        pipes = Pipes.make()
+        number = agent.service("u.Owned", pipes, user="daemon")
+        with server.accept() as connection:
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            assert struct.unpack("3i", credentials)[1] == pwd.getpwnam(user).pw_uid
+            assert read_until(connection, b"\0") == b"u.Owned work\0"
+            # What relays the bytes has no more rights than the user.
+            status = Path(f"/proc/{_relay(agent)}/status").read_text().splitlines()
+            (ids,) = (line.split()[1:] for line in status if line.startswith("Uid:"))
+            assert set(ids) == {str(pwd.getpwnam("daemon").pw_uid)}
+            shut(pipes.caller, 0)
+        assert finish(agent, number, pipes).code == 0
+
+
+def _relay(agent: Agent) -> str:
+    """The one process of the agent that serves through a socket."""
+    children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text()
+    (pid,) = (
+        pid for pid in children.split() if Path(f"/proc/{pid}/exe").readlink().name == BINARY.name
+    )
+    return pid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become other users")
+def test_a_user_cannot_point_the_agent_at_roots_sockets(agent: Agent) -> None:
+    """A link that a user placed is followed with the user's rights."""
+    with unix_service(agent, "secret", where="broker") as server:
+        (agent.home / "broker/secret").chmod(0o600)
+        link = agent.home / "services-2/u.Link"
+        link.symlink_to(agent.home / "broker/secret")
+        os.chown(link, pwd.getpwnam("daemon").pw_uid, -1, follow_symlinks=False)
+        outcome = agent.call("u.Link", user="daemon")
+        assert (outcome.code, outcome.stdout) == (125, b"")
+        assert b"permission denied" in outcome.stderr
+        # Likewise where others may write to the directory: the entry may be another one by now.
+        os.chown(link, 0, -1, follow_symlinks=False)
+        (agent.home / "services-2").chmod(0o777)
+        try:
+            assert agent.call("u.Link", user="daemon").code == 125
+        finally:
+            (agent.home / "services-2").chmod(0o755)
+        pipes = Pipes.make()
+        number = agent.service("u.Link", pipes, user="daemon")
+        shut(pipes.caller, 0)
+        with server.accept() as connection:
+            assert read_rest(connection) == b"u.Link work\0"
+        assert finish(agent, number, pipes).code == 0
+
+
+# Through an agent in another machine.
+
+
+def test_a_socket_serves_a_call_over_the_wire() -> None:
+    """Errors end at once, output with the service, and the code is 0."""
+    with wire_agent() as machine, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(machine.home / "services/a.Socket"))
+        listening.settimeout(PATIENCE)
+        listening.listen()
+        link = machine.call(f"{machine.user}:QUBESRPC a.Socket+x work name y")
+        with listening.accept()[0] as connection:
+            assert link.receive() == (STDERR, b"")
+            link.send(STDIN, b"input")
+            link.send(STDIN)
+            assert connection.makefile("rb").read() == b"a.Socket+x work name y\0input"
+            connection.sendall(b"output")
+        assert joined(rest := link.rest(), STDOUT) == b"output"
+        assert code_of(rest) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's agent starts a login shell")
+def test_the_login_shell_sees_words_and_no_script() -> None:
+    """QSB-038: names and arguments pass through it byte by byte."""
+    with wire_agent() as machine:
+        for character in "$`'\"\\;|&*?~#!(){}<>^=\xff":
+            argument = f"a{character}(id){character}$HOME"
+            name = f"q{character}Name"
+            machine.write_service(
+                name, '#!/bin/sh\nprintf "%s\\n%s\\n%s\\n" "$1" "$QREXEC_SERVICE_ARGUMENT" "$#"\n'
+            )
+            outcome = machine.outcome(f"root:QUBESRPC {name}+{argument} work")
+            assert outcome[:2] == (0, f"{argument}\n{argument}\n1\n".encode())
+        assert machine.outcome("root:QUBESRPC q.None+ work")[0] == 127

@@ -191,6 +191,26 @@ def test_sigterm_ends_the_agent_in_order() -> None:
         assert not agent.trigger_socket.exists()
 
 
+def test_clients_that_leave_while_the_daemon_is_stuck_are_let_go() -> None:
+    """No descriptor stays behind, and what they had asked is not asked for them any more."""
+    with wire_agent() as agent:
+        before = descriptors_of(agent.process.pid)
+        clients = []
+        for _ in range(60):
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            client.connect(str(agent.trigger_socket))
+            with contextlib.suppress(BlockingIOError):
+                client.send(trigger(b"a.B+" + b"x" * 60_000))
+            clients.append(client)
+        # The daemon is behind once the agent stops to take clients.
+        eventually(lambda: descriptors_of(agent.process.pid) > before + 4)
+        for client in clients:
+            client.close()
+        eventually(lambda: descriptors_of(agent.process.pid) <= before)
+        assert agent.process.poll() is None
+
+
 @pytest.mark.parametrize("option", ["-h", "--help", "--no-such", "operand"])
 def test_usage_is_code_2(option: str) -> None:
     """As the sheet says, for help too."""
@@ -384,9 +404,9 @@ def test_clients_beyond_the_bound_are_refused_and_it_goes_on() -> None:
             assert forwarded(agent)[164:-1] == b"%d" % number
         extra = agent.ask(b"")
         assert extra.is_gone()
+        full = descriptors_of(agent.process.pid)
         clients.pop().close()
-        before = descriptors_of(agent.process.pid)
-        eventually(lambda: descriptors_of(agent.process.pid) <= before)
+        eventually(lambda: descriptors_of(agent.process.pid) < full)
         assert agent.process.poll() is None
         agent.ask(trigger(b"a.Room"))
         assert forwarded(agent)[160:] == b"a.Room\0"
@@ -422,18 +442,15 @@ def test_an_ordinary_agent_serves_its_own_user_only() -> None:
 @pytest.mark.root
 def test_the_first_call_wakes_the_reporter_of_memory() -> None:
     """Once: the process that its file names gets SIGUSR1."""
-    path = Path("/var/run/meminfo-writer.pid")
-    if path.exists():
-        pytest.skip("this machine has a reporter of its own")
     sleeper = subprocess.Popen(["sleep", "600"])
+    # The file lies in a `/run` that only this agent sees.
+    apart = f'mount -t tmpfs none /run && echo {sleeper.pid} >/run/meminfo-writer.pid && exec "$@"'
     try:
-        path.write_text(f"{sleeper.pid}\n")
-        with wire_agent() as agent:
+        with wire_agent(wrapper=("unshare", "-m", "sh", "-c", apart, "sh")) as agent:
             assert sleeper.poll() is None
             assert agent.outcome(agent.script("exit 0"))[0] == 0
             assert sleeper.wait(PATIENCE) == -signal.SIGUSR1
     finally:
-        path.unlink()
         sleeper.kill()
         sleeper.wait()
 
@@ -443,13 +460,12 @@ def test_the_first_call_wakes_the_reporter_of_memory() -> None:
 
 def test_a_session_server_serves_its_users_calls() -> None:
     """It gets 16 bytes and the command without its user; its hanging up ends the call."""
-    with contextlib.ExitStack() as stack:
-        agent = stack.enter_context(wire_agent("--with-fork-server", "-s", "/tmp/wire-%s.sock"))
-        path = Path(f"/tmp/wire-{ME}.sock")
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        agent = stack.enter_context(wire_agent("--with-fork-server", "-s", f"{directory}/%s.sock"))
+        path = Path(directory) / f"{ME}.sock"
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.settimeout(PATIENCE)
         listener.bind(str(path))
-        stack.callback(path.unlink)
         listener.listen()
         port = agent.next_port()
         agent.daemon.send(EXEC_CMDLINE, numbers(PEER, port) + f"{ME}:echo x\0".encode())
@@ -464,6 +480,21 @@ def test_a_session_server_serves_its_users_calls() -> None:
         agent.write_service("a.Skip", "#!/bin/sh\nexit 8\n")
         (agent.home / "settings/a.Skip").write_text("skip-service-descriptor = true\n")
         assert agent.outcome(f"{ME}:QUBESRPC a.Skip work")[0] == 8
+
+
+@pytest.mark.root
+def test_a_session_server_of_somebody_else_is_not_used() -> None:
+    """Who can name a socket after another user does not get that user's calls."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/daemon.sock")
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        with wire_agent("--with-fork-server", "-s", f"{directory}/%s.sock") as agent:
+            agent.write_service("a.Who", "#!/bin/sh\nid -un\n")
+            assert agent.outcome("daemon:QUBESRPC a.Who work")[:2] == (0, b"daemon\n")
 
 
 def test_just_exec_says_only_its_code() -> None:

@@ -40,12 +40,15 @@ struct Client {
     socket: OwnedFd,
     state: State,
     ready: bool,
+    hung_up: bool,
 }
 
 /// The clients of this machine.
 pub struct Clients {
     listener: OwnedFd,
     knocking: bool,
+    /// Whether the last one that came was refused for want of room, and this was said.
+    full: bool,
     retry_at: i64,
     clients: Vec<Client>,
     next: u64,
@@ -74,7 +77,7 @@ impl Clients {
         rustix::process::umask(mask);
         bound?;
         rustix::net::listen(&listener, BACKLOG)?;
-        Ok(Self { listener, knocking: false, retry_at: 0, clients: Vec::new(), next: 1 })
+        Ok(Self { listener, knocking: false, full: false, retry_at: 0, clients: Vec::new(), next: 1 })
     }
 
     /// For `poll`: the listener where `open`, then all clients.
@@ -95,6 +98,7 @@ impl Clients {
         self.knocking = open && told.first().is_some_and(|flags| flags.contains(PollFlags::IN));
         for (client, flags) in self.clients.iter_mut().zip(told.iter().skip(1)) {
             client.ready = !flags.is_empty();
+            client.hung_up = flags.intersects(PollFlags::HUP | PollFlags::ERR);
         }
     }
 
@@ -114,9 +118,14 @@ impl Clients {
             self.accept();
         }
         let now = call::milliseconds();
+        let listens = control.has_room();
         let mut at = 0;
         while at < self.clients.len() {
             let client = &mut self.clients[at];
+            if let (State::Asking { until, .. }, false) = (&mut client.state, listens) {
+                // It is the daemon that makes it wait. One that left meanwhile wants nothing more.
+                *until = if client.hung_up { now } else { now + PATIENCE };
+            }
             let late = matches!(client.state, State::Asking { until, .. } if until <= now);
             let ready = core::mem::take(&mut client.ready);
             if !late && (!ready || client.advance(control)) {
@@ -133,13 +142,22 @@ impl Clients {
         loop {
             match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(_) if self.clients.len() >= MOST => {
-                    say!("error: a client is refused: {MOST} are here already");
+                    if !core::mem::replace(&mut self.full, true) {
+                        say!("error: clients are refused: {MOST} are here already");
+                    }
                 }
                 Ok(socket) => {
                     let until = call::milliseconds() + PATIENCE;
                     let state = State::Asking { receiver: Receiver::new(Way::ClientToAgent), until };
-                    self.clients.push(Client { number: self.next, socket, state, ready: true });
+                    self.clients.push(Client {
+                        number: self.next,
+                        socket,
+                        state,
+                        ready: true,
+                        hung_up: false,
+                    });
                     self.next += 1;
+                    self.full = false;
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,

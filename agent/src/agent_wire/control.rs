@@ -16,6 +16,8 @@ use crate::wire::{self, ExecParams, Ident, Kind, Malformed, Receiver, Trigger, V
 const DAEMON: u32 = 0;
 /// What may wait for the daemon before nobody may ask for more.
 const FULL: usize = 256 * 1024;
+/// Between two attempts at a stream that ends before anybody greets, in milliseconds.
+const UNGREETED_PAUSE: i64 = 200;
 /// Messages taken before others get their turn.
 const BATCH: usize = 64;
 /// What one reading takes at most.
@@ -64,6 +66,17 @@ impl Control {
     /// Wait for the daemon to come.
     pub fn wait_for_daemon(place: &Place) -> Result<Self, Errno> {
         place.serve(DAEMON, CONTROL_PORT).map(Self::Waiting)
+    }
+
+    /// Wait for it to come again.
+    pub fn wait_anew(&mut self, place: &Place) -> Result<(), Errno> {
+        let mut server = place.serve(DAEMON, CONTROL_PORT)?;
+        if !matches!(self, Self::Up(Link { version: Some(_), .. })) {
+            // What ends before it greets will do so again: do not hurry it.
+            server.pause(UNGREETED_PAUSE);
+        }
+        *self = Self::Waiting(server);
+        Ok(())
     }
 
     /// For `poll`.

@@ -264,12 +264,9 @@ impl Agent {
                 Order::Gone => {
                     // Nobody will answer them any more.
                     self.clients.drop_unanswered();
-                    match Control::wait_for_daemon(&self.place) {
-                        Ok(control) => self.control = control,
-                        Err(error) => {
-                            say!("error: {}", no_control(error));
-                            return Turn::End(code::FAILURE);
-                        }
+                    if let Err(error) = self.control.wait_anew(&self.place) {
+                        say!("error: {}", no_control(error));
+                        return Turn::End(code::FAILURE);
                     }
                 }
                 Order::Connect(params, ident) => self.clients.connect(params, &ident, &mut self.ended),

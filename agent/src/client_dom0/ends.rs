@@ -1,23 +1,22 @@
 //! What hangs on our side of a data link: our own streams, a local command, or a service.
 
-use alloc::ffi::CString;
-use alloc::string::{String, ToString};
+use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
+use rustix::fs::Access;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::options::Wishes;
-use crate::environment;
-use crate::link::{Link, Peer, Process, Rules, Sink, Source, Stream, Watch};
+use crate::link::{pair, Link, Peer, Process, Rules, Sink, Source, Stream, Watch};
 use crate::relay::End;
-use crate::service::{self, command, Request, Settings, Work};
-use crate::speak::{Reason, Shown};
+use crate::service::{self, Request, Settings, Work};
+use crate::speak::Reason;
 use crate::sys::call::{self, signal};
-use crate::text::c_string;
-use crate::{code, run_service, say};
+use crate::text::{c_string, directories};
+use crate::{environment, run_service};
 
 /// A process of ours, and our ends of its standard streams.
 pub struct Child {
@@ -28,26 +27,21 @@ pub struct Child {
     stdout: OwnedFd,
 }
 
-/// Our side where a call begins.
-pub fn caller(wishes: &Wishes, local: Option<Child>, peer: Peer) -> Link {
-    let mut link = Link::new(Rules::of_caller(local.is_some()), peer);
-    let errors = Sink::filtered(End::Standard(2), wishes.filter_stderr);
-    if wishes.just_start {
-        // Nothing is said, and nothing but the code is told.
-        link.rules.ended(Stream::Input);
-        return link;
-    }
+/// Our side of a call that only starts something: nothing is said, and nothing but the code is told.
+pub fn starter(peer: Peer) -> Link {
+    let mut link = Link::new(Rules::of_caller(false), peer);
+    link.rules.ended(Stream::Input);
+    link
+}
+
+/// Our side of a call that a service of ours makes in our place.
+pub fn calling_service(wishes: &Wishes, child: Child, peer: Peer) -> Link {
+    let mut link = Link::new(Rules::of_caller(true), peer);
     link.peer.queue_data(Stream::Input, wishes.prefix);
-    let (input, output) = match local {
-        Some(child) => {
-            link.process = child.process;
-            (End::Pipe(child.stdout), End::Pipe(child.stdin))
-        }
-        None => (End::Standard(0), End::Standard(if wishes.both_ways { 0 } else { 1 })),
-    };
-    link.sources.push((Stream::Input, Source::new(input)));
-    link.sinks.push((Stream::Output, Sink::filtered(output, wishes.filter_stdout)));
-    link.sinks.push((Stream::Errors, errors));
+    link.process = child.process;
+    link.sources.push((Stream::Input, Source::new(End::Pipe(child.stdout))));
+    link.sinks.push((Stream::Output, Sink::filtered(End::Pipe(child.stdin), wishes.filter_stdout)));
+    link.sinks.push((Stream::Errors, Sink::filtered(End::Standard(2), wishes.filter_stderr)));
     link
 }
 
@@ -69,14 +63,6 @@ pub fn watch_signals() -> Result<OwnedFd, Errno> {
     call::signal_descriptor(&[signal::USER_1, signal::TERMINATE, signal::INTERRUPT])
 }
 
-/// Start what `-l` names: a service of ours, or a line for the shell.
-pub fn start_local(line: &'static [u8], environment: &'static [&'static CStr]) -> Result<Child, String> {
-    match command::parse_work(line)? {
-        Work::Service(request) => start_service(request, b"DEFAULT", environment),
-        Work::Command(line) => spawn(|descriptors| run_shell(line, descriptors, environment)),
-    }
-}
-
 /// Start a service of ours.
 pub fn start_service(
     request: Request<'_>,
@@ -85,16 +71,53 @@ pub fn start_service(
 ) -> Result<Child, String> {
     let user = local_user(user)?;
     let settings = local_settings(environment);
-    spawn(|[stdin, stdout]| {
+    let start = || -> Result<Child, Errno> {
+        let (stdin, its_stdin) = pair()?;
+        let (stdout, its_stdout) = pair()?;
         let stderr = rustix::io::fcntl_dupfd_cloexec(call::standard(2), 3).ok();
-        let descriptors = [Some(stdin), Some(stdout), stderr];
-        service::become_service(Work::Service(request), &user, descriptors, &settings)
-    })
+        match call::fork()? {
+            None => {
+                call::default_broken_pipes();
+                let descriptors = [Some(its_stdin), Some(its_stdout), stderr];
+                service::become_service(Work::Service(request), &user, descriptors, &settings)
+            }
+            Some(pid) => Ok(Child { process: Process::of_child(pid)?, stdin, stdout }),
+        }
+    };
+    start().map_err(|error| alloc::format!("cannot make a process: {}", Reason(error)))
 }
 
-/// What services of the admin qube are started with.
+/// The words that have a shell run the line of `-l`.
+pub fn shell(line: &'static [u8]) -> Vec<&'static CStr> {
+    let bash = c_string(&[b"/bin/bash"]);
+    // Bash takes a socket as its input for a remote shell, and would read its rc file.
+    let words: &[&[u8]] = if rustix::fs::access(&bash, Access::EXEC_OK).is_ok() {
+        &[b"/bin/bash", b"--norc", b"-c", line]
+    } else {
+        &[b"/bin/sh", b"-c", line]
+    };
+    words.iter().map(|word| -> &'static CStr { Box::leak(c_string(&[word]).into_boxed_c_str()) }).collect()
+}
+
+/// What services of the admin qube are started with: the usual places lie below its root.
 pub fn local_settings(environment: &'static [&'static CStr]) -> Settings {
-    Settings { inherited: Some(environment), ..Settings::new(environment) }
+    let given = |name: &[u8]| environment::get(environment, name).is_some();
+    let root = environment::get(environment, b"CAISSON_ROOT").unwrap_or(b"");
+    let below_root = |path: &'static [u8]| -> &'static [u8] {
+        let moved: Vec<Vec<u8>> = directories(path).map(|directory| [root, directory].concat()).collect();
+        Vec::leak(moved.join(&b':'))
+    };
+    let mut settings = Settings { inherited: Some(environment), ..Settings::new(environment) };
+    if !given(b"QREXEC_SERVICE_PATH") {
+        settings.service_path = below_root(settings.service_path);
+    }
+    if !given(b"QUBES_RPC_CONFIG_PATH") {
+        settings.config_path = below_root(settings.config_path);
+    }
+    if !given(b"CAISSON_SESSION_LOCKS") {
+        settings.locks = below_root(settings.locks);
+    }
+    settings
 }
 
 /// Services of the admin qube are run by whoever we are, unless another user is named.
@@ -103,50 +126,4 @@ pub fn local_user(user: &[u8]) -> Result<Vec<u8>, String> {
         b"" | b"DEFAULT" => run_service::own_name(),
         named => Ok(named.to_vec()),
     }
-}
-
-fn spawn(run: impl FnOnce([OwnedFd; 2])) -> Result<Child, String> {
-    let start = || -> Result<Child, Errno> {
-        let pair =
-            || rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-        let (stdin, its_stdin) = pair()?;
-        let (stdout, its_stdout) = pair()?;
-        match call::fork()? {
-            None => {
-                run([its_stdin, its_stdout]);
-                call::exit(code::PROBLEM)
-            }
-            Some(pid) => Ok(Child { process: Process::of_child(pid)?, stdin, stdout }),
-        }
-    };
-    start().map_err(|error| alloc::format!("cannot make a process: {}", Reason(error)))
-}
-
-/// Become the user's shell with this line; returns where that fails.
-fn run_shell(line: &[u8], [stdin, stdout]: [OwnedFd; 2], environment: &[&CStr]) {
-    if rustix::stdio::dup2_stdin(stdin.as_fd()).is_err()
-        || rustix::stdio::dup2_stdout(stdout.as_fd()).is_err()
-    {
-        return;
-    }
-    call::unblock_signals();
-    call::default_broken_pipes();
-    let mut own = environment::Environment::inherited(environment);
-    let caller = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
-    own.set(b"QREXEC_AGENT_PID", caller.to_string().as_bytes());
-    let line = c_string(&[line]);
-    // Bash takes a socket as its input for a remote shell, and would read its rc file.
-    for (shell, options) in [(&b"/bin/bash"[..], &[&b"--norc"[..], b"-c"][..]), (b"/bin/sh", &[b"-c"])] {
-        let shell = c_string(&[shell]);
-        let options: Vec<CString> = options.iter().map(|option| c_string(&[option])).collect();
-        let mut words: Vec<&CStr> = alloc::vec![&shell];
-        words.extend(options.iter().map(CString::as_c_str));
-        words.push(&line);
-        let error = call::execute(&shell, &words, &own.entries());
-        if error != Errno::NOENT {
-            say!("error: cannot start `{}`: {error}", Shown(shell.as_bytes()), error = Reason(error));
-            return;
-        }
-    }
-    say!("error: there is no shell");
 }

@@ -15,7 +15,6 @@ mod ends;
 mod options;
 mod qubesd;
 
-use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
@@ -24,7 +23,7 @@ use daemon::Daemon;
 use options::{Answer, Wishes};
 
 use crate::call::Call;
-use crate::link::Peer;
+use crate::link::{Caller, Peer};
 use crate::process::exit_code;
 use crate::service::{self, command, Request, Settings, Work};
 use crate::speak::{Reason, Shown};
@@ -151,14 +150,6 @@ impl Client {
     // Through our broker.
 
     fn call_through_broker(&self) -> Outcome {
-        const SHELL: &CStr = match CStr::from_bytes_with_nul(b"/bin/sh\0") {
-            Ok(path) => path,
-            Err(_) => panic!(),
-        };
-        const OPTION: &CStr = match CStr::from_bytes_with_nul(b"-c\0") {
-            Ok(option) => option,
-            Err(_) => panic!(),
-        };
         let wishes = &self.wishes;
         let (user, line) = split_once(wishes.command, b':')
             .ok_or((code::USAGE, String::from("expected `USER:COMMAND`, found no `:`")))?;
@@ -170,7 +161,7 @@ impl Client {
                 let text = "`-l` takes no service in a call through the broker";
                 return Err((code::PROBLEM, text.into()));
             }
-            Some(local) => alloc::vec![SHELL, OPTION, Box::leak(c_string(&[local]).into_boxed_c_str())],
+            Some(local) => ends::shell(local),
             None => Vec::new(),
         };
         let below_root = self.below_root(BROKER);
@@ -202,14 +193,38 @@ impl Client {
             (code::FAILURE, alloc::format!("the qube does not connect: {}", Reason(error)))
         })?;
         let peer = self.greet(stream, until)?;
-        let local = match wishes.local {
-            Some(line) => Some(ends::start_local(line, self.environment).map_err(failed(code::PROBLEM))?),
-            None => None,
-        };
         // The daemon takes our leaving for the end of the call.
-        let code = ends::caller(wishes, local, peer).run();
+        let code = self.be_caller(peer);
         drop(daemon);
-        Ok(code)
+        code
+    }
+
+    /// What we were asked to hang on our side of the call.
+    fn be_caller(&self, peer: Peer) -> Outcome {
+        let wishes = &self.wishes;
+        if wishes.just_start {
+            return Ok(ends::starter(peer).run());
+        }
+        let problem = |text: &str| (code::PROBLEM, String::from(text));
+        let local = wishes.local.map(|line| command::parse_work(line).map_err(problem)).transpose()?;
+        let program = match local {
+            Some(Work::Service(request)) => {
+                let child = ends::start_service(request, b"DEFAULT", self.environment)
+                    .map_err(failed(code::PROBLEM))?;
+                return Ok(ends::calling_service(wishes, child, peer).run());
+            }
+            Some(Work::Command(line)) => ends::shell(line),
+            None => Vec::new(),
+        };
+        let caller = Caller {
+            filter_stdout: wishes.filter_stdout,
+            filter_stderr: wishes.filter_stderr,
+            prefix: wishes.prefix,
+            both_ways: wishes.both_ways,
+            program: &program,
+            environment: self.environment,
+        };
+        Ok(caller.run(peer))
     }
 
     fn place(&self) -> Result<Place, String> {

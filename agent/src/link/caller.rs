@@ -73,7 +73,7 @@ impl Caller<'_> {
 }
 
 /// Two connected stream sockets that hold much.
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     for end in [&pair.0, &pair.1] {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, SEND_BUFFER);

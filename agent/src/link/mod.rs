@@ -21,8 +21,10 @@ mod peer;
 mod rules;
 mod run;
 pub mod serve;
+#[cfg(test)]
+mod tests;
 
-pub use caller::Caller;
+pub use caller::{pair, Caller};
 pub use ends::{Sink, Source};
 pub use log::{Log, SOCKET as LOG};
 pub use peer::{Peer, Refusal};

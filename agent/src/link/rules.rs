@@ -55,8 +55,8 @@ pub enum Heard {
     End(Stream),
     /// Its bytes are the exit code.
     Code,
-    /// Drop it, and say why in the log where there is a reason.
-    Nothing(Option<&'static str>),
+    /// Drop it.
+    Nothing,
 }
 
 /// What to send next.
@@ -179,24 +179,33 @@ impl Rules {
 
     /// A message of the peer begins.
     pub fn hear(&mut self, kind: Kind, length: u32) -> Heard {
-        let (stream, remark) = match (self.side, kind) {
-            (Side::Service, Kind::Stdin) => (Stream::Input, None),
-            (Side::Caller, Kind::Stdout) => (Stream::Output, None),
-            (Side::Caller, Kind::Stderr) => (Stream::Errors, None),
-            (Side::Caller, Kind::ExitCode) => return Heard::Code,
+        let stream = match (self.side, kind) {
             // Old peers took the one for the other.
-            (Side::Service, Kind::Stdout) => (Stream::Input, Some("the caller says STDOUT for STDIN")),
-            (Side::Caller, Kind::Stdin) => (Stream::Output, Some("the service says STDIN for STDOUT")),
-            _ => return Heard::Nothing(Some("a message that is not the caller's to send")),
+            (Side::Service, Kind::Stdin | Kind::Stdout) => Stream::Input,
+            (Side::Caller, Kind::Stdout | Kind::Stdin) => Stream::Output,
+            (Side::Caller, Kind::Stderr) => Stream::Errors,
+            (Side::Caller, Kind::ExitCode) => return Heard::Code,
+            _ => return Heard::Nothing,
         };
         if !self.reads(stream) {
-            return Heard::Nothing(remark);
+            return Heard::Nothing;
         }
         if length == 0 {
             self.stop_reading(stream);
             return Heard::End(stream);
         }
         Heard::Bytes(stream)
+    }
+
+    /// What the log should say of a message of this kind: that it is not the peer's to send.
+    pub fn remark(&self, kind: Kind) -> Option<&'static str> {
+        match (self.side, kind) {
+            (Side::Service, Kind::Stdin) => None,
+            (Side::Service, Kind::Stdout) => Some("the caller says STDOUT where it means STDIN"),
+            (Side::Service, _) => Some("the caller says what only a service may say; it is dropped"),
+            (Side::Caller, Kind::Stdin) => Some("the service says STDIN where it means STDOUT"),
+            (Side::Caller, _) => None,
+        }
     }
 
     /// The peer's EXIT_CODE: nothing follows it, and it wants no more input.
@@ -303,8 +312,8 @@ mod tests {
         let mut rules = Rules::of_service();
         assert_eq!(rules.hear(Kind::Stdin, 3), Heard::Bytes(Stream::Input));
         rules.exited(0);
-        assert_eq!(rules.hear(Kind::Stdin, 3), Heard::Nothing(None));
-        assert_eq!(rules.hear(Kind::Stdin, 0), Heard::Nothing(None));
+        assert_eq!(rules.hear(Kind::Stdin, 3), Heard::Nothing);
+        assert_eq!(rules.hear(Kind::Stdin, 0), Heard::Nothing);
         rules.ended(Stream::Output);
         rules.ended(Stream::Errors);
         assert_eq!(all_due(&mut rules).last(), Some(&Due::Code(0)));
@@ -315,7 +324,7 @@ mod tests {
     fn a_closed_input_stops_nothing_else() {
         let mut rules = Rules::of_service();
         rules.unread(Stream::Input);
-        assert_eq!(rules.hear(Kind::Stdin, 3), Heard::Nothing(None));
+        assert_eq!(rules.hear(Kind::Stdin, 3), Heard::Nothing);
         assert!(rules.says(Stream::Output) && rules.says(Stream::Errors));
         assert_eq!(rules.ending(), None);
     }
@@ -324,11 +333,12 @@ mod tests {
     #[test]
     fn messages_out_of_place() {
         let mut rules = Rules::of_service();
-        assert!(matches!(rules.hear(Kind::Stderr, 1), Heard::Nothing(Some(_))));
-        assert!(matches!(rules.hear(Kind::ExitCode, 4), Heard::Nothing(Some(_))));
+        assert_eq!(rules.hear(Kind::Stderr, 1), Heard::Nothing);
+        assert_eq!(rules.hear(Kind::ExitCode, 4), Heard::Nothing);
+        assert!(rules.remark(Kind::Stderr).is_some() && rules.remark(Kind::Stdin).is_none());
         assert_eq!(rules.hear(Kind::Stdout, 1), Heard::Bytes(Stream::Input));
         assert_eq!(rules.hear(Kind::Stdout, 0), Heard::End(Stream::Input));
-        assert_eq!(rules.hear(Kind::Stdin, 1), Heard::Nothing(None));
+        assert_eq!(rules.hear(Kind::Stdin, 1), Heard::Nothing);
         let mut rules = Rules::of_caller(false);
         assert_eq!(rules.hear(Kind::Stdin, 1), Heard::Bytes(Stream::Output));
         assert_eq!(rules.hear(Kind::Stdin, 0), Heard::End(Stream::Output));
@@ -394,7 +404,7 @@ mod tests {
     fn a_started_service() {
         let mut rules = Rules::of_started_service(127);
         assert_eq!(all_due(&mut rules), [Due::Code(127)]);
-        assert_eq!(rules.hear(Kind::Stdin, 9), Heard::Nothing(None));
+        assert_eq!(rules.hear(Kind::Stdin, 9), Heard::Nothing);
         assert_eq!(rules.ending(), Some(Ending::Complete(127)));
     }
 
@@ -441,7 +451,7 @@ mod tests {
                                 assert!(!delivered_ends.contains(&stream) && rules.reads(stream));
                                 assert_eq!(stream == Stream::Input, side == Side::Service);
                             }
-                            Heard::Nothing(_) => {}
+                            Heard::Nothing => {}
                         }
                     }
                 }

@@ -72,6 +72,7 @@ pub struct Link {
     /// The beginning of an exit code.
     code: Option<Vec<u8>>,
     turn: usize,
+    remarked: bool,
 }
 
 enum Stop {
@@ -95,6 +96,7 @@ impl Link {
             current: None,
             code: None,
             turn: 0,
+            remarked: false,
         }
     }
 
@@ -260,12 +262,16 @@ impl Link {
     /// A message begins.
     fn begin(&mut self, kind: wire::Kind, length: u32) {
         self.current = None;
+        if let Some(remark) = self.rules.remark(kind).filter(|_| !self.remarked) {
+            // Once a call: a peer must not be able to fill our log.
+            self.remarked = true;
+            say!("a call's peer breaks the protocol: {remark}");
+        }
         match self.rules.hear(kind, length) {
             Heard::Bytes(stream) => self.current = Some(stream),
             Heard::End(stream) => self.close_sink(stream),
             Heard::Code => self.code = Some(Vec::new()),
-            Heard::Nothing(Some(remark)) => say!("the peer of the call sent {remark}"),
-            Heard::Nothing(None) => {}
+            Heard::Nothing => {}
         }
     }
 

@@ -96,6 +96,13 @@ impl Server {
         }
     }
 
+    /// Do not look for the peer before so many milliseconds have passed, where we look for it.
+    pub fn pause(&mut self, milliseconds: i64) {
+        if let Self::Stream { retry_at, .. } = self {
+            *retry_at = call::milliseconds() + milliseconds;
+        }
+    }
+
     /// Wait for the peer.
     pub(super) fn wait(mut self, until: i64) -> Result<OwnedFd, Errno> {
         loop {

@@ -33,9 +33,14 @@ Event = Greeted | Requested | Unacceptable | Terminated
 
 
 class Session:
-    """What an agent says, from its hello on."""
+    """What an agent says, from its hello on.
 
-    def __init__(self) -> None:
+    Args:
+        again: whether a later hello is that of another agent, as on a stream without an end.
+    """
+
+    def __init__(self, *, again: bool = False) -> None:
+        self._again = again
         self._splitter = Splitter()
         self.version = 0
         """The version that both sides speak; 0 before the hello."""
@@ -67,8 +72,8 @@ class Session:
             raise MalformedError(f"{kind.name} of {length} bytes, not {least} to {most}")
 
     def _bounds(self, kind: Kind) -> tuple[int, int]:
-        if kind is Kind.HELLO and not self.version:
-            return 4, 4
+        if kind is Kind.HELLO and (self._again or not self.version):
+            return frames.HELLO_SIZE, frames.HELLO_SIZE
         if kind is Kind.TERMINATED:
             return frames.PARAMS_SIZE, frames.PARAMS_SIZE
         if kind in untrusted.TRIGGERS and self._speaks(kind):

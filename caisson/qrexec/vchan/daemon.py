@@ -28,6 +28,8 @@ from caisson.qrexec.vchan.switchboard import CONTROL_RING, Decider, Switchboard,
 
 HELLO_PATIENCE = 60.0
 """Seconds that an agent has for its hello when its stream is there."""
+LAST_PATIENCE = 10.0
+"""Seconds for what still has to be told to qubesd when the daemon ends."""
 _PAUSE = 0.05
 _MUCH_UNSENT = 262_144
 """Bytes that an agent does not take before nothing more is read of it."""
@@ -64,6 +66,7 @@ class _Line:
 
     Args:
         descriptor: of the stream.
+        again: whether another agent may follow on it.
         begin: called with the hello, and with what sends to the agent.
         handle: called with all that the agent says then.
     """
@@ -71,6 +74,7 @@ class _Line:
     def __init__(
         self,
         descriptor: int,
+        again: bool,
         begin: Callable[[Transmit, Greeted], None],
         handle: Callable[[Event], None],
     ) -> None:
@@ -79,7 +83,7 @@ class _Line:
         """The agent's end; or the error that it made."""
         self._begin = begin
         self._handle = handle
-        self._session = Session()
+        self._session = Session(again=again)
         self._stream = Stream(descriptor, self._said, self._gone)
         self._patience = loop.call_later(HELLO_PATIENCE, self._too_slow)
 
@@ -171,24 +175,31 @@ class Daemon:
                 await self._serve(await streams.connect(place))
                 await asyncio.sleep(_PAUSE)  # somebody may accept and hang up, all the time
         finally:
-            tasks = tuple(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """End all tasks; what they begin at their end, such as to kill a disposable, is done."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=LAST_PATIENCE)
 
     async def _serve(self, descriptor: int) -> None:
         """One session with an agent, from its hello to its end."""
-        line = _Line(descriptor, self._begin, self._board.handle)
+        again = self._settings.places.prefix is not None
+        line = _Line(descriptor, again, self._begin, self._board.handle)
         try:
             await line.ended
             _log.warning("the agent is gone; waiting for it", qube=self._settings.name)
         finally:
-            self._clients.close()
-            self._board.end()
+            self._end_session()
             line.close()
 
     def _begin(self, transmit: Transmit, greeted: Greeted) -> None:
         """The agent said hello: from now on its qube can call, and be called."""
+        self._end_session()  # where the former agent's end could not be seen
         transmit(frames.hello(greeted.version))
         decider: Decider = self._gateway() if self._by_broker else self._peers()
         self._board.begin(transmit, decider)
@@ -200,6 +211,10 @@ class Daemon:
             decides="broker" if self._by_broker else "policy",
         )
         self._connected()
+
+    def _end_session(self) -> None:
+        self._clients.close()
+        self._board.end()
 
     def _peers(self) -> Peers:
         settings = self._settings

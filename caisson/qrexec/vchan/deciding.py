@@ -71,12 +71,13 @@ class PolicySocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._address = address(path)
 
     async def decide(self, query: Query) -> Verdict | None:
         """Ask; hanging up takes the question back."""
         loop = asyncio.get_running_loop()
         answer = b""
-        with contextlib.closing(_connected(self._path)) as sock:
+        with contextlib.closing(self._connected()) as sock:
             async with asyncio.timeout(ANSWER_PATIENCE):
                 await loop.sock_sendall(sock, encode_query(query))
                 while chunk := await loop.sock_recv(sock, LONGEST_ANSWER + 1):
@@ -84,6 +85,19 @@ class PolicySocket:
                     if len(answer) > LONGEST_ANSWER:
                         break
         return parse_answer(answer)
+
+    def _connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(self._address)
+        except OSError as e:
+            sock.close()
+            raise DaemonError(
+                f"the policy socket `{self._path}` cannot be reached: "
+                f"{(e.strerror or str(e)).lower()}",
+                hint="start the broker: caisson up; or name a policy program with --policy-program",
+            ) from None
+        return sock
 
 
 class PolicyProgram:
@@ -127,19 +141,6 @@ async def _read(reader: asyncio.StreamReader, most: int) -> bytes:
     while len(data) < most and (chunk := await reader.read(most - len(data))):
         data += chunk
     return data
-
-
-def _connected(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(address(path))
-    except OSError as e:
-        sock.close()
-        raise DaemonError(
-            f"the policy socket `{path}` cannot be reached: {(e.strerror or str(e)).lower()}",
-            hint="start the broker: caisson up; or name a policy program with --policy-program",
-        ) from None
-    return sock
 
 
 def parse_answer(answer: bytes) -> Verdict | None:

@@ -31,6 +31,7 @@ _params = struct.Struct("<II")
 _number = struct.Struct("<I")
 HEADER_SIZE = _header.size
 PARAMS_SIZE = _params.size
+HELLO_SIZE = _number.size
 
 
 class MalformedError(ProtocolError):
@@ -130,7 +131,7 @@ def parse_hello(untrusted_body: bytes) -> int:
     Raises:
         MalformedError: the body has not 4 bytes.
     """
-    if len(untrusted_body) != _number.size:
+    if len(untrusted_body) != HELLO_SIZE:
         raise MalformedError(f"a hello has {len(untrusted_body)} bytes in place of 4")
     version: int = _number.unpack(untrusted_body)[0]
     return version

@@ -84,7 +84,7 @@ class Gateway:
         self._spawn_task = spawn
         self._tasks: set[asyncio.Task[None]] = set()
         self._carried: dict[int, _Carried] = {}
-        self._served = 0
+        self._serving: set[Program] = set()
         self._spawn(self._be_agent())
 
     def begin(self, pending: Pending) -> None:
@@ -107,6 +107,8 @@ class Gateway:
             # The agent that comes next does not know of them, and will not tell their end.
             carried.terminated = True
             carried.program.stop()
+        for program in self._serving:
+            program.stop()
         for task in tuple(self._tasks):
             task.cancel()
 
@@ -245,28 +247,28 @@ class Gateway:
             work = parse_work(message)
             if len(descriptors) != PIPES:
                 raise DaemonError("a call of the broker has no pipes")
-            self._spawn(self._serve(broker, work, self._started(work, descriptors)))
+            program = self._started(work, descriptors)
+            self._spawn(self._serve(broker, work, program))
         finally:
             close_all(descriptors)
 
     def _started(self, work: Work, descriptors: list[int]) -> Program | None:
-        if self._served >= MOST_SERVED:
+        if len(self._serving) >= MOST_SERVED:
             return None
         try:
-            return self._client(work, dict(enumerate(descriptors)))
+            program = self._client(work, dict(enumerate(descriptors)))
         except (DaemonError, OSError) as e:
             _log.warning("a call to the qube failed", qube=self._board.name, reason=str(e))
             return None
+        self._serving.add(program)
+        return program
 
     async def _serve(self, broker: BrokerSide, work: Work, program: Program | None) -> None:
         """See a call to its end, and tell its exit code."""
-        self._served += 1
-        try:
-            code = Code.PROBLEM if program is None else await program.wait()
-        finally:
-            self._served -= 1
-            if program is not None:
-                program.stop()
+        code = Code.PROBLEM
+        if program is not None:
+            code = await program.wait()
+            self._serving.discard(program)
         try:
             await broker.send(b"X%d\0%d" % (work.id, code))
         except (OSError, ValueError) as e:

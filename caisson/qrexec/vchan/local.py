@@ -126,7 +126,7 @@ class Client:
         if self._commanded:
             raise MalformedError("more than one command on a connection")
         if not self._greeted:
-            if kind is not Kind.HELLO or length != frames.HEADER_SIZE // 2:
+            if kind is not Kind.HELLO or length != frames.HELLO_SIZE:
                 raise MalformedError("no hello to begin with")
         elif kind not in _COMMANDS:
             raise MalformedError(f"{kind.name} is no command")

@@ -62,7 +62,7 @@ class Peers:
     ) -> None:
         self._board = board
         self._own = frozenset({board.name, uuid})
-        self._directory = directory
+        self._near = address(directory)
         self._policy = policy
         self._admin = admin
         self._client = client
@@ -173,8 +173,12 @@ class Peers:
     async def _discarded(
         self, pending: Pending, verdict: Verdict, base: str, payload: bytes
     ) -> None:
-        made = await self._admin("admin.vm.CreateDisposable", base, payload)
-        name = parse_target(made.decode("ascii", "replace"))
+        making = asyncio.ensure_future(self._admin("admin.vm.CreateDisposable", base, payload))
+        try:
+            name = _made(await asyncio.shield(making))
+        except asyncio.CancelledError:
+            self._spawn(self._killed_when_made(making))
+            raise
         try:
             if pending.over:
                 return
@@ -190,6 +194,9 @@ class Peers:
         finally:
             self._board.refuse(pending)
             self._spawn(self._killed(name))
+
+    async def _killed_when_made(self, making: asyncio.Future[bytes]) -> None:
+        await self._killed(_made(await making))
 
     async def _killed(self, name: str) -> None:
         try:
@@ -218,7 +225,7 @@ class Peers:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(address(self._directory / f"qrexec.{target}"))
+            sock.connect(f"{self._near}/qrexec.{target}")
             # The daemon says hello by itself: ours need not wait for it.
             request = frames.hello(frames.LOCAL_VERSION) + frames.execute(
                 Kind.EXEC_CMDLINE, self._board.domain, 0, command
@@ -231,6 +238,11 @@ class Peers:
             raise
 
 
+def _made(reply: bytes) -> str:
+    """The name of a new disposable, or its uuid."""
+    return parse_target(reply.decode("ascii", "replace"))
+
+
 async def _answered(sock: socket.socket) -> Params:
     """What a daemon says to a command."""
     loop = asyncio.get_running_loop()
@@ -238,7 +250,9 @@ async def _answered(sock: socket.socket) -> Params:
     greeted = False
 
     def admit(kind: Kind, length: int) -> None:
-        wanted = (Kind.EXEC_CMDLINE, frames.PARAMS_SIZE) if greeted else (Kind.HELLO, 4)
+        wanted = (
+            (Kind.EXEC_CMDLINE, frames.PARAMS_SIZE) if greeted else (Kind.HELLO, frames.HELLO_SIZE)
+        )
         if (kind, length) != wanted:
             raise MalformedError(f"the target's daemon says {kind.name} of {length} bytes")
 
