@@ -16,6 +16,7 @@ use crate::rpc_config;
 use crate::service::command::{self, Requested, Work};
 use crate::service::tcp::{self, Host};
 use crate::sys::call;
+use crate::tar;
 use crate::users;
 use crate::wire::{self, ExecParams, Header, Ident, Kind, Receiver, Trigger, Version, Way, HEADER};
 
@@ -23,13 +24,14 @@ use crate::wire::{self, ExecParams, Header, Ident, Kind, Receiver, Trigger, Vers
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("command", command_line),
     ("link", data_link),
     ("local_message", local_message),
     ("link_rules", link_rules),
     ("qfile", qfile_headers),
     ("rpc_config", settings),
+    ("tar", archives),
     ("tcp", tcp_service),
     ("users", user_files),
     ("wire", wire_messages),
@@ -331,6 +333,25 @@ pub fn data_link(mut data: &[u8]) {
     let code = link.run();
     drop(theirs);
     assert!(caller || code == 3 || code == crate::code::LOST || code == crate::code::FAILURE);
+}
+
+/// Blocks of an archive, as they come and with the checksum that lets them in; records in pax.
+pub fn archives(data: &[u8]) {
+    if let Ok(mut block) = <[u8; tar::header::BLOCK]>::try_from(data.get(..tar::header::BLOCK).unwrap_or(b""))
+    {
+        let _ = tar::header::parse(&block);
+        tar::header::seal(&mut block);
+        if let tar::header::Block::Header(found) = tar::header::parse(&block) {
+            assert!(found.mode <= 0o7777);
+            assert!(found.name.len() <= 256 && !found.name.contains(&0));
+            assert!(found.target.len() <= 100 && !found.target.contains(&0));
+        }
+    }
+    if let Some(found) = tar::records::parse(data) {
+        assert!(found.modified.map_or(true, |(_, nanoseconds)| nanoseconds < 1_000_000_000));
+        let longest = found.name.iter().chain(&found.target).map(|text| text.len()).max();
+        assert!(longest.unwrap_or(0) <= data.len());
+    }
 }
 
 #[cfg(test)]

@@ -30,13 +30,15 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def run(home: Path, name: str, *arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
-    """Run a command."""
+def run(
+    home: Path, name: str, *arguments: str | bytes, **more: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command, with more variables."""
     return subprocess.run(
         program(name, *arguments),
         executable=BINARY,
         cwd=home,
-        env={"PATH": f"{home.parent}/bin:{os.environ['PATH']}", "PROGRESS_TYPE": "gui"},
+        env={"PATH": f"{home.parent}/bin:{os.environ['PATH']}"} | more,
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
@@ -44,9 +46,9 @@ def run(home: Path, name: str, *arguments: str | bytes) -> subprocess.CompletedP
     )
 
 
-def called(home: Path, name: str, *arguments: str | bytes) -> list[bytes]:
+def called(home: Path, name: str, *arguments: str | bytes, **more: str) -> list[bytes]:
     """How the client was called, after what it knows of the progress."""
-    done = run(home, name, *arguments)
+    done = run(home, name, *arguments, **more)
     assert (done.returncode, done.stderr) == (126, b"")
     return done.stdout.splitlines()
 
@@ -81,7 +83,10 @@ def test_progress_counts_what_is_to_be_sent(home: Path) -> None:
     (home / "d").mkdir()
     (home / "d/more").write_text("123")
     assert called(home, "qvm-copy", "--with-progress", "file", "d")[:2] == [b"console", b"8"]
-    assert called(home, "qvm-copy", "--without-progress", "file")[:2] == [b"none", b"0"]
+    by_program = {"PROGRESS_TYPE": "gui", "FILECOPY_TOTAL_BYTES": "99"}
+    assert called(home, "qvm-copy", "d", **by_program)[:2] == [b"gui", b"3"]
+    quiet = called(home, "qvm-copy", "--without-progress", "d", **by_program)
+    assert quiet[:2] == [b"none", b"0"]
 
 
 @pytest.mark.parametrize("odd", ["a\nb", "\u202e", "b\x1b[2J"])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import zlib
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import Whole
+from agent_rig import BINARY
+from grounds.whole import PATIENCE, Whole
+from qfile_peer import Result, entries_of, read_stream
 
 pytestmark = pytest.mark.root
 
@@ -101,3 +105,29 @@ def test_the_receiver_is_confined_in_a_qube(qubes: Whole) -> None:
     assert done.code == 1
     assert "must be directories of this user, not links" in done.err
     assert qubes.said("taker", "ls elsewhere; rm -r QubesIncoming") == ""
+
+
+def test_dom0_keeps_a_backup_in_a_qube_and_restores_it(qubes: Whole) -> None:
+    """`qubes.Backup` stores the stream, `qubes.Restore` sends members of it as files."""
+
+    def begin(service: str) -> subprocess.Popen[bytes]:
+        words = ["qrexec-client", "-d", "taker", f"user:QUBESRPC {service} dom0"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            words, executable=BINARY, env=qubes.env, stdin=pipe, stdout=pipe, stderr=pipe
+        )
+
+    qubes.said("taker", "mkdir -p b/c backups && echo one >b/1 && echo two >b/c/2")
+    archive = qubes.inside("taker", "tar -cf - b").raw
+    process = begin("qubes.Backup")
+    out, err = process.communicate(b"/home/user/backups\n" + archive, timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    process = begin("qubes.Restore")
+    assert process.stdin is not None
+    process.stdin.write(b"cat /home/user/backups/qubes-backup-*\nb/c\n")
+    process.stdin.flush()
+    raw = read_stream(process)
+    assert [entry.name for entry in entries_of(raw)] == [b"b", b"b/c", b"b/c/2", b"b/c", b"b"]
+    answer = Result(0, zlib.crc32(raw), b"b").encode()
+    assert process.communicate(answer, timeout=PATIENCE) == (b"", b"")
+    assert process.returncode == 0

@@ -7,7 +7,7 @@ use core::ffi::CStr;
 
 use super::survey::{survey, Survey};
 use crate::arguments::{Known, Options};
-use crate::environment::Environment;
+use crate::environment::{self, Environment};
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
 use crate::text::c_string;
@@ -19,6 +19,8 @@ const AGENT: &CStr = match CStr::from_bytes_with_nul(b"/usr/lib/qubes/qfile-agen
 };
 const KNOWN: [Known; 3] =
     [Known::flag(0, "with-progress"), Known::flag(0, "without-progress"), Known::flag(b'h', "help")];
+const CONSOLE: &[u8] = b"console";
+const NONE: &[u8] = b"none";
 const OPTIONS: &str = "
 Nothing is overwritten there, no link is followed, and names that are not safe to display are sent
 to the service qubes.Filecopy+allow-all-names, which policy may judge on its own.
@@ -72,15 +74,26 @@ impl Program {
     }
 }
 
+/// As a program around us wishes (a file manager), else for a person at a terminal.
+fn usual_progress(environment: &[&'static CStr]) -> &'static [u8] {
+    match environment::get(environment, b"PROGRESS_TYPE") {
+        Some(b"gui") => b"gui",
+        Some(b"console") => CONSOLE,
+        Some(_) => NONE,
+        None if rustix::termios::isatty(call::standard(2)) => CONSOLE,
+        None => NONE,
+    }
+}
+
 /// Run as the program `name`; returns only on failure.
 pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     let program = PROGRAMS.iter().find(|program| program.name.as_bytes() == name).unwrap_or(&PROGRAMS[0]);
-    let mut progress = rustix::termios::isatty(call::standard(2));
+    let mut progress = usual_progress(environment);
     let mut options = Options::new(&KNOWN, arguments);
     loop {
         match options.take() {
-            Ok(Some(("with-progress", _))) => progress = true,
-            Ok(Some(("without-progress", _))) => progress = false,
+            Ok(Some(("with-progress", _))) => progress = CONSOLE,
+            Ok(Some(("without-progress", _))) => progress = NONE,
             Ok(Some(_)) => {
                 let _ = rustix::io::write(call::standard(1), program.usage().as_bytes());
                 return 0;
@@ -95,7 +108,7 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
         (false, []) => return program.wrong("expected files"),
         (false, files) => (&b"@default"[..], files),
     };
-    match survey(files, progress) {
+    match survey(files, progress != NONE) {
         Ok(found) => start(*program, target, files, progress, &found, environment),
         Err(text) => {
             say!("error: {text}");
@@ -109,7 +122,7 @@ fn start(
     program: Program,
     target: &[u8],
     files: &[&'static CStr],
-    progress: bool,
+    progress: &[u8],
     found: &Survey,
     environment: &[&'static CStr],
 ) -> i32 {
@@ -125,7 +138,7 @@ fn start(
     command.extend(files);
 
     let mut added = Environment::default();
-    added.set(b"PROGRESS_TYPE", if progress { b"console" } else { b"none" });
+    added.set(b"PROGRESS_TYPE", progress);
     added.set(b"FILECOPY_TOTAL_BYTES", alloc::format!("{}", found.bytes).as_bytes());
     let ours = [&b"PROGRESS_TYPE="[..], b"FILECOPY_TOTAL_BYTES="];
     let kept = |entry: &&&CStr| !ours.iter().any(|name| entry.to_bytes().starts_with(name));

@@ -1,10 +1,11 @@
 //! Which names and link targets a receiver takes (fact sheet qrexec, 6.1). Pure.
 //!
-//! What is safe to display is an allow-list: printable ASCII; letters and digits of every script
-//! (Unicode's Alphabetic and Numeric as the Rust core library knows them) but the invisible ones;
-//! combining diacritical marks; and some blocks of punctuation and symbols. Whatever is not on the
-//! list is refused: control and format characters (U+202E among them), unusual spaces, private and
-//! unassigned code points.
+//! What is safe to display is an allow-list: printable ASCII; and letters, marks, numbers,
+//! punctuation and symbols by Unicode's general category, but those that show nothing. Whatever is
+//! not on the list is refused: control and format characters (U+202E among them), unusual spaces,
+//! private and unassigned code points.
+
+use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use super::codes;
 
@@ -88,23 +89,25 @@ pub fn is_displayable(text: &[u8]) -> bool {
 }
 
 fn is_safe(character: char) -> bool {
-    match character as u32 {
-        0..=0x9f => matches!(character, ' '..='~'),
-        // Letters that show nothing: fillers of Hangul and inherent vowels of Khmer.
-        0x115f | 0x1160 | 0x3164 | 0xffa0 | 0x17b4 | 0x17b5 => false,
-        0xa1..=0xac | 0xae..=0xff => true,
-        // Combining diacritical marks, but the invisible joiner.
-        0x34f => false,
-        0x300..=0x36f => true,
-        // Dashes, quotes, bullets, per mille, primes, brackets; not spaces and not what turns text.
-        0x2010..=0x2027 | 0x2030..=0x205e => true,
-        // Currencies, arrows, mathematics, technical, boxes, shapes, symbols, dingbats.
-        0x20a0..=0x20c0 | 0x2190..=0x23ff | 0x2500..=0x27bf => true,
-        // Punctuation of CJK, without its wide space; full-width forms.
-        0x3001..=0x3029 | 0x3030..=0x303d | 0x30fb | 0xff01..=0xff65 => true,
-        // Pictographs and emoji.
-        0x1f300..=0x1f64f | 0x1f680..=0x1f6d7 | 0x1f900..=0x1f9ff => true,
-        _ => character.is_alphanumeric(),
+    use GeneralCategoryGroup::{Letter, Mark, Number, Punctuation, Symbol};
+    match character {
+        ' '..='~' => true,
+        // Joiners, fillers, vowels and selectors that show nothing (Default_Ignorable_Code_Point);
+        // an empty Braille cell, a note without a head, and what stands for an object.
+        '\u{34f}'
+        | '\u{115f}'
+        | '\u{1160}'
+        | '\u{17b4}'
+        | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}'
+        | '\u{2800}'
+        | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}'
+        | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fffd}'
+        | '\u{1d159}'
+        | '\u{e0000}'..='\u{e0fff}' => false,
+        _ => matches!(character.general_category_group(), Letter | Mark | Number | Punctuation | Symbol),
     }
 }
 
@@ -118,7 +121,25 @@ mod tests {
     /// Relative and canonical names only.
     #[test]
     fn names() {
-        for right in ["a", "a/b", "...", "..a/.b", "-x", "a b", "~", "ä/日本語.txt", "e\u{301}", "🙂"] {
+        for right in [
+            "a",
+            "a/b",
+            "...",
+            "..a/.b",
+            "-x",
+            "a b",
+            "~",
+            "ä/日本語.txt",
+            "e\u{301}",
+            "🙂",
+            "हिन्दी",
+            "น้ำ",
+            "שָׁלוֹם",
+            "عربي",
+            "か\u{3099}",
+            "€ ½ «x» – №…",
+            "Ω≈ç√",
+        ] {
             assert_eq!(check(right.as_bytes(), false), Ok(()), "{right}");
         }
         for wrong in

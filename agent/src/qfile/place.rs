@@ -138,6 +138,11 @@ impl Place {
             return Ok(());
         }
         let (parent, last) = self.levels.parent(name)?;
+        match rustix::fs::linkat(&new.file, "", parent, last, AtFlags::EMPTY_PATH) {
+            // Before Linux 6.10 it takes a privilege.
+            Err(Errno::NOENT) => {}
+            linked => return linked,
+        }
         let own = c_string(&[b"/proc/self/fd/", alloc::format!("{}", new.file.as_raw_fd()).as_bytes()]);
         rustix::fs::linkat(CWD, &own, parent, last, AtFlags::SYMLINK_FOLLOW)
     }

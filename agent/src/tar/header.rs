@@ -1,6 +1,7 @@
 //! One block of a tar archive (POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar's numbers and
 //! long names). Pure.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 /// Length of a block; content is padded to it.
@@ -94,6 +95,12 @@ fn checksum(block: &[u8; BLOCK]) -> u64 {
     all - own + 8 * u64::from(b' ')
 }
 
+/// Give a block the checksum that makes a header of it.
+pub fn seal(block: &mut [u8; BLOCK]) {
+    let sum = checksum(block);
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
 /// Read a block.
 pub fn parse(block: &[u8; BLOCK]) -> Block {
     if block.iter().all(|&byte| byte == 0) {
@@ -156,11 +163,6 @@ mod tests {
         block[257..265].copy_from_slice(b"ustar\x0000");
         seal(&mut block);
         block
-    }
-
-    fn seal(block: &mut [u8; BLOCK]) {
-        let sum = std::format!("{:06o}\0 ", checksum(block));
-        block[148..156].copy_from_slice(sum.as_bytes());
     }
 
     /// The fields of a header, with the prefix of a long name.
