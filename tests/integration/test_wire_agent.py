@@ -404,9 +404,9 @@ def test_clients_beyond_the_bound_are_refused_and_it_goes_on() -> None:
             assert forwarded(agent)[164:-1] == b"%d" % number
         extra = agent.ask(b"")
         assert extra.is_gone()
+        full = descriptors_of(agent.process.pid)
         clients.pop().close()
-        before = descriptors_of(agent.process.pid)
-        eventually(lambda: descriptors_of(agent.process.pid) <= before)
+        eventually(lambda: descriptors_of(agent.process.pid) < full)
         assert agent.process.poll() is None
         agent.ask(trigger(b"a.Room"))
         assert forwarded(agent)[160:] == b"a.Room\0"
@@ -480,6 +480,21 @@ def test_a_session_server_serves_its_users_calls() -> None:
         agent.write_service("a.Skip", "#!/bin/sh\nexit 8\n")
         (agent.home / "settings/a.Skip").write_text("skip-service-descriptor = true\n")
         assert agent.outcome(f"{ME}:QUBESRPC a.Skip work")[0] == 8
+
+
+@pytest.mark.root
+def test_a_session_server_of_somebody_else_is_not_used() -> None:
+    """Who can name a socket after another user does not get that user's calls."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/daemon.sock")
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        with wire_agent("--with-fork-server", "-s", f"{directory}/%s.sock") as agent:
+            agent.write_service("a.Who", "#!/bin/sh\nid -un\n")
+            assert agent.outcome("daemon:QUBESRPC a.Who work")[:2] == (0, b"daemon\n")
 
 
 def test_just_exec_says_only_its_code() -> None:
