@@ -94,7 +94,7 @@ class _Build:
 
     def start(self) -> None:
         """Begin."""
-        command = ["cargo", "build", "--quiet", "--release", "--locked", "--target", _MACHINE]
+        command = ["cargo", "build", "--quiet", "--release", "--target", _MACHINE]
         # Not in the environment's own words: they would apply to the build scripts, too.
         environment = os.environ | {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(_INSTRUMENTED)}
         self._process = subprocess.Popen(command, cwd=AGENT, env=environment)

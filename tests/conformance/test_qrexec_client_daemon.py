@@ -394,6 +394,7 @@ def test_a_service_of_the_admin_qube_has_the_signals_of_any_program(desk: Desk) 
     _, blocked, _, ignored = whole(link, STDOUT).split()
     assert int(blocked, 16) == 0
     assert not int(ignored, 16) & 1 << signal.SIGPIPE - 1
+    assert link.receive() == (EXIT_CODE, code(0))
     link.close()
     assert finish(process)[0] == 0
 

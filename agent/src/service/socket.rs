@@ -15,11 +15,11 @@ use rustix::net::{
 
 use super::tcp::{Host, Place, Zone};
 use super::{problem, Attempt, Begin, Request};
-use crate::connection;
 use crate::relay::{End, Finish, Stream};
 use crate::rpc_config::RpcConfig;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
+use crate::{connection, process};
 
 /// A service that does not take the connection, or its first bytes, in this time is not there.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -163,7 +163,7 @@ fn relay(socket: OwnedFd, config: &RpcConfig) {
                     if config.exit_on_service_eof {
                         return;
                     }
-                    call::close_standard_output();
+                    process::let_go_of_standard_output();
                 }
                 Some(Finish::SinkClosed) => caller_gone = true,
                 None => {}
@@ -172,7 +172,7 @@ fn relay(socket: OwnedFd, config: &RpcConfig) {
         caller_gone |= ready.caller_gone;
         if caller_gone && output.take().is_some() {
             refuse_output(&socket);
-            call::close_standard_output();
+            process::let_go_of_standard_output();
         }
         if ready.service_gone && input.is_some() {
             // Closed both ways: nobody reads the input any more.

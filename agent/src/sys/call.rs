@@ -292,13 +292,6 @@ pub fn close_standard_input() {
     let _ = unsafe { syscall(number::CLOSE, [0, 0, 0, 0, 0, 0]) };
 }
 
-/// Close standard output, so that its reader learns that nothing more comes.
-pub fn close_standard_output() {
-    // SAFETY: nothing owns descriptor 1, see `standard`.
-    // JUSTIFICATION: as `close_standard_input`.
-    let _ = unsafe { syscall(number::CLOSE, [1, 0, 0, 0, 0, 0]) };
-}
-
 /// Close every descriptor but the standard ones and this, which gets another number.
 ///
 /// For a forked process that goes on without what its parent had open, and never returns to the
