@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from grounds.whole import Done, Whole, finished, until, whole_instance
 
-from caisson.paths import AGENT_BINARY
+from caisson.paths import AGENT_BINARY, SHIPPED
 
 pytestmark = pytest.mark.root
 CONFIG = "/rw/config/qubes-bind-dirs.d"
@@ -226,6 +226,16 @@ def test_dates_have_their_exact_forms_and_a_container_sets_no_clock(whole: Whole
         done = service(whole, "work", "qubes.SetDateTime", stdin=text)
         assert (done.code, done.out) == (1, "")
         assert done.err.startswith("error: that is no date\n")
+
+
+def test_a_clock_is_compared_with_that_of_the_clock_qube(whole: Whole):
+    """Which is the admin qube where none is named; the way there is policy's to close."""
+    finished([str(SHIPPED / "script/install-services"), str(whole.paths.root)])
+    assert whole.inside("work", "qvm-sync-clock", user="root") == Done(0, "", "")
+    whole.policy("qubes.GetDate * work @anyvm deny\nqubes.GetDate * work @default deny\n")
+    refused = whole.inside("work", "qvm-sync-clock", user="root")
+    assert refused.code == 1
+    assert refused.err.startswith("Request refused\nerror: the clock qube gave no date\n")
 
 
 def test_a_port_of_a_qube_leads_to_another_one_where_policy_allows(whole: Whole):
