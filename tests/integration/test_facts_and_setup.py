@@ -282,6 +282,9 @@ def test_a_template_announces_its_features_and_reaches_the_updates_proxy(whole: 
         "GET http://mirror.invalid/x HTTP/1.1"
     )
     assert whole.said("work", "/usr/lib/qubes/updates-proxy-detect") == "DIRECT"
+    whole.broker.crash()
+    whole.broker.start()  # the agent comes back, and its barriers are up as before
+    assert whole.said("host", "id -un") == "user"
 
 
 def test_a_count_of_updates_reaches_the_record(whole: Whole):
