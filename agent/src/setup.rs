@@ -104,7 +104,9 @@ pub fn begin() -> Option<Gate> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
     match call::fork() {
         Ok(None) => {
-            drop(reader);
+            // The child lives long. With the agent's connection in its hands, the broker would
+            // believe that one which the agent gave up is still there.
+            let writer = call::keep_only(writer);
             enter_background();
             bind::all();
             drop(writer);

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from grounds.whole import Done, Whole, finished, until, whole_instance
 
-from caisson.paths import AGENT_BINARY
+from caisson.paths import AGENT_BINARY, SHIPPED
 
 pytestmark = pytest.mark.root
 CONFIG = "/rw/config/qubes-bind-dirs.d"
@@ -228,6 +228,16 @@ def test_dates_have_their_exact_forms_and_a_container_sets_no_clock(whole: Whole
         assert done.err.startswith("error: that is no date\n")
 
 
+def test_a_clock_is_compared_with_that_of_the_clock_qube(whole: Whole):
+    """Which is the admin qube where none is named; the way there is policy's to close."""
+    finished([str(SHIPPED / "script/install-services"), str(whole.paths.root)])
+    assert whole.inside("work", "qvm-sync-clock", user="root") == Done(0, "", "")
+    whole.policy("qubes.GetDate * work @anyvm deny\nqubes.GetDate * work @default deny\n")
+    refused = whole.inside("work", "qvm-sync-clock", user="root")
+    assert refused.code == 1
+    assert refused.err.startswith("Request refused\nerror: the clock qube gave no date\n")
+
+
 def test_a_port_of_a_qube_leads_to_another_one_where_policy_allows(whole: Whole):
     """Through `qvm-connect-tcp` and `qubes.ConnectTCP`; the other port stays closed."""
     whole.policy("qubes.ConnectTCP +5001 work sys-net allow\n")
@@ -272,6 +282,9 @@ def test_a_template_announces_its_features_and_reaches_the_updates_proxy(whole: 
         "GET http://mirror.invalid/x HTTP/1.1"
     )
     assert whole.said("work", "/usr/lib/qubes/updates-proxy-detect") == "DIRECT"
+    whole.broker.crash()
+    whole.broker.start()  # the agent comes back, and its barriers are up as before
+    assert whole.said("host", "id -un") == "user"
 
 
 def test_a_count_of_updates_reaches_the_record(whole: Whole):
