@@ -38,7 +38,13 @@ class Program:
         descriptors: Mapping[int, int],
     ) -> None:
         self._pid = _spawn(arguments, environment, descriptors)
-        self._pidfd = os.pidfd_open(self._pid)
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError as e:
+            # Out of descriptors. Nobody could see its end, nor stop it.
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise DaemonError(f"`{arguments[0]}` cannot be watched: {e.strerror}") from None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
