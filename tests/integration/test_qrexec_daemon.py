@@ -24,8 +24,12 @@ from fake_agent import (
     params,
     trigger,
 )
+from structlog.testing import capture_logs
 from wire_rig import UUIDS, allow, wire
 
+from caisson.qrexec import sparing
+from caisson.qrexec.vchan import peers
+from caisson.qrexec.vchan.local import Clients
 from caisson.qrexec.vchan.streams import Places
 
 IDENT = b"SOCKET7".ljust(32, b"\0")
@@ -203,6 +207,36 @@ async def test_disposable_of_a_caller_that_left_is_killed():
             ("admin.vm.CreateDisposable", "base"),
             ("admin.vm.Kill", "disp7"),
         ]
+
+
+async def test_disposables_of_one_qube_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """Also where the agent uses one ident for all, so that no request stays pending."""
+    monkeypatch.setattr(peers, "MOST_DISPOSABLES", 2)
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        making: asyncio.Queue[str] = asyncio.Queue()
+        killed: asyncio.Queue[str] = asyncio.Queue()
+        go = asyncio.Event()
+
+        async def act(method: str, name: str, _payload: bytes) -> bytes:
+            if method == "admin.vm.CreateDisposable":
+                await making.put(name)
+                await go.wait()
+            else:
+                await killed.put(name)
+            return b"disp7"
+
+        rig.on_act = act
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(2):
+                work.send(trigger(b"@dispvm", b"my.Service\0"))
+                await making.get()
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
+            go.set()
+            assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await making.get() == "base"
 
 
 async def test_relay_is_told_the_transport_service():

@@ -25,6 +25,8 @@ from caisson.qrexec.wire import parse_target
 
 MOST_QUESTIONS = 16
 """Questions to the policy at once; a person is asked about fewer of one qube."""
+MOST_DISPOSABLES = 64
+"""Disposables of one qube that are being made, or live; others are refused."""
 PEER_PATIENCE = 10.0
 """Seconds for the daemon of a target that runs."""
 
@@ -68,6 +70,7 @@ class Peers:
         self._client = client
         self._spawn = spawn
         self._turn = asyncio.Semaphore(MOST_QUESTIONS)
+        self._disposables = 0
 
     def begin(self, pending: Pending) -> None:
         """Decide, in a task of its own."""
@@ -164,11 +167,19 @@ class Peers:
         """Run the call in a disposable of its own, which ends with the call."""
         if not verdict.autostart:
             raise DaemonError("a disposable is always started, and the rule says `autostart=no`")
+        if self._disposables >= MOST_DISPOSABLES:
+            raise DaemonError("too many disposables of this qube run")
         base = (verdict.target_uuid or verdict.target).removeprefix(_DISPOSABLE)
         payload = b"uuid" if verdict.target_uuid else b""
+        # They outlive their request, whose ident the agent may use again at once.
+        self._disposables += 1
         # If the caller leaves meanwhile, the answer is still awaited: somebody must discard it.
         making = self._spawn(self._discarded(pending, verdict, base, payload))
+        making.add_done_callback(self._one_less)
         await asyncio.shield(making)
+
+    def _one_less(self, _: asyncio.Task[None]) -> None:
+        self._disposables -= 1
 
     async def _discarded(
         self, pending: Pending, verdict: Verdict, base: str, payload: bytes
