@@ -461,6 +461,30 @@ async def test_agent_may_come_again_on_a_stream_without_an_end():
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
 
 
+async def test_agent_that_says_hello_all_the_time_does_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of many hellos the last counts, and the log tells of few: it must not fill the disk."""
+    monkeypatch.setattr(sparing, "_budgets", {})
+    async with wire(lambda _: None) as rig:
+        streams = Places(rig.streams, rig.streams / f"vchan.{VAULT}.0")
+        (rig.streams / f"vchan.{VAULT}.0.512").symlink_to(f"vchan.{VAULT}.0.512.sock")
+        opened: list[Clients] = []
+
+        def note(clients: Clients) -> None:
+            opened.append(clients)
+
+        monkeypatch.setattr(Clients, "open", note)
+        with capture_logs() as lines:
+            vault = await rig.qube("vault", VAULT, places=streams)
+            hellos = frame(HELLO, b"\4\0\0\0") * 1000
+            vault.send(hellos, trigger(b"work", b"+\0"))
+            while (await vault.next()).kind != REFUSED:
+                pass
+        assert len(opened) <= 4
+        assert len(lines) <= 2 * sparing.LINES
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from caisson import __version__
 from caisson.errors import CaissonError, DaemonError
@@ -44,8 +43,6 @@ LINGER = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _CODE_IN, _STDERR_IN = 3, 4
 """Numbers of a link's descriptors for the exit code and for what the service says on stderr."""
-
-_log = structlog.get_logger("broker")
 
 Start = Callable[[Mapping[int, int]], Program]
 
@@ -96,9 +93,10 @@ class Gateway:
         carried = self._carried.get(port)
         if carried is None:
             return True
-        carried.terminated = True
-        # Another call with this port must not meet the link of this one.
-        asyncio.get_running_loop().call_later(LINGER, carried.program.stop)
+        if not carried.terminated:  # an agent may say so as often as it likes
+            carried.terminated = True
+            # Another call with this port must not meet the link of this one.
+            asyncio.get_running_loop().call_later(LINGER, carried.program.stop)
         return False
 
     def close(self) -> None:
@@ -230,9 +228,9 @@ class Gateway:
         close_all(descriptors)
         if answer != b"W":
             reason = answer[1:].decode("ascii", "replace") if answer[:1] == b"N" else ""
-            _log.warning("not admitted as the agent", qube=self._board.name, reason=reason)
+            sparing.warning("not admitted as the agent", qube=self._board.name, reason=reason)
             return False
-        _log.info("admitted as the agent", qube=self._board.name)
+        sparing.info("admitted as the agent", qube=self._board.name)
         while True:
             message, descriptors = await broker.receive()
             if not message:
@@ -258,7 +256,7 @@ class Gateway:
         try:
             program = self._client(work, dict(enumerate(descriptors)))
         except (DaemonError, OSError) as e:
-            _log.warning("a call to the qube failed", qube=self._board.name, reason=str(e))
+            sparing.warning("a call to the qube failed", qube=self._board.name, reason=str(e))
             return None
         self._serving.add(program)
         return program
@@ -272,4 +270,4 @@ class Gateway:
         try:
             await broker.send(b"X%d\0%d" % (work.id, code))
         except (OSError, ValueError) as e:
-            _log.warning("an exit code is lost", qube=self._board.name, reason=str(e))
+            sparing.warning("an exit code is lost", qube=self._board.name, reason=str(e))
