@@ -6,15 +6,21 @@
 
 use alloc::vec::Vec;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use super::{start, take_descriptors, Begin, Request, Settings, Work};
+use crate::code;
 use crate::sys::call;
 use crate::text::c_string;
 use crate::users::User;
 
+/// Between two looks at the lock, in milliseconds: first and longest.
+const FIRST_PAUSE: i64 = 5;
+const LONGEST_PAUSE: i64 = 100;
 const SERVICE: &[u8] = b"qubes.WaitForSession";
 
 /// Return once the session of `user` is there, or cannot be waited for.
@@ -26,7 +32,22 @@ pub fn wait(user: &User<'_>, source: &[u8], settings: &Settings) {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
         run(user, source, settings);
     } else {
-        let _ = rustix::fs::flock(&lock, FlockOperation::LockShared);
+        wait_for(&lock);
+    }
+}
+
+/// Wait until the first one has let go of the lock. Who waits for a caller that has gone ends: a
+/// session that never comes would else collect a process for each call.
+fn wait_for(lock: &OwnedFd) {
+    let mut pause = FIRST_PAUSE;
+    while rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
+        let mut output = [PollFd::from_borrowed_fd(call::standard(1), PollFlags::empty())];
+        let told = rustix::event::poll(&mut output, Some(&timeout));
+        if told.is_ok() && output[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            call::exit(code::PROBLEM);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
