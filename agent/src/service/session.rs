@@ -41,14 +41,22 @@ pub fn wait(user: &User<'_>, source: &[u8], settings: &Settings) {
 fn wait_for(lock: &OwnedFd) {
     let mut pause = FIRST_PAUSE;
     while rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
-        let mut output = [PollFd::from_borrowed_fd(call::standard(1), PollFlags::empty())];
-        let told = rustix::event::poll(&mut output, Some(&timeout));
-        if told.is_ok() && output[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+        if caller_left(pause) {
             call::exit(code::PROBLEM);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Whether nobody reads what the service would say, after so many milliseconds at most.
+fn caller_left(pause: i64) -> bool {
+    let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
+    // A caller may close its output early; it has gone where its errors are closed as well.
+    [1, 2].into_iter().all(|number| {
+        let mut told = [PollFd::from_borrowed_fd(call::standard(number), PollFlags::empty())];
+        let heard = rustix::event::poll(&mut told, Some(&timeout));
+        heard.is_ok() && told[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    })
 }
 
 /// A file of our own to lock; whatever else lies there is left alone.
