@@ -26,6 +26,7 @@ from fake_agent import (
     params,
     trigger,
 )
+from structlog.testing import capture_logs
 
 from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
@@ -258,6 +259,29 @@ async def test_end_that_is_told_again_and_again_costs_nothing(monkeypatch: pytes
         assert await g.far.next() == (REFUSED, IDENT)
         assert waits.count(LINGER) == 1
         await service.end()
+
+
+async def test_link_that_a_qube_breaks_is_one_bounded_line(capfd: pytest.CaptureFixture[str]):
+    """Programs that carry data say nothing on the daemon's log, which a qube could fill by them."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        with capture_logs() as lines:
+            g.far.send(trigger(b"vault", b"my.Service\0"))
+            service = await vault.next_call()
+            assert (await g.far.next()).params == (0, 513)
+            data = await g.far.wait_for(0, 513)
+            await data.greet()
+            data.send(b"\xff" * 8)
+            await until(lambda: any(line["event"] == "a link broke" for line in lines))
+        assert lines[-1] | {"log_level": ""} == {
+            "event": "a link broke",
+            "qube": "far",
+            "port": 513,
+            "code": 1,
+            "log_level": "",
+        }
+        service.close()
+    assert "protocol" not in capfd.readouterr().err
 
 
 async def test_broker_that_ends_loses_calls_and_not_the_qube():

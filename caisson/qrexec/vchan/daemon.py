@@ -295,4 +295,4 @@ class Daemon:
 
     def _link(self, port: int, descriptors: Mapping[int, int]) -> Program:
         arguments = ("qrexec-link", str(self._settings.domain), str(port))
-        return Program(arguments, self._environment(), descriptors)
+        return Program(arguments, self._environment(), descriptors, quiet=True)

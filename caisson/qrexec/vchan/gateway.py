@@ -197,7 +197,9 @@ class Gateway:
 
     async def _ended(self, port: int, carried: _Carried) -> None:
         """Free the port, if the agent does not use it any more."""
-        await carried.program.wait()
+        code = await carried.program.wait()
+        if code:
+            sparing.info("a link broke", qube=self._board.name, port=port, code=code)
         del self._carried[port]
         if carried.terminated:
             self._board.ports.release(0, port)
