@@ -88,8 +88,11 @@ fn start(work: Work<'_>, user: &[u8], settings: &Settings, errors: Option<OwnedF
     }
 }
 
-/// Where a service that outlives its call writes its errors: a process copies them to the log.
+/// Where a service that outlives its call writes its errors: a process copies them to the log, if
+/// there is one.
 fn log_errors(log: &[u8], request: Request<'_>) -> Option<OwnedFd> {
+    let open = || Log::open(log, request.descriptor, request.source);
+    open()?;
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
     match call::fork().ok()? {
         Some(_) => Some(writer),
@@ -98,7 +101,7 @@ fn log_errors(log: &[u8], request: Request<'_>) -> Option<OwnedFd> {
             let reader = call::keep_only(reader);
             service::take_descriptors(&[None, None, None]);
             service::enter_session();
-            if let Some(mut log) = Log::open(log, request.descriptor, request.source) {
+            if let Some(mut log) = open() {
                 log.add_all(&reader);
             }
             call::exit(0)

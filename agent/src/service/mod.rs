@@ -123,8 +123,8 @@ pub fn start_and_leave(work: Work<'_>, user: &[u8], settings: &Settings, errors:
     match call::fork() {
         Ok(None) => {
             let Failure(code, text) = start(work, user, settings, Begin::AndLeave);
-            say!("error: {text}");
             let _ = rustix::io::write(&writer, &[code as u8]);
+            say!("error: {text}");
             call::exit(code)
         }
         Ok(Some(_)) => {
