@@ -127,9 +127,9 @@ async def test_target_is_started_once():
         assert (await rig.agents[1].next()).rest == b"root:QUBESRPC my.Service+ work\0"
 
 
-@pytest.mark.parametrize("ends", ["call", "daemon"])
+@pytest.mark.parametrize("ends", ["call", "caller", "daemon"])
 async def test_disposable_lives_as_long_as_its_call(ends: str):
-    """It is made, started, called by its uuid, and killed at the end of the connection."""
+    """It is made, started, called by its uuid, and killed at the end, whoever tells of that."""
     base = "00000000-0000-4000-8000-000000000009"
     async with wire(lambda _: allow("@dispvm:base", target_uuid=f"@dispvm:uuid:{base}")) as rig:
         work = await rig.qube("work", WORK)
@@ -154,6 +154,9 @@ async def test_disposable_lives_as_long_as_its_call(ends: str):
         assert rig.acts[0] == ("admin.vm.CreateDisposable", f"uuid:{base}", b"uuid")
         if ends == "call":
             rig.agents[1].send(params(TERMINATED, WORK, 513))
+        elif ends == "caller":
+            # The disposable does not say so: it would outlive its caller, as long as it likes.
+            work.send(params(TERMINATED, VAULT, 513))
         else:
             rig.running["work"].cancel()
         async with asyncio.timeout(PATIENCE):

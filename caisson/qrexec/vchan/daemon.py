@@ -262,7 +262,7 @@ class Daemon:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if isinstance(error, CaissonError):
-            _log.warning("something failed", qube=self._settings.name, reason=error.message)
+            sparing.warning("something failed", qube=self._settings.name, reason=error.message)
         else:
             _log.error("this is a bug in Caisson, report it", exc_info=error)
 

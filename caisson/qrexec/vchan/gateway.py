@@ -44,8 +44,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _CODE_IN, _STDERR_IN = 3, 4
 """Numbers of a link's descriptors for the exit code and for what the service says on stderr."""
 
-Start = Callable[[Mapping[int, int]], Program]
-
 
 class _Carried:
     """A connection whose data a link carries."""
@@ -88,10 +86,10 @@ class Gateway:
         """Let the broker decide."""
         pending.task = self._spawn(self._request(pending))
 
-    def terminated(self, _domain: int, port: int) -> bool:
+    def terminated(self, domain: int, port: int) -> bool:
         """The caller is gone; its port is free when nothing here waits for it any more."""
         carried = self._carried.get(port)
-        if carried is None:
+        if carried is None or domain != 0:
             return True
         if not carried.terminated:  # an agent may say so as often as it likes
             carried.terminated = True

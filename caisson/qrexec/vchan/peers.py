@@ -71,13 +71,17 @@ class Peers:
         self._spawn = spawn
         self._turn = asyncio.Semaphore(MOST_QUESTIONS)
         self._disposables = 0
+        self._lefts: dict[Params, asyncio.Event] = {}
 
     def begin(self, pending: Pending) -> None:
         """Decide, in a task of its own."""
         pending.task = self._spawn(self._guarded(pending))
 
-    def terminated(self, _domain: int, _port: int) -> bool:
-        """Nothing of ours holds the port."""
+    def terminated(self, domain: int, port: int) -> bool:
+        """The caller left a call to a disposable, which may not say so itself; no port is ours."""
+        left = self._lefts.get(Params(domain, port))
+        if left is not None:
+            left.set()
         return True
 
     def close(self) -> None:
@@ -197,14 +201,23 @@ class Peers:
             peer, sock = await self._execute(name, self._command(pending, verdict))
             with contextlib.closing(sock):
                 self._board.connect(pending, *peer)
-                # The call's end is that of this connection.
-                while await asyncio.get_running_loop().sock_recv(sock, _READ):
-                    pass
-        except ConnectionError:
-            pass
+                await self._ended(peer, sock)
         finally:
             self._board.refuse(pending)
             self._spawn(self._killed(name))
+
+    async def _ended(self, peer: Params, sock: socket.socket) -> None:
+        """Wait for the end of a call: that of this connection, or of the caller."""
+        left = self._lefts[peer] = asyncio.Event()
+        waits = [asyncio.ensure_future(wait) for wait in (left.wait(), _closed(sock))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._lefts[peer]
+            for wait in waits:
+                wait.cancel()
+            # Before the socket is closed, nothing may look at it any more.
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _killed_when_made(self, making: asyncio.Future[bytes]) -> None:
         await self._killed(_made(await making))
@@ -247,6 +260,12 @@ class Peers:
         except BaseException:
             sock.close()
             raise
+
+
+async def _closed(sock: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.get_running_loop().sock_recv(sock, _READ):
+            pass
 
 
 def _made(reply: bytes) -> str:
