@@ -382,7 +382,7 @@ impl Agent {
         }
         match call::fork() {
             Ok(None) if self.gate.is_some() => self.start_behind_gate(work, user, descriptors, just_start),
-            Ok(None) if just_start => service::start_and_leave(work, user, &self.settings),
+            Ok(None) if just_start => service::start_and_leave(work, user, &self.settings, None),
             Ok(None) => service::become_service(work, user, descriptors, &self.settings),
             Ok(Some(pid)) => {
                 self.childless = false;
@@ -408,7 +408,7 @@ impl Agent {
             gate.pass(descriptors[2].as_ref());
         }
         if just_start {
-            service::start_and_leave(work, user, &self.settings)
+            service::start_and_leave(work, user, &self.settings, None)
         }
         service::become_service(work, user, descriptors, &self.settings)
     }

@@ -27,6 +27,8 @@ from caisson.qrexec.known import Known, identity
 from caisson.qrexec.targets import Targets
 
 LINK_PATIENCE = 5.0
+_CLOCK_ARGUMENTS = frozenset({"", "nanoseconds"})
+"""What is asked of the clock in the admin qube's name: nothing that a caller made up."""
 
 _log = structlog.get_logger("broker")
 
@@ -171,7 +173,7 @@ class Decider:
 
     def _clock_for(self, call: Call) -> Endpoint | None:
         """The qube that tells the time in place of the admin qube, if it runs and does not ask."""
-        if call.service != CLOCK_SERVICE:
+        if call.service != CLOCK_SERVICE or call.argument not in _CLOCK_ARGUMENTS:
             return None
         name = self._known.clockvm
         if name is None or name in {DOM0, call.source}:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import select
 import signal
 import uuid
@@ -32,6 +33,7 @@ _LONGEST_REPLY = 65_536
 _DOMAIN = re.compile(r"[1-9][0-9]{0,9}")
 _HIGHEST_DOMAIN = 2**31 - 1
 _READY = b"ready"
+_FILES = 8192
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,6 +83,9 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     """Serve, here or in the background."""
     settings = _settings(arguments, Paths(Path(client.root)))
     _keep_descriptors_in()
+    # A call holds up to four descriptors, and a qube may have 512 of them.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _FILES), hard))
     seconds = None if os.environ.get("QREXEC_STARTUP_NOWAIT") else _timeout()
     log = settings.paths.log / f"qrexec.{settings.name}.log"
     # Addresses of sockets are short: those in this directory are given relative to it.

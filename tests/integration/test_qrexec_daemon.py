@@ -24,8 +24,12 @@ from fake_agent import (
     params,
     trigger,
 )
+from structlog.testing import capture_logs
 from wire_rig import UUIDS, allow, wire
 
+from caisson.qrexec import sparing
+from caisson.qrexec.vchan import peers
+from caisson.qrexec.vchan.local import Clients
 from caisson.qrexec.vchan.streams import Places
 
 IDENT = b"SOCKET7".ljust(32, b"\0")
@@ -123,9 +127,9 @@ async def test_target_is_started_once():
         assert (await rig.agents[1].next()).rest == b"root:QUBESRPC my.Service+ work\0"
 
 
-@pytest.mark.parametrize("ends", ["call", "daemon"])
+@pytest.mark.parametrize("ends", ["call", "caller", "daemon"])
 async def test_disposable_lives_as_long_as_its_call(ends: str):
-    """It is made, started, called by its uuid, and killed at the end of the connection."""
+    """It is made, started, called by its uuid, and killed at the end, whoever tells of that."""
     base = "00000000-0000-4000-8000-000000000009"
     async with wire(lambda _: allow("@dispvm:base", target_uuid=f"@dispvm:uuid:{base}")) as rig:
         work = await rig.qube("work", WORK)
@@ -150,6 +154,9 @@ async def test_disposable_lives_as_long_as_its_call(ends: str):
         assert rig.acts[0] == ("admin.vm.CreateDisposable", f"uuid:{base}", b"uuid")
         if ends == "call":
             rig.agents[1].send(params(TERMINATED, WORK, 513))
+        elif ends == "caller":
+            # The disposable does not say so: it would outlive its caller, as long as it likes.
+            work.send(params(TERMINATED, VAULT, 513))
         else:
             rig.running["work"].cancel()
         async with asyncio.timeout(PATIENCE):
@@ -203,6 +210,36 @@ async def test_disposable_of_a_caller_that_left_is_killed():
             ("admin.vm.CreateDisposable", "base"),
             ("admin.vm.Kill", "disp7"),
         ]
+
+
+async def test_disposables_of_one_qube_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """Also where the agent uses one ident for all, so that no request stays pending."""
+    monkeypatch.setattr(peers, "MOST_DISPOSABLES", 2)
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        making: asyncio.Queue[str] = asyncio.Queue()
+        killed: asyncio.Queue[str] = asyncio.Queue()
+        go = asyncio.Event()
+
+        async def act(method: str, name: str, _payload: bytes) -> bytes:
+            if method == "admin.vm.CreateDisposable":
+                await making.put(name)
+                await go.wait()
+            else:
+                await killed.put(name)
+            return b"disp7"
+
+        rig.on_act = act
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(2):
+                work.send(trigger(b"@dispvm", b"my.Service\0"))
+                await making.get()
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
+            go.set()
+            assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await making.get() == "base"
 
 
 async def test_relay_is_told_the_transport_service():
@@ -425,6 +462,30 @@ async def test_agent_may_come_again_on_a_stream_without_an_end():
         assert await vault.link.greet() == 4
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
+
+
+async def test_agent_that_says_hello_all_the_time_does_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of many hellos the last counts, and the log tells of few: it must not fill the disk."""
+    monkeypatch.setattr(sparing, "_budgets", {})
+    async with wire(lambda _: None) as rig:
+        streams = Places(rig.streams, rig.streams / f"vchan.{VAULT}.0")
+        (rig.streams / f"vchan.{VAULT}.0.512").symlink_to(f"vchan.{VAULT}.0.512.sock")
+        opened: list[Clients] = []
+
+        def note(clients: Clients) -> None:
+            opened.append(clients)
+
+        monkeypatch.setattr(Clients, "open", note)
+        with capture_logs() as lines:
+            vault = await rig.qube("vault", VAULT, places=streams)
+            hellos = frame(HELLO, b"\4\0\0\0") * 1000
+            vault.send(hellos, trigger(b"work", b"+\0"))
+            while (await vault.next()).kind != REFUSED:
+                pass
+        assert len(opened) <= 4
+        assert len(lines) <= 2 * sparing.LINES
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_agent import (
@@ -35,6 +37,7 @@ from fake_agent import (
     trigger,
 )
 
+from caisson.errors import DaemonError
 from caisson.qrexec.vchan.programs import Program
 from caisson.tools import command, qrexec_daemon
 
@@ -327,3 +330,23 @@ def _inherited() -> set[int]:
             if os.get_inheritable(int(name)):
                 found.add(int(name))
     return found
+
+
+async def test_program_that_cannot_be_watched_does_not_run(monkeypatch: pytest.MonkeyPatch):
+    """Without a descriptor for it nobody would bury it, or stop it when its call ends."""
+    started = []
+    spawn = os.posix_spawn
+
+    def noted(*given: Any, **more: Any) -> int:
+        started.append(spawn(*given, **more))
+        return started[-1]
+
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "posix_spawn", noted)
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    with pytest.raises(DaemonError, match="cannot be watched"):
+        Program(("sleep", "infinity"), dict(os.environ), {})
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)

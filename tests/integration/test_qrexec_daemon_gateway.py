@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from broker_rig import Rig, broker_rig, until
@@ -25,11 +26,13 @@ from fake_agent import (
     params,
     trigger,
 )
+from structlog.testing import capture_logs
 
 from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import AGENT_BINARY
 from caisson.qrexec.vchan import Daemon, Settings
+from caisson.qrexec.vchan.gateway import LINGER
 from caisson.qrexec.vchan.streams import Places
 
 pytestmark = [
@@ -234,6 +237,51 @@ async def test_port_is_not_used_again_while_a_link_may_come_there():
         assert (await g.far.next()).params == (0, 514)
         await service.end()
         await other.end()
+
+
+async def test_end_that_is_told_again_and_again_costs_nothing(monkeypatch: pytest.MonkeyPatch):
+    """While a link may still come there, the port is waited for once, not once each time."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).params == (0, 513)
+        waits: list[float] = []
+        loop = asyncio.get_running_loop()
+        later = loop.call_later
+
+        def counted(delay: float, *rest: Any, **more: Any) -> asyncio.TimerHandle:
+            waits.append(delay)
+            return later(delay, *rest, **more)
+
+        monkeypatch.setattr(loop, "call_later", counted)
+        g.far.send(*[params(TERMINATED, 0, 513)] * 500, trigger(b"vault", b"+\0"))
+        assert await g.far.next() == (REFUSED, IDENT)
+        assert waits.count(LINGER) == 1
+        await service.end()
+
+
+async def test_link_that_a_qube_breaks_is_one_bounded_line(capfd: pytest.CaptureFixture[str]):
+    """Programs that carry data say nothing on the daemon's log, which a qube could fill by them."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        with capture_logs() as lines:
+            g.far.send(trigger(b"vault", b"my.Service\0"))
+            service = await vault.next_call()
+            assert (await g.far.next()).params == (0, 513)
+            data = await g.far.wait_for(0, 513)
+            await data.greet()
+            data.send(b"\xff" * 8)
+            await until(lambda: any(line["event"] == "a link broke" for line in lines))
+        assert lines[-1] | {"log_level": ""} == {
+            "event": "a link broke",
+            "qube": "far",
+            "port": 513,
+            "code": 1,
+            "log_level": "",
+        }
+        service.close()
+    assert "protocol" not in capfd.readouterr().err
 
 
 async def test_broker_that_ends_loses_calls_and_not_the_qube():

@@ -567,6 +567,28 @@ def _waiting(agent: Agent) -> int:
     return found
 
 
+def test_a_call_whose_caller_left_does_not_wait_for_the_session(agent: Agent) -> None:
+    """Callers must not fill the table of calls of a qube whose session does not come."""
+    gate, begun = agent.home / "left-gate", agent.home / "left-begun"
+    os.mkfifo(gate)
+    agent.write_service("qubes.WaitForSession", f"#!/bin/sh\n: >{begun}; read x <{gate}\n")
+    settings(agent, "w.Left", "wait-for-session = true")
+    agent.write_service("w.Left", "#!/bin/sh\n")
+    first, quiet, gone = Pipes.make(), Pipes.make(), Pipes.make()
+    numbers = [agent.service("w.Left", first)]
+    eventually(begun.exists)
+    numbers += [agent.service("w.Left", pipes) for pipes in (quiet, gone)]
+    eventually(lambda: _waiting(agent) == 3)
+    shut(quiet.caller, 1)  # it wants no output, and is still there
+    shut(gone.caller)
+    assert agent.code_of(numbers[2]) == 125
+    assert _waiting(agent) == 2
+    gate.write_text("go\n")
+    assert [agent.code_of(number) for number in numbers[:2]] == [0, 0]
+    shut(first.caller)
+    shut(quiet.caller)
+
+
 def test_a_missing_session_service_is_not_waited_for(tmp_path: Path) -> None:
     """A qube without sessions starts its services at once."""
     with running_agent(tmp_path) as agent:

@@ -437,6 +437,12 @@ def test_an_ordinary_agent_serves_its_own_user_only() -> None:
         agent.write_service("a.Who", "#!/bin/sh\nid -un\n")
         assert agent.outcome("nobody:QUBESRPC a.Who work")[:2] == (0, b"nobody\n")
         assert agent.outcome("root:QUBESRPC a.Who work")[:2] == (125, b"")
+        # Whatever the user's login shell is, and without a profile.
+        assert agent.outcome("nobody:echo $0 $-x; id -un")[1].split() == [
+            b"/bin/sh",
+            b"x",
+            b"nobody",
+        ]
 
 
 @pytest.mark.root
@@ -508,6 +514,56 @@ def test_just_exec_says_only_its_code() -> None:
         found = agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
         assert (len(found), code_of(found)) == (1, 127)
         assert {agent.daemon.receive()[0] for _ in range(2)} == {TERMINATED}
+
+
+def test_errors_of_a_service_that_nobody_waits_for_reach_the_log(tmp_path: Path) -> None:
+    """Also those after the call's end, and why a service does not start."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.settimeout(PATIENCE)
+        log.bind(str(tmp_path / "log"))
+        with wire_agent(CAISSON_LOG_SOCKET=str(tmp_path / "log")) as agent:
+            os.mkfifo(agent.home / "go")
+            text = f"echo first >&2; read x <{agent.home}/go; echo $x >&2"
+            agent.write_service("a.Err", f"#!/bin/sh\n{text}\n")
+            agent.call(f"{ME}:QUBESRPC a.Err work", kind=JUST_EXEC).rest()
+            assert log.recv(4096) == b"<13>a.Err-work: first"
+            assert agent.daemon.receive()[0] == TERMINATED
+            (agent.home / "go").write_text("second\n")
+            assert log.recv(4096) == b"<13>a.Err-work: second"
+            agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
+            assert b"there is no service `a.Missing`" in log.recv(4096)
+
+
+def test_calls_whose_callers_left_do_not_wait_for_a_session(tmp_path: Path) -> None:
+    """A session that never comes would else collect a process for each call of another qube."""
+    with wire_agent(CAISSON_SESSION_LOCKS=str(tmp_path)) as agent:
+        binary = str(agent.home / "qrexec-agent")
+
+        def processes() -> int:
+            found = 0
+            for entry in Path("/proc").glob("[0-9]*/exe"):
+                with contextlib.suppress(OSError):
+                    found += str(entry.readlink()) == binary
+            return found
+
+        started = agent.home / "started"
+        agent.write_service(
+            "qubes.WaitForSession", f"#!/bin/sh\necho $$ >{started}\nexec sleep 600\n"
+        )
+        agent.write_service("a.Waits", "#!/bin/sh\n")
+        (agent.home / "settings/a.Waits").write_text("wait-for-session = true\n")
+        agent.call(f"{ME}:QUBESRPC a.Waits work")
+        eventually(lambda: started.exists() and started.read_text().endswith("\n"))
+        try:
+            # The agent; and of the first call the data process, and the one that waits.
+            assert processes() == 3
+            links = [agent.call(f"{ME}:QUBESRPC a.Waits work") for _ in range(5)]
+            eventually(lambda: processes() == 13)
+            for link in links:
+                link.close()
+            eventually(lambda: processes() == 3)
+        finally:
+            os.kill(int(started.read_text()), signal.SIGKILL)
 
 
 # Whole calls.

@@ -47,7 +47,7 @@ struct Client {
 pub struct Clients {
     listener: OwnedFd,
     knocking: bool,
-    /// Whether the last one that came was refused for want of room, and this was said.
+    /// Whether somebody was refused for want of room, this was said, and there is not much room yet.
     full: bool,
     retry_at: i64,
     clients: Vec<Client>,
@@ -157,7 +157,7 @@ impl Clients {
                         hung_up: false,
                     });
                     self.next += 1;
-                    self.full = false;
+                    self.full &= self.clients.len() > MOST / 2;
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,

@@ -77,6 +77,7 @@ pub fn start_service(
         let stderr = rustix::io::fcntl_dupfd_cloexec(call::standard(2), 3).ok();
         match call::fork()? {
             None => {
+                drop((stdin, stdout));
                 call::default_broken_pipes();
                 let descriptors = [Some(its_stdin), Some(its_stdout), stderr];
                 service::become_service(Work::Service(request), &user, descriptors, &settings)

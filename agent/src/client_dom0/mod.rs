@@ -300,7 +300,7 @@ impl Client {
         }
         match call::fork() {
             Ok(None) if wishes.just_start => {
-                service::start_and_leave(Work::Service(request), &user, &settings)
+                service::start_and_leave(Work::Service(request), &user, &settings, None)
             }
             Ok(None) => call::exit(service::serve_here(&request, &user, &settings)),
             Ok(Some(pid)) => Ok(call::wait_for(pid).map_or(code::PROBLEM, exit_code)),

@@ -55,6 +55,19 @@ impl Log {
         }
     }
 
+    /// Take all bytes up to the end.
+    pub fn add_all(&mut self, reader: &OwnedFd) {
+        let mut piece = [0; 4096];
+        loop {
+            match rustix::io::read(reader, &mut piece) {
+                Ok(0) => return,
+                Ok(count) => self.add(&piece[..count]),
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     fn send(&mut self) {
         if self.line.len() > self.head {
             filter::clean(&mut self.line[self.head..]);

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags};
 
@@ -15,6 +15,9 @@ use crate::process::exit_code;
 use crate::sys::call;
 use crate::wire;
 use crate::{code, say};
+
+/// Steps after which others are looked at, though the last one did something.
+const MOVES: u32 = 64;
 
 /// What tells how the process of our side ended.
 pub enum Process {
@@ -107,15 +110,19 @@ impl Link {
 
     /// Run the link to its end: the call's exit code, or ours where the call was cut short.
     pub fn run_to_ending(mut self) -> Result<i32, i32> {
+        let mut moves: u32 = 0;
         let stop = loop {
-            match self.step() {
+            let moved = match self.step() {
                 Err(stop) => break stop,
-                Ok(true) => {}
-                Ok(false) => {
-                    if let Err(stop) = self.wait() {
-                        break stop;
-                    }
-                }
+                Ok(moved) => moved,
+            };
+            moves = moves.wrapping_add(1);
+            // A peer that sends all the time does not keep us from signals, sources and the process.
+            if moved && moves % MOVES != 0 {
+                continue;
+            }
+            if let Err(stop) = self.wait(moved) {
+                break stop;
             }
         };
         // Readers on our side see their ends before we are gone.
@@ -293,8 +300,8 @@ impl Link {
         }
     }
 
-    /// Wait until something can be done, and take note of it.
-    fn wait(&mut self) -> Result<(), Stop> {
+    /// Wait until something can be done, and take note of it; only take note where we are `busy`.
+    fn wait(&mut self, busy: bool) -> Result<(), Stop> {
         let (peer, rules) = (&self.peer, &self.rules);
         let filling = peer.all_sent() && !peer.deaf();
         let blocked = peer.has_bytes();
@@ -317,13 +324,14 @@ impl Link {
         entries.extend(self.sinks.iter().map(|(stream, sink)| {
             (blocked && sink.blocked() && self.current == Some(*stream)).then(|| sink.poll_entry())
         }));
-        if peer.hung_up() && rules.side() == Side::Service && blocked {
+        if peer.hung_up() && rules.side() == Side::Service && blocked && !busy {
             // Nobody is left to hear what the service makes of what it does not read.
             return Err(Stop::Ended(Ending::Lost));
         }
         let present: Vec<bool> = entries.iter().map(Option::is_some).collect();
         let mut waiting: Vec<PollFd<'_>> = entries.into_iter().flatten().collect();
-        if rustix::event::poll(&mut waiting, None).is_err() {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::event::poll(&mut waiting, busy.then_some(&at_once)).is_err() {
             return Ok(());
         }
         let mut found = waiting.iter().map(PollFd::revents);

@@ -10,9 +10,10 @@ use super::log::Log;
 use super::peer::Peer;
 use super::rules::{Rules, Stream};
 use super::run::{Link, Process, Watch};
+use crate::connection::Descriptors;
 use crate::process::exit_code;
 use crate::relay::End;
-use crate::service::{self, command, Settings, Work};
+use crate::service::{self, command, Request, Settings, Work};
 use crate::speak::Reason;
 use crate::sys::call::{self, signal};
 use crate::{code, say};
@@ -37,11 +38,20 @@ impl Call<'_> {
             Err(wrong) => return refuse(peer, wrong),
         };
         if self.just_start {
-            let code = start(work, user, settings);
+            let errors = match work {
+                Work::Service(request) => log_errors(self.log, request),
+                Work::Command(_) => None,
+            };
+            let code = start(work, user, settings, errors);
             return Link::new(Rules::of_started_service(code), peer).run();
         }
-        match spawn(work, user, settings) {
-            Ok(service) => {
+        match spawn() {
+            Ok(Forked::Service(descriptors)) => {
+                // It may wait for long before it executes anything.
+                drop(peer);
+                service::become_service(work, user, descriptors, settings)
+            }
+            Ok(Forked::Serving(service)) => {
                 let mut link = service.link(peer);
                 if let Work::Service(request) = work {
                     link.log = Log::open(self.log, request.descriptor, request.source);
@@ -64,13 +74,37 @@ fn refuse(peer: Peer, why: &str) -> i32 {
 }
 
 /// Start a service that nobody waits for: 0, or why it does not run.
-fn start(work: Work<'_>, user: &[u8], settings: &Settings) -> i32 {
+fn start(work: Work<'_>, user: &[u8], settings: &Settings, errors: Option<OwnedFd>) -> i32 {
     match call::fork() {
-        Ok(None) => service::start_and_leave(work, user, settings),
-        Ok(Some(pid)) => call::wait_for(pid).map_or(code::PROBLEM, exit_code),
+        Ok(None) => service::start_and_leave(work, user, settings, errors),
+        Ok(Some(pid)) => {
+            drop(errors);
+            call::wait_for(pid).map_or(code::PROBLEM, exit_code)
+        }
         Err(error) => {
             say!("error: cannot make a process: {error}", error = Reason(error));
             code::PROBLEM
+        }
+    }
+}
+
+/// Where a service that outlives its call writes its errors: a process copies them to the log, if
+/// there is one.
+fn log_errors(log: &[u8], request: Request<'_>) -> Option<OwnedFd> {
+    let open = || Log::open(log, request.descriptor, request.source);
+    open()?;
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
+    match call::fork().ok()? {
+        Some(_) => Some(writer),
+        None => {
+            // Neither the call nor our starter waits for the service's end because of us.
+            let reader = call::keep_only(reader);
+            service::take_descriptors(&[None, None, None]);
+            service::enter_session();
+            if let Some(mut log) = open() {
+                log.add_all(&reader);
+            }
+            call::exit(0)
         }
     }
 }
@@ -84,19 +118,24 @@ struct Service {
     signals: OwnedFd,
 }
 
-fn spawn(work: Work<'_>, user: &[u8], settings: &Settings) -> Result<Service, Errno> {
+/// Which of the two processes we are.
+enum Forked {
+    /// The new one, with its streams, and nothing of the other's.
+    Service(Descriptors),
+    /// The one that serves the link.
+    Serving(Service),
+}
+
+fn spawn() -> Result<Forked, Errno> {
     let (stdin, its_stdin) = pair()?;
     let (stdout, its_stdout) = pair()?;
     let (stderr, its_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let signals = call::signal_descriptor(&[signal::USER_1, signal::TERMINATE, signal::INTERRUPT])?;
     match call::fork()? {
-        None => {
-            let descriptors = [Some(its_stdin), Some(its_stdout), Some(its_stderr)];
-            service::become_service(work, user, descriptors, settings)
-        }
+        None => Ok(Forked::Service([Some(its_stdin), Some(its_stdout), Some(its_stderr)])),
         Some(pid) => {
             let process = Process::of_child(pid)?;
-            Ok(Service { process, stdin, stdout, stderr, signals })
+            Ok(Forked::Serving(Service { process, stdin, stdout, stderr, signals }))
         }
     }
 }

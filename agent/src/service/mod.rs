@@ -18,6 +18,7 @@ use alloc::vec::Vec;
 use core::convert::Infallible;
 use core::ffi::CStr;
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{Access, AtFlags, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -113,15 +114,17 @@ pub fn serve_here(request: &Request<'_>, user: &[u8], settings: &Settings) -> i3
     code
 }
 
-/// Start the service and end at once, with 0 where it has begun.
-pub fn start_and_leave(work: Work<'_>, user: &[u8], settings: &Settings) -> ! {
-    take_descriptors(&[None, None, None]);
+/// Start the service and end at once, with 0 where it has begun; `errors` is its stderr, if anybody
+/// reads it.
+pub fn start_and_leave(work: Work<'_>, user: &[u8], settings: &Settings, errors: Option<OwnedFd>) -> ! {
+    take_descriptors(&[None, None, errors]);
     enter_session();
     let Ok((reader, writer)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { call::exit(code::PROBLEM) };
     match call::fork() {
         Ok(None) => {
-            let Failure(code, _) = start(work, user, settings, Begin::AndLeave);
+            let Failure(code, text) = start(work, user, settings, Begin::AndLeave);
             let _ = rustix::io::write(&writer, &[code as u8]);
+            say!("error: {text}");
             call::exit(code)
         }
         Ok(Some(_)) => {
@@ -138,7 +141,8 @@ pub fn start_and_leave(work: Work<'_>, user: &[u8], settings: &Settings) -> ! {
     }
 }
 
-fn take_descriptors(descriptors: &Descriptors) {
+/// Make these our standard descriptors; one that is not given is `/dev/null`.
+pub fn take_descriptors(descriptors: &Descriptors) {
     let null = if descriptors.iter().any(Option::is_none) {
         rustix::fs::open(&b"/dev/null"[..], OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()
     } else {
@@ -155,7 +159,8 @@ fn take_descriptors(descriptors: &Descriptors) {
     }
 }
 
-fn enter_session() {
+/// Leave our starter's session, and be open to signals.
+pub fn enter_session() {
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     call::unblock_signals();
@@ -176,8 +181,16 @@ fn start(work: Work<'_>, user: &[u8], settings: &Settings, begin: Begin) -> Fail
 fn start_command(line: &[u8], user: &[u8], settings: &Settings) -> Attempt<Infallible> {
     let passwd = read_users()?;
     let user = find_user(&passwd, user)?;
+    let environment = base_environment(&user, settings);
+    // An agent without privilege reads nobody's profile.
+    let (shell, name) = if rustix::process::geteuid().is_root() {
+        // A leading `-` makes it a login shell.
+        (user.shell, [b"-", basename(user.shell)].concat())
+    } else {
+        (&b"/bin/sh"[..], b"/bin/sh".to_vec())
+    };
     switch_user(&user)?;
-    run_command(line, &user, &base_environment(&user, settings))
+    run_command(line, shell, &name, &environment)
 }
 
 fn start_service(
@@ -220,7 +233,7 @@ fn start_service(
     }
 }
 
-fn connect_tcp(link: &[u8], argument: &[u8]) -> Attempt<rustix::fd::OwnedFd> {
+fn connect_tcp(link: &[u8], argument: &[u8]) -> Attempt<OwnedFd> {
     socket::connect_tcp(&tcp::place(link, argument).or_else(problem)?)
 }
 
@@ -312,15 +325,11 @@ fn describe_call(environment: &mut Environment, request: &Request<'_>) -> Attemp
     Ok(())
 }
 
-fn run_command(line: &[u8], user: &User<'_>, environment: &Environment) -> Attempt<Infallible> {
+fn run_command(line: &[u8], shell: &[u8], name: &[u8], environment: &Environment) -> Attempt<Infallible> {
     if line.contains(&0) {
         return problem("a command line contains no NUL");
     }
-    let shell = c_string(&[user.shell]);
-    // A leading `-` makes it a login shell, which reads the profile.
-    let name = c_string(&[b"-", basename(user.shell)]);
-    let line = c_string(&[line]);
-    let dash_c = c_string(&[b"-c"]);
+    let [shell, name, dash_c, line] = [shell, name, b"-c", line].map(|text| c_string(&[text]));
     let error = call::execute(&shell, &[&name, &dash_c, &line], &environment.entries());
     exec_failed(&shell, error)
 }

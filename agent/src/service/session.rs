@@ -6,15 +6,21 @@
 
 use alloc::vec::Vec;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use super::{start, take_descriptors, Begin, Request, Settings, Work};
+use crate::code;
 use crate::sys::call;
 use crate::text::c_string;
 use crate::users::User;
 
+/// Between two looks at the lock, in milliseconds: first and longest.
+const FIRST_PAUSE: i64 = 5;
+const LONGEST_PAUSE: i64 = 100;
 const SERVICE: &[u8] = b"qubes.WaitForSession";
 
 /// Return once the session of `user` is there, or cannot be waited for.
@@ -26,8 +32,31 @@ pub fn wait(user: &User<'_>, source: &[u8], settings: &Settings) {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
         run(user, source, settings);
     } else {
-        let _ = rustix::fs::flock(&lock, FlockOperation::LockShared);
+        wait_for(&lock);
     }
+}
+
+/// Wait until the first one has let go of the lock. Who waits for a caller that has gone ends: a
+/// session that never comes would else collect a process for each call.
+fn wait_for(lock: &OwnedFd) {
+    let mut pause = FIRST_PAUSE;
+    while rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
+        if caller_left(pause) {
+            call::exit(code::PROBLEM);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether nobody reads what the service would say, after so many milliseconds at most.
+fn caller_left(pause: i64) -> bool {
+    let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
+    // A caller may close its output early; it has gone where its errors are closed as well.
+    [1, 2].into_iter().all(|number| {
+        let mut told = [PollFd::from_borrowed_fd(call::standard(number), PollFlags::empty())];
+        let heard = rustix::event::poll(&mut told, Some(&timeout));
+        heard.is_ok() && told[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    })
 }
 
 /// A file of our own to lock; whatever else lies there is left alone.

@@ -194,6 +194,13 @@ mod tests {
         let past = call::milliseconds();
         assert_eq!(place(6).connect(5, 513, past).err(), Some(Errno::TIMEDOUT));
         assert_eq!(place(5).accept(6, 513, past).err(), Some(Errno::TIMEDOUT));
+        // One that gives up late leaves the name of whoever took its place.
+        let late = place(5).serve(6, 513).unwrap();
+        let other = place(5).serve(6, 513).unwrap();
+        drop(late);
+        assert!(place(6).connect(5, 513, past).is_ok());
+        drop(other);
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

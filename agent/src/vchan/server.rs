@@ -1,6 +1,7 @@
 //! The side that waits.
 
 use alloc::ffi::CString;
+use core::ffi::CStr;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
@@ -22,6 +23,8 @@ pub enum Server {
         socket: OwnedFd,
         /// Its name, which goes when the peer has come or nobody waits any more.
         path: CString,
+        /// Device and number of what we made there.
+        made: (u64, u64),
     },
     /// A plain stream is looked at from time to time.
     Stream {
@@ -43,7 +46,8 @@ impl Server {
             Err(error) => return Err(error),
         }
         bind(&socket, path.as_bytes())?;
-        let server = Self::Listening { socket: ready(socket)?, path };
+        let made = identity(&path)?;
+        let server = Self::Listening { socket: ready(socket)?, path, made };
         if let Self::Listening { socket, .. } = &server {
             rustix::net::listen(socket, 1)?;
         }
@@ -126,9 +130,16 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // A name without a listener makes clients wait in vain; one whose peer has come would let
-        // the next client connect to nobody.
-        if let Self::Listening { path, .. } = self {
-            let _ = rustix::fs::unlink(path.as_c_str());
+        // the next client connect to nobody. Another server of this port may have taken our place.
+        if let Self::Listening { path, made, .. } = self {
+            if identity(path) == Ok(*made) {
+                let _ = rustix::fs::unlink(path.as_c_str());
+            }
         }
     }
+}
+
+fn identity(path: &CStr) -> Result<(u64, u64), Errno> {
+    let found = rustix::fs::lstat(path)?;
+    Ok((found.st_dev, found.st_ino))
 }

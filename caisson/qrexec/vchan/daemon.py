@@ -14,6 +14,7 @@ import structlog
 from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import Paths
+from caisson.qrexec import sparing
 from caisson.qrexec.vchan import frames, streams
 from caisson.qrexec.vchan.broker_side import Work
 from caisson.qrexec.vchan.control import Event, Greeted, Session
@@ -100,14 +101,20 @@ class _Line:
 
     def _said(self, untrusted: bytes) -> None:
         try:
-            for event in self._session.receive(untrusted):
+            for event in _of_the_last_agent(tuple(self._session.receive(untrusted))):
                 if isinstance(event, Greeted):
-                    self._patience.cancel()
-                    self._begin(self._transmit, event)
+                    self._greeted(event)
                 else:
                     self._handle(event)
         except Exception as e:  # noqa: BLE001 - what cannot be handled ends the daemon
             self._end(e)
+
+    def _greeted(self, event: Greeted) -> None:
+        if self._patience.cancelled():
+            # Another agent. One that says hello all the time is not to keep us busy.
+            self._stream.rest(_PAUSE)
+        self._patience.cancel()
+        self._begin(self._transmit, event)
 
     def _gone(self) -> None:
         try:
@@ -127,6 +134,14 @@ class _Line:
             self.ended.set_result(None)
         else:
             self.ended.set_exception(error)
+
+
+def _of_the_last_agent(events: tuple[Event, ...]) -> tuple[Event, ...]:
+    """What counts of what came at once: nothing that is followed by another agent's hello."""
+    for at in range(len(events) - 1, 0, -1):
+        if isinstance(events[at], Greeted):
+            return events[at:]
+    return events
 
 
 class Daemon:
@@ -192,7 +207,7 @@ class Daemon:
         line = _Line(descriptor, again, self._begin, self._board.handle)
         try:
             await line.ended
-            _log.warning("the agent is gone; waiting for it", qube=self._settings.name)
+            sparing.warning("the agent is gone; waiting for it", qube=self._settings.name)
         finally:
             self._end_session()
             line.close()
@@ -204,7 +219,7 @@ class Daemon:
         decider: Decider = self._gateway() if self._by_broker else self._peers()
         self._board.begin(transmit, decider)
         self._clients.open()
-        _log.info(
+        sparing.info(
             "the agent is there",
             qube=self._settings.name,
             version=greeted.version,
@@ -247,7 +262,7 @@ class Daemon:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if isinstance(error, CaissonError):
-            _log.warning("something failed", qube=self._settings.name, reason=error.message)
+            sparing.warning("something failed", qube=self._settings.name, reason=error.message)
         else:
             _log.error("this is a bug in Caisson, report it", exc_info=error)
 
@@ -280,7 +295,7 @@ class Daemon:
 
     def _link(self, port: int, descriptors: Mapping[int, int]) -> Program:
         arguments = ("qrexec-link", str(self._settings.domain), str(port))
-        return Program(arguments, self._environment(), descriptors)
+        return Program(arguments, self._environment(), descriptors, quiet=True)
 
 
 def _reachable(socket: Path) -> bool:

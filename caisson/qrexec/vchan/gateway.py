@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from caisson import __version__
 from caisson.errors import CaissonError, DaemonError
@@ -44,10 +43,6 @@ LINGER = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _CODE_IN, _STDERR_IN = 3, 4
 """Numbers of a link's descriptors for the exit code and for what the service says on stderr."""
-
-_log = structlog.get_logger("broker")
-
-Start = Callable[[Mapping[int, int]], Program]
 
 
 class _Carried:
@@ -91,14 +86,15 @@ class Gateway:
         """Let the broker decide."""
         pending.task = self._spawn(self._request(pending))
 
-    def terminated(self, _domain: int, port: int) -> bool:
+    def terminated(self, domain: int, port: int) -> bool:
         """The caller is gone; its port is free when nothing here waits for it any more."""
         carried = self._carried.get(port)
-        if carried is None:
+        if carried is None or domain != 0:
             return True
-        carried.terminated = True
-        # Another call with this port must not meet the link of this one.
-        asyncio.get_running_loop().call_later(LINGER, carried.program.stop)
+        if not carried.terminated:  # an agent may say so as often as it likes
+            carried.terminated = True
+            # Another call with this port must not meet the link of this one.
+            asyncio.get_running_loop().call_later(LINGER, carried.program.stop)
         return False
 
     def close(self) -> None:
@@ -199,7 +195,9 @@ class Gateway:
 
     async def _ended(self, port: int, carried: _Carried) -> None:
         """Free the port, if the agent does not use it any more."""
-        await carried.program.wait()
+        code = await carried.program.wait()
+        if code:
+            sparing.info("a link broke", qube=self._board.name, port=port, code=code)
         del self._carried[port]
         if carried.terminated:
             self._board.ports.release(0, port)
@@ -230,9 +228,9 @@ class Gateway:
         close_all(descriptors)
         if answer != b"W":
             reason = answer[1:].decode("ascii", "replace") if answer[:1] == b"N" else ""
-            _log.warning("not admitted as the agent", qube=self._board.name, reason=reason)
+            sparing.warning("not admitted as the agent", qube=self._board.name, reason=reason)
             return False
-        _log.info("admitted as the agent", qube=self._board.name)
+        sparing.info("admitted as the agent", qube=self._board.name)
         while True:
             message, descriptors = await broker.receive()
             if not message:
@@ -258,7 +256,7 @@ class Gateway:
         try:
             program = self._client(work, dict(enumerate(descriptors)))
         except (DaemonError, OSError) as e:
-            _log.warning("a call to the qube failed", qube=self._board.name, reason=str(e))
+            sparing.warning("a call to the qube failed", qube=self._board.name, reason=str(e))
             return None
         self._serving.add(program)
         return program
@@ -272,4 +270,4 @@ class Gateway:
         try:
             await broker.send(b"X%d\0%d" % (work.id, code))
         except (OSError, ValueError) as e:
-            _log.warning("an exit code is lost", qube=self._board.name, reason=str(e))
+            sparing.warning("an exit code is lost", qube=self._board.name, reason=str(e))

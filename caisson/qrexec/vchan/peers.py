@@ -25,6 +25,8 @@ from caisson.qrexec.wire import parse_target
 
 MOST_QUESTIONS = 16
 """Questions to the policy at once; a person is asked about fewer of one qube."""
+MOST_DISPOSABLES = 64
+"""Disposables of one qube that are being made, or live; others are refused."""
 PEER_PATIENCE = 10.0
 """Seconds for the daemon of a target that runs."""
 
@@ -68,13 +70,18 @@ class Peers:
         self._client = client
         self._spawn = spawn
         self._turn = asyncio.Semaphore(MOST_QUESTIONS)
+        self._disposables = 0
+        self._lefts: dict[Params, asyncio.Event] = {}
 
     def begin(self, pending: Pending) -> None:
         """Decide, in a task of its own."""
         pending.task = self._spawn(self._guarded(pending))
 
-    def terminated(self, _domain: int, _port: int) -> bool:
-        """Nothing of ours holds the port."""
+    def terminated(self, domain: int, port: int) -> bool:
+        """The caller left a call to a disposable, which may not say so itself; no port is ours."""
+        left = self._lefts.get(Params(domain, port))
+        if left is not None:
+            left.set()
         return True
 
     def close(self) -> None:
@@ -164,11 +171,19 @@ class Peers:
         """Run the call in a disposable of its own, which ends with the call."""
         if not verdict.autostart:
             raise DaemonError("a disposable is always started, and the rule says `autostart=no`")
+        if self._disposables >= MOST_DISPOSABLES:
+            raise DaemonError("too many disposables of this qube run")
         base = (verdict.target_uuid or verdict.target).removeprefix(_DISPOSABLE)
         payload = b"uuid" if verdict.target_uuid else b""
+        # They outlive their request, whose ident the agent may use again at once.
+        self._disposables += 1
         # If the caller leaves meanwhile, the answer is still awaited: somebody must discard it.
         making = self._spawn(self._discarded(pending, verdict, base, payload))
+        making.add_done_callback(self._one_less)
         await asyncio.shield(making)
+
+    def _one_less(self, _: asyncio.Task[None]) -> None:
+        self._disposables -= 1
 
     async def _discarded(
         self, pending: Pending, verdict: Verdict, base: str, payload: bytes
@@ -186,14 +201,23 @@ class Peers:
             peer, sock = await self._execute(name, self._command(pending, verdict))
             with contextlib.closing(sock):
                 self._board.connect(pending, *peer)
-                # The call's end is that of this connection.
-                while await asyncio.get_running_loop().sock_recv(sock, _READ):
-                    pass
-        except ConnectionError:
-            pass
+                await self._ended(peer, sock)
         finally:
             self._board.refuse(pending)
             self._spawn(self._killed(name))
+
+    async def _ended(self, peer: Params, sock: socket.socket) -> None:
+        """Wait for the end of a call: that of this connection, or of the caller."""
+        left = self._lefts[peer] = asyncio.Event()
+        waits = [asyncio.ensure_future(wait) for wait in (left.wait(), _closed(sock))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._lefts[peer]
+            for wait in waits:
+                wait.cancel()
+            # Before the socket is closed, nothing may look at it any more.
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _killed_when_made(self, making: asyncio.Future[bytes]) -> None:
         await self._killed(_made(await making))
@@ -236,6 +260,12 @@ class Peers:
         except BaseException:
             sock.close()
             raise
+
+
+async def _closed(sock: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.get_running_loop().sock_recv(sock, _READ):
+            pass
 
 
 def _made(reply: bytes) -> str:

@@ -26,6 +26,7 @@ class Program:
         environment: the whole of it.
         descriptors: ours by the number that the program has them under; stdin, stdout and stderr
             that are not given are `/dev/null`, `/dev/null` and ours. They stay open here.
+        quiet: whether what it says of itself is dropped: a qube could make it say a lot.
 
     Raises:
         DaemonError: it cannot be started.
@@ -36,9 +37,17 @@ class Program:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         descriptors: Mapping[int, int],
+        *,
+        quiet: bool = False,
     ) -> None:
-        self._pid = _spawn(arguments, environment, descriptors)
-        self._pidfd = os.pidfd_open(self._pid)
+        self._pid = _spawn(arguments, environment, descriptors, quiet)
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError as e:
+            # Out of descriptors. Nobody could see its end, nor stop it.
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise DaemonError(f"`{arguments[0]}` cannot be watched: {e.strerror}") from None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
@@ -63,14 +72,18 @@ class Program:
 
 
 def _spawn(
-    arguments: Sequence[str], environment: Mapping[str, str], descriptors: Mapping[int, int]
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    descriptors: Mapping[int, int],
+    quiet: bool,
 ) -> int:
     path = shutil.which(arguments[0]) or str(AGENT_BINARY)
     with contextlib.ExitStack() as stack:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, null)
         actions = []
-        for number, ours in ({0: null, 1: null} | dict(descriptors)).items():
+        silent = {0: null, 1: null} | ({2: null} if quiet else {})
+        for number, ours in (silent | dict(descriptors)).items():
             # Out of the way of the numbers that are given; close-on-exec goes with the original.
             high = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _HIGH)
             stack.callback(os.close, high)

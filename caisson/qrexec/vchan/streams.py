@@ -98,7 +98,16 @@ class Stream:
         on_closed: called once when the other side is gone; not after `close`.
     """
 
-    __slots__ = ("_descriptor", "_loop", "_on_bytes", "_on_closed", "_out", "_paused", "unsent")
+    __slots__ = (
+        "_descriptor",
+        "_loop",
+        "_on_bytes",
+        "_on_closed",
+        "_out",
+        "_paused",
+        "_rests",
+        "unsent",
+    )
 
     def __init__(
         self, descriptor: int, on_bytes: Callable[[bytes], None], on_closed: Callable[[], None]
@@ -108,7 +117,7 @@ class Stream:
         self._on_bytes = on_bytes
         self._on_closed = on_closed
         self._out: deque[memoryview] = deque()
-        self._paused = False
+        self._paused = self._rests = False
         self.unsent = 0
         """Bytes that wait until the other side reads."""
         self._loop.add_reader(descriptor, self._readable)
@@ -120,9 +129,15 @@ class Stream:
 
     def pause_until_sent(self) -> None:
         """Read nothing while something is unsent."""
-        if self._out and not self._paused:
-            self._paused = True
-            self._loop.remove_reader(self._descriptor)
+        if self._out:
+            self._pause()
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for a while."""
+        if self.open and not self._rests:
+            self._rests = True
+            self._pause()
+            self._loop.call_later(seconds, self._rested)
 
     def send(self, data: bytes) -> None:
         """Send, or keep what the other side does not take yet; the caller looks at `unsent`."""
@@ -179,7 +194,20 @@ class Stream:
                 return
             self._out.popleft()
         self._loop.remove_writer(self._descriptor)
-        if self._paused:
+        self._resume()
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._descriptor)
+
+    def _rested(self) -> None:
+        self._rests = False
+        if self.open and not self._out:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._paused and not self._rests:
             self._paused = False
             self._loop.add_reader(self._descriptor, self._readable)
 

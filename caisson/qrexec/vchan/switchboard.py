@@ -56,7 +56,7 @@ class Decider(Protocol):
         """Decide; later call the switchboard's `connect` or `refuse`."""
 
     def terminated(self, domain: int, port: int) -> bool:
-        """A connection ended; whether its port is free by that."""
+        """A connection with this qube ended; whether the port is free by that, if it is ours."""
 
     def close(self) -> None:
         """The agent is gone."""
@@ -132,12 +132,13 @@ class Switchboard:
         self._decider.begin(pending)
 
     def _terminated(self, domain: int, port: int) -> None:
+        free = self._decider is None or self._decider.terminated(domain, port)
         if self.ports.peer_of(port) != domain:
             return
         if client := self._clients.pop(port, None):
             client.port = None
             client.close()
-        if self._decider is None or self._decider.terminated(domain, port):
+        if free:
             self.ports.release(domain, port)
 
     def _tell(self, ident: bytes, reason: str) -> None:
