@@ -336,7 +336,7 @@ HELLO_3 = frame(HELLO, b"\3\0\0\0")
 @pytest.mark.parametrize(
     "said",
     [
-        frame(HELLO, b"\2\0\0\0"),
+        frame(HELLO, b"\2\0\0\0") + params(EXEC, 0, 0, b"user:true\0"),
         frame(HELLO, b"\3\0\0"),
         frame(EXEC, b"\3\0\0\0"),
         HELLO_3 + params(EXEC, 0, 0),
@@ -365,6 +365,20 @@ async def test_client_that_breaks_the_protocol_is_dropped_alone(said: bytes):
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
         assert (await vault.next()).rest == b"user:true\0"
+
+
+async def test_one_command_is_taken_of_a_connection():
+    """Section 1.2: who says a second one is dropped, and the agent does not hear it."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        await client.command(EXEC, 0, 0, b"user:one\0")
+        assert (await client.next()).params == (VAULT, 513)
+        assert (await vault.next()).rest == b"user:one\0"
+        client.send(params(EXEC, 0, 0, b"user:two\0"))
+        assert (await client.next()).kind == 0
+        await rig.run("vault", 0, b"user:three\0")
+        assert (await vault.next()).rest == b"user:three\0"
 
 
 async def test_longest_command_passes():

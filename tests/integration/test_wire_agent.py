@@ -520,7 +520,7 @@ def test_a_session_server_of_somebody_else_is_not_used() -> None:
 
 
 def test_just_exec_says_only_its_code() -> None:
-    """0 when the service runs, 127 when there is none, 125 for no call; nobody waits for its end."""
+    """0 when the service runs, 127 when there is none, 125 for no call; its end is not awaited."""
     with wire_agent() as agent:
         agent.write_service("a.Long", f"#!/bin/sh\necho $$ >{agent.home}/pid\nexec sleep 600\n")
         found = agent.call(f"{ME}:QUBESRPC a.Long work", kind=JUST_EXEC).rest()
