@@ -291,8 +291,12 @@ async def test_end_of_a_connection_ends_its_client():
         client = await rig.client("vault")
         await client.command(EXEC, 0, 0, b"user:true\0")
         assert (await client.next()).params == (VAULT, 513)
-        vault.send(params(TERMINATED, WORK, 513))  # of another qube: nobody's
+        assert (await vault.next()).kind == EXEC
+        # Of another qube: nobody's. The answer to what follows tells that it was heard.
+        vault.send(params(TERMINATED, WORK, 513), trigger(b"work", b"my.Service\0"))
+        assert (await vault.next()).kind == REFUSED
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
+        assert not client.reader.at_eof()
         vault.send(params(TERMINATED, 0, 513))
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
