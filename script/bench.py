@@ -43,7 +43,7 @@ class Instance:
         policy = root / "etc/qubes/policy.d"
         shutil.copytree(SHIPPED_POLICY, policy)
         (policy / "20-bench.policy").write_text(
-            "* * bench-a @anyvm allow\n* * bench-a @dispvm allow\n"
+            "* * bench-a @anyvm allow\n* * bench-a @dispvm allow\n* * bench-wire-a @anyvm allow\n"
         )
         run("caisson", "up", "--detach")
         run("qvm-create", "-C", "TemplateVM", "-l", "black", "--pool", "root=host", "host")

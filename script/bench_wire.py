@@ -1,7 +1,7 @@
 """Rows of the wire protocol, the file copy and the agent.
 
-Two qubes that are no containers: for each an agent and a qrexec-daemon, over unix sockets, with one
-policy daemon, all as an ordinary user, as the reference was measured. With
+Two qubes that are no containers: for each an agent and a qrexec-daemon, over unix sockets, as an
+ordinary user, as the reference was measured. The broker of the instance decides. With
 `CAISSON_BENCH_UPSTREAM=DIR`, where an upstream `qrexec-agent`, `qrexec-daemon` and
 `qrexec-client-vm` lie, these run the same calls in the same run.
 """
@@ -18,12 +18,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from grp import getgrnam
 from pathlib import Path
 from pwd import getpwnam
 from typing import Protocol
 
 from bench_measure import WRITE_GIB, Row, clock, p50, p99, pss_mib
 
+from caisson.admin.client import Client
 from caisson.paths import SHIPPED
 
 AGENT = SHIPPED / "agent/target/release/qrexec-agent"
@@ -31,12 +33,17 @@ COMMANDS = SHIPPED / ".venv/bin"
 FILES = 10_000
 USER = "nobody"
 PATIENCE = 20.0
+CALLER, CALLED = "bench-wire-a", "bench-wire-b"
+QUBES = ((1, CALLER), (2, CALLED))
 CLEANING = ("bench.Clean", "exec rm -rf /home/user/QubesIncoming")
 """A service of the qube that receives files."""
 
 
 class Instance(Protocol):
     """What these rows need of the running instance."""
+
+    root: Path
+    client: Client
 
     def inside(self, qube: str, program: str, *arguments: str) -> list[float]:
         """Run a Python program in a qube; it prints a JSON list of samples."""
@@ -111,17 +118,19 @@ class Pair:
     """Two qubes behind agents and daemons of the wire protocol.
 
     Args:
+        instance: its broker decides.
         work: an empty directory that the ordinary user may enter.
         programs: who plays which part.
     """
 
-    def __init__(self, work: Path, programs: Programs) -> None:
+    def __init__(self, instance: Instance, work: Path, programs: Programs) -> None:
         self._programs = programs
         self._running: list[subprocess.Popen[bytes]] = []
         self._work = work
+        self._instance = instance
         self.client = programs.client
         services = work / "services"
-        for path in (services, work / "vchan", work / "sockets", work / "root/run/qubes"):
+        for path in (services, work / "vchan", work / "sockets"):
             path.mkdir(parents=True)
         for path in (work, *work.rglob("*")):
             os.chown(path, *_ids())
@@ -130,7 +139,7 @@ class Pair:
         (services / "bench.Stream").chmod(0o755)
         self._environment = {
             "PATH": os.environ["PATH"],
-            "CAISSON_ROOT": str(work / "root"),
+            "CAISSON_ROOT": str(instance.root),
             "VCHAN_SOCKET_DIR": str(work / "vchan"),
             "QREXEC_SERVICE_PATH": str(services),
             "QUBES_RPC_CONFIG_PATH": str(work / "none"),
@@ -138,27 +147,16 @@ class Pair:
 
     def start(self) -> None:
         """Bring everything up; returns when both agents are connected."""
-        policy = self._work / "policy.d"
-        policy.mkdir()
-        (policy / "20-bench.policy").write_text("* * @anyvm @anyvm allow\n")
-        system = self._work / "system.json"
-        system.write_text(json.dumps({"domains": _domains()}))
-        policy_socket = self._work / "root/run/qubes/policy.sock"
-        self._spawn(
-            COMMANDS / "qrexec-policy-daemon", "--policy-path", policy, "--system-info", system,
-            "--socket-path", policy_socket,
-        )  # fmt: skip
-        _wait_for(policy_socket.exists, "the policy daemon")
-        for domain, name in ((1, "a"), (2, "b")):
+        for domain, name in QUBES:
             self._spawn(
                 self._programs.agent, f"--agent-socket={self.agent_socket(name)}",
                 "--no-fork-server", domain=domain,
             )  # fmt: skip
-        for domain, name in ((1, "a"), (2, "b")):
+        for domain, name in QUBES:
             sockets = self._work / "sockets"
             self._spawn(
                 self._programs.daemon, "-D", "-q", f"--socket-dir={sockets}",
-                f"--uuid=00000000-0000-4000-8000-00000000000{domain}", str(domain), name, USER,
+                f"--uuid={_uuid(self._instance, name)}", str(domain), name, USER,
             )  # fmt: skip
             _wait_for((sockets / f"qrexec.{name}").exists, f"the daemon of `{name}`")
             _wait_for(Path(self.agent_socket(name)).exists, f"the agent of `{name}`")
@@ -173,18 +171,24 @@ class Pair:
 
     def call(self, target: str, service: str, **options: object) -> subprocess.Popen[bytes]:
         """Call from qube `a`."""
-        line = [str(self.client), f"--agent-socket={self.agent_socket('a')}", target, service]
+        line = [str(self.client), f"--agent-socket={self.agent_socket(CALLER)}", target, service]
         return self._started(line, 1, **options)
 
     def agent_pid(self) -> int:
         """The process of the agent of `a`."""
-        return self._running[1].pid
+        return self._running[0].pid
 
     def _started(self, line: list[str], domain: int, **options: object) -> subprocess.Popen[bytes]:
         uid, gid = _ids()
         environment = {**self._environment, "VCHAN_DOMAIN": str(domain)}
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-            line, env=environment, user=uid, group=gid, extra_groups=[], cwd=self._work, **options
+            line,
+            env=environment,
+            user=uid,
+            group=gid,
+            extra_groups=[_group()],
+            cwd=self._work,
+            **options,
         )
 
     def _spawn(self, program: Path, *arguments: object, domain: int = 0) -> None:
@@ -211,19 +215,9 @@ def _ids() -> tuple[int, int]:
     return found.pw_uid, found.pw_gid
 
 
-def _domains() -> dict[str, dict[str, object]]:
-    common: dict[str, object] = {
-        "tags": [], "type": "AppVM", "template_for_dispvms": False, "default_dispvm": None,
-        "icon": "appvm-red", "label": "0xff0000", "guivm": None, "relayvm": None,
-        "transport_rpc": None, "power_state": "Running", "internal": None,
-    }  # fmt: skip
-    found = {
-        name: {**common, "uuid": f"00000000-0000-4000-8000-00000000000{domain}"}
-        for domain, name in ((1, "a"), (2, "b"))
-    }
-    nobody = "00000000-0000-0000-0000-000000000000"
-    found["dom0"] = {**common, "type": "AdminVM", "uuid": nobody}
-    return found
+def _group() -> int:
+    """Whose members may ask for decisions."""
+    return getgrnam("qubes").gr_gid
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -243,6 +237,19 @@ def _ours(work: Path) -> Programs:
     return Programs(place / "qrexec-agent", COMMANDS / "qrexec-daemon", place / "qrexec-client-vm")
 
 
+def _known(instance: Instance) -> None:
+    """Have both qubes exist, so that the broker decides about them; they do not run there."""
+    names = instance.client.text("admin.vm.List", "", "dom0")
+    for _, name in QUBES:
+        if f"{name} " not in names:
+            payload = f"name={name} label=gray".encode()
+            instance.client.call("admin.vm.Create.AppVM", "host", "dom0", payload)
+
+
+def _uuid(instance: Instance, name: str) -> str:
+    return instance.client.text("admin.vm.property.Get", "uuid", name).rsplit(" ", 1)[1]
+
+
 def _sets(work: Path) -> Iterator[tuple[str, Programs]]:
     yield "ours", _ours(work)
     if upstream := os.environ.get("CAISSON_BENCH_UPSTREAM"):
@@ -252,12 +259,13 @@ def _sets(work: Path) -> Iterator[tuple[str, Programs]]:
 
 
 @contextmanager
-def _pairs(work: Path) -> Iterator[dict[str, Pair]]:
+def _pairs(instance: Instance, work: Path) -> Iterator[dict[str, Pair]]:
     with ExitStack() as held:
         pairs = {}
         work.chmod(0o755)
+        _known(instance)
         for name, programs in _sets(work):
-            pairs[name] = Pair(work / name, programs)
+            pairs[name] = Pair(instance, work / name, programs)
             held.callback(pairs[name].close)
             pairs[name].start()
         yield pairs
@@ -265,18 +273,18 @@ def _pairs(work: Path) -> Iterator[dict[str, Pair]]:
 
 def call_wire(instance: Instance, samples: int, work: Path) -> Row:
     """A call over the wire protocol, client start to exit, beside one between containers."""
-    rounds, each = 10, max(samples, 200) // 10
+    rounds, each = 5, max(samples, 1000) // 5
     found: dict[str, list[float]] = {"containers": []}
-    with _pairs(work) as pairs:
+    with _pairs(instance, work) as pairs:
         for _ in range(rounds):
             found["containers"] += instance.inside(
                 "bench-a", TIME_CALLS, str(each), "/usr/bin/qrexec-client-vm", "/run/qubes/qrexec",
                 "bench-b", "bench.True",
             )  # fmt: skip
             for name, pair in pairs.items():
-                place = pair.agent_socket("a")
+                place = pair.agent_socket(CALLER)
                 timing = pair.python(
-                    TIME_CALLS, str(each), str(pair.client), place, "b", "bench.True",
+                    TIME_CALLS, str(each), str(pair.client), place, CALLED, "bench.True",
                     stdout=subprocess.PIPE,
                 )  # fmt: skip
                 text, _ = timing.communicate()
@@ -288,10 +296,10 @@ def call_wire(instance: Instance, samples: int, work: Path) -> Row:
                "<= 3 ms over the wire, <= 1.5 ms between containers", met, medians)  # fmt: skip
 
 
-def stream_wire(_instance: Instance, samples: int, work: Path) -> Row:
+def stream_wire(instance: Instance, samples: int, work: Path) -> Row:
     """1 GiB from a service to the client's stdout over the wire protocol."""
     found: dict[str, list[float]] = {}
-    with _pairs(work) as pairs:
+    with _pairs(instance, work) as pairs:
         for _ in range(min(samples, 20)):
             for name, pair in pairs.items():
                 found.setdefault(name, []).append(_stream_once(pair))
@@ -303,7 +311,7 @@ def stream_wire(_instance: Instance, samples: int, work: Path) -> Row:
 
 
 def _stream_once(pair: Pair) -> float:
-    call = pair.call("b", "bench.Stream", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    call = pair.call(CALLED, "bench.Stream", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     reader = pair.python(READ, stdin=call.stdout, stderr=subprocess.PIPE)
     call.stdout.close()  # type: ignore[union-attr]
     _, speed = reader.communicate()
@@ -332,10 +340,10 @@ def copy_files(instance: Instance, samples: int, _work: Path) -> Row:
                ">= 0.5 x tar | tar", ratio >= 0.5, {"tar | tar": p50(tar)})  # fmt: skip
 
 
-def agent_size(_instance: Instance, samples: int, work: Path) -> Row:
+def agent_size(instance: Instance, samples: int, work: Path) -> Row:
     """The agent: size of the binary, memory while it idles, and its start to its first word."""
     size = AGENT.stat().st_size / (1 << 20)
-    with _pairs(work) as pairs:
+    with _pairs(instance, work) as pairs:
         pss = pss_mib(pairs["ours"].agent_pid())
         program = pairs["ours"]._programs.agent  # noqa: SLF001 - the same copy as it runs
         starts = [_agent_start(program, work / f"start-{at}") for at in range(samples)]
@@ -351,10 +359,10 @@ def _agent_start(program: Path, place: Path) -> float:
     stream = place / "vchan.9.0.512.sock"
     environment = {"VCHAN_DOMAIN": "9", "VCHAN_SOCKET_DIR": str(place)}
     line = [str(program), f"--agent-socket={place}/agent.sock", "--no-fork-server"]
-    held: list[subprocess.Popen[bytes]] = []
+    held: list[int] = []
 
     def until_hello() -> None:
-        held.append(subprocess.Popen(line, env=environment))
+        held.append(os.posix_spawn(program, line, environment))
         with socket.socket(socket.AF_UNIX) as peer:
             while True:
                 with suppress(OSError):
@@ -364,8 +372,8 @@ def _agent_start(program: Path, place: Path) -> float:
                 raise ValueError("the agent did not say hello")
 
     took = clock(until_hello)
-    held[0].terminate()
-    held[0].wait()
+    os.kill(held[0], signal.SIGTERM)
+    os.waitpid(held[0], 0)
     return took
 
 

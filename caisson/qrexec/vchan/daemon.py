@@ -160,7 +160,7 @@ class Daemon:
         )
         self._broker = settings.paths.socket_dir(settings.name) / "qrexec"
         # Once for all: that the broker is away is no reason to let others decide.
-        self._by_broker = self._broker.is_socket()
+        self._by_broker = _reachable(self._broker)
 
     async def run(self) -> None:
         """Serve until cancelled.
@@ -281,3 +281,11 @@ class Daemon:
     def _link(self, port: int, descriptors: Mapping[int, int]) -> Program:
         arguments = ("qrexec-link", str(self._settings.domain), str(port))
         return Program(arguments, self._environment(), descriptors)
+
+
+def _reachable(socket: Path) -> bool:
+    """Whether a socket is there, and we may come near it: the broker's are not for every user."""
+    try:
+        return socket.is_socket()
+    except PermissionError:
+        return False
