@@ -30,6 +30,7 @@ from caisson.qrexec.vchan.streams import Places
 
 IDENT = b"SOCKET7".ljust(32, b"\0")
 WORK, VAULT = 42, 43
+HELLO_3 = frame(HELLO, b"\3\0\0\0")
 
 
 async def test_call_goes_from_qube_to_qube():
@@ -96,6 +97,44 @@ async def test_whatever_is_no_allowed_call_is_refused(answer: str):
         work = await rig.qube("work", WORK)
         work.send(trigger(b"vault", b"my.Service\0"))
         assert await work.next() == (REFUSED, IDENT)
+
+
+@pytest.mark.parametrize("target", ["vault", "@dispvm:vault"])
+async def test_nothing_is_started_against_the_rule(target: str):
+    """`autostart=no`: a target that does not run is refused, and so is every disposable."""
+    async with wire(lambda _: allow(target, autostart="False")) as rig:
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"vault", b"my.Service\0"))
+        assert await work.next() == (REFUSED, IDENT)
+        assert rig.acts == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HELLO_3 + params(EXEC, VAULT, 512),
+        HELLO_3 + params(EXEC, VAULT, 769),
+        HELLO_3 + params(EXEC, VAULT, 513, b"\0"),
+        HELLO_3 + params(CONNECT, VAULT, 513),
+        frame(HELLO, b"\2\0\0\0") + params(EXEC, VAULT, 513),
+        params(EXEC, VAULT, 513),
+        HELLO_3,
+    ],
+)
+async def test_target_whose_daemon_makes_no_sense_is_refused(said: bytes):
+    """Its word is checked before the caller's agent hears it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    async with wire(lambda _: allow("vault")) as rig:
+        work = await rig.qube("work", WORK)
+        async with await asyncio.start_unix_server(answer, rig.paths.run / "qrexec.vault"):
+            work.send(trigger(b"vault", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
 
 
 async def test_call_is_refused_without_anybody_who_decides():
@@ -332,9 +371,6 @@ async def test_request_is_connected_by_nobody_before_it_is_allowed():
         # What the agent hears next is about something else.
         assert (await rig.run("work", 0, b"user:true\0")).kind == EXEC
         assert (await work.next()).kind == EXEC
-
-
-HELLO_3 = frame(HELLO, b"\3\0\0\0")
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,19 @@ def test_a_refusal_closes_the_clients_socket(shared: WireAgent) -> None:
     assert first != second
     shared.daemon.send(SERVICE_REFUSED, first)
     assert one.is_gone()
-    shared.daemon.send(SERVICE_CONNECT, numbers(PEER, 601) + second)
+    # The first answer counts, whatever follows it.
+    for port in (601, 602):
+        shared.daemon.send(SERVICE_CONNECT, numbers(PEER, port) + second)
+    shared.daemon.send(SERVICE_REFUSED, second)
+    then = shared.ask(trigger(b"a.Then"))
+    shared.daemon.send(SERVICE_REFUSED, ident_of(forwarded(shared)))
+    assert then.is_gone()
     assert two.exactly(8) == numbers(PEER, 601)
+    two.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        two.socket.recv(1)
     two.close()
-    assert shared.daemon.receive()[0] == TERMINATED
+    assert shared.daemon.receive() == (TERMINATED, numbers(PEER, 601))
 
 
 def test_padding_of_clients_never_leaves(shared: WireAgent) -> None:
