@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from grounds.engine import Ground, engine_ground
 from grounds.whole import Whole, whole_instance
-from hypothesis import find
+from hypothesis import find, settings
 from hypothesis.strategies import text
 
 from caisson.engines import enter_private_namespace
 
 ROOT = os.geteuid() == 0
+
+# A busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
