@@ -1,4 +1,5 @@
-//! Command line options in the GNU manner; reading stops at the first argument that is none.
+//! Command line options as `getopt_long` of the GNU C library reads them, names cut short among
+//! them; reading stops at the first argument that is none.
 
 use alloc::string::String;
 use core::ffi::CStr;
@@ -84,16 +85,25 @@ impl<'a> Options<'a> {
             Some((name, value)) => (name, Some(value)),
             None => (word, None),
         };
-        let known = self
-            .known
-            .iter()
-            .find(|known| known.long.as_bytes() == name)
-            .ok_or_else(|| alloc::format!("unknown option `--{}`", Shown(name)))?;
+        let known = self.named(name)?;
         match (known.takes_value, given) {
             (true, Some(value)) => Ok((known.long, value)),
             (true, None) => Ok((known.long, self.following(known.long)?)),
             (false, None) => Ok((known.long, b"")),
             (false, Some(_)) => Err(alloc::format!("option `--{}` takes no value", known.long)),
+        }
+    }
+
+    /// The option of this name, else the only one whose name begins so.
+    fn named(&self, name: &[u8]) -> Result<&'a Known, String> {
+        let mut beginning = self.known.iter().filter(|known| known.long.as_bytes().starts_with(name));
+        if let Some(exact) = self.known.iter().find(|known| known.long.as_bytes() == name) {
+            return Ok(exact);
+        }
+        match (beginning.next(), beginning.next()) {
+            (Some(only), None) => Ok(only),
+            (Some(_), Some(_)) => Err(alloc::format!("`--{}` begins several options", Shown(name))),
+            (None, _) => Err(alloc::format!("unknown option `--{}`", Shown(name))),
         }
     }
 
@@ -116,10 +126,16 @@ impl<'a> Options<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::tests_support::Generator;
+    use std::string::ToString;
     use std::vec::Vec;
 
-    const KNOWN: [Known; 3] =
-        [Known::flag(b't', "filter"), Known::value(b'p', "prefix"), Known::flag(0, "long-only")];
+    const KNOWN: [Known; 4] = [
+        Known::flag(b't', "filter"),
+        Known::value(b'p', "prefix"),
+        Known::flag(0, "long-only"),
+        Known::flag(0, "filter-more"),
+    ];
 
     type Found = (Vec<(&'static str, &'static [u8])>, usize);
 
@@ -144,6 +160,8 @@ mod tests {
             &[b"-t\0", b"-p\0", b"x\0", b"a\0"],
             &[b"--filter\0", b"--prefix=x\0", b"a\0"],
             &[b"--filter\0", b"--prefix\0", b"x\0", b"--\0", b"-t\0"],
+            &[b"--filter\0", b"--p\0", b"x\0", b"a\0"],
+            &[b"-t\0", b"--pre=x\0", b"a\0"],
         ] {
             assert_eq!(read(spelling), Ok((both.clone(), 1)));
         }
@@ -156,6 +174,59 @@ mod tests {
     fn mistakes() {
         for wrong in [&[&b"-x\0"[..]][..], &[b"--filter=1\0"], &[b"--prefix\0"], &[b"-p\0"], &[b"--fil\0"]] {
             assert!(read(wrong).is_err());
+        }
+    }
+
+    /// What `getopt(1)`, which is `getopt_long`, makes of the arguments: its words; none for an error.
+    fn words_of_getopt(arguments: &[std::string::String]) -> Option<Vec<std::string::String>> {
+        let mut getopt = std::process::Command::new("getopt");
+        getopt.args(["-u", "-q", "-o", "+tp:", "-l", "filter,prefix:,long-only,filter-more", "--"]);
+        let output = getopt.args(arguments).output().expect("util-linux has getopt");
+        let text = std::string::String::from_utf8(output.stdout).unwrap();
+        let words = text.trim_end_matches('\n').split(' ').skip(1).map(ToString::to_string);
+        output.status.success().then(|| words.collect())
+    }
+
+    /// QSB-071, QSB-084: no command line means one thing here and another to the C library.
+    #[test]
+    fn getopt_reads_the_same() {
+        let pieces =
+            ["-", "-", "--", "t", "p", "x", "=", "fil", "ter", "filter", "-more", "prefix", "l", "a"];
+        let mut random = Generator::new(71);
+        for _ in 0..400 {
+            let arguments: Vec<std::string::String> = (0..random.below(4))
+                .map(|_| (0..random.below(4) + 1).map(|_| *random.pick(&pieces)).collect())
+                .collect();
+            let strings = arguments.iter().map(|text| crate::text::c_string(&[text.as_bytes()]));
+            let strings: Vec<&'static CStr> =
+                strings.map(|text| &*std::boxed::Box::leak(text.into_boxed_c_str())).collect();
+            let mut options = Options::new(&KNOWN, &strings);
+            let mut found = Vec::new();
+            let ours = loop {
+                match options.take() {
+                    Ok(Some(option)) => found.push(option),
+                    Ok(None) => break true,
+                    Err(_) => break false,
+                }
+            };
+            let Some(theirs) = words_of_getopt(&arguments) else {
+                assert!(!ours, "{arguments:?}");
+                continue;
+            };
+            assert!(ours, "{arguments:?}");
+            let mut words = theirs.iter();
+            for (name, value) in found {
+                let known = KNOWN.iter().find(|known| known.long == name).unwrap();
+                let (long, short) = (alloc::format!("--{name}"), alloc::format!("-{}", known.short as char));
+                let word = words.next().unwrap();
+                assert!(*word == long || *word == short, "{arguments:?}");
+                if known.takes_value {
+                    assert_eq!(words.next().unwrap().as_bytes(), value, "{arguments:?}");
+                }
+            }
+            assert_eq!(words.next().unwrap(), "--", "{arguments:?}");
+            let operands = options.operands().iter().map(|operand| operand.to_str().unwrap());
+            assert!(words.eq(operands), "{arguments:?}");
         }
     }
 }

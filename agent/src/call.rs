@@ -125,9 +125,12 @@ impl Call<'_> {
     /// Start the local program with the pipes of the call as its stdin and stdout.
     fn start_program(&self, stdin: OwnedFd, stdout: OwnedFd) -> Result<Local, Errno> {
         if !self.prefix.is_empty() {
-            // Fits: a pipe holds more than an argument that is worth a prefix.
+            // The service may read it late: it has to fit into the pipe, which is made larger for that.
+            let _ = rustix::pipe::fcntl_setpipe_size(&stdin, self.prefix.len());
             rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::NONBLOCK)?;
-            rustix::io::write(&stdin, self.prefix)?;
+            if rustix::io::write(&stdin, self.prefix)? < self.prefix.len() {
+                return Err(Errno::TOOBIG);
+            }
             rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::empty())?;
         }
         match system::fork()? {

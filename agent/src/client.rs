@@ -37,7 +37,7 @@ const USAGE: &str = "\
 usage: qrexec-client-vm [OPTIONS] TARGET SERVICE[+ARGUMENT] [PROGRAM [ARGUMENTS...]]
 
 Call a service of another qube. Its input and output are this program's, or those of PROGRAM.
-TARGET is a qube's name, @default (or empty), @dispvm, @dispvm:NAME, @adminvm or dom0.
+TARGET is a qube's name, uuid:UUID, @default (or empty), @dispvm, @dispvm:NAME, @adminvm or dom0.
 
   -t, --filter-escape-chars-stdout   replace control characters on stdout (default on a terminal)
   -T, --filter-escape-chars-stderr   the same on stderr
@@ -179,6 +179,9 @@ fn is_size(text: &[u8]) -> bool {
     let Ok(text) = core::str::from_utf8(text) else {
         return false;
     };
+    if !text.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return false; // the library would take a sign
+    }
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None if text.starts_with('0') => u64::from_str_radix(text, 8),
@@ -205,7 +208,7 @@ mod tests {
         for right in [&b"0"[..], b"65536", b"0x10000", b"0200", b"2147483647"] {
             assert!(is_size(right));
         }
-        for wrong in [&b""[..], b"-1", b"x", b"2147483648", b"09", b"1k"] {
+        for wrong in [&b""[..], b"-1", b"x", b"2147483648", b"09", b"1k", b"+1", b"0x+1", b"0x"] {
             assert!(!is_size(wrong));
         }
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -120,6 +121,24 @@ def test_what_cannot_be_copied_is_told_before_anybody_is_asked(home: Path) -> No
         assert done.stderr.decode().startswith(f"error: {words}")
         assert done.stderr.endswith(b"hint: nothing was copied\n")
     assert (home / "file").exists()
+
+
+@pytest.mark.parametrize(("count", "length"), [(257, 1), (66, 250)])
+def test_a_tree_too_deep_to_send_is_told_before_anybody_is_asked(
+    home: Path, count: int, length: int
+) -> None:
+    """More than 256 levels, or more than 16382 bytes of a name."""
+    descriptor = os.open(home, os.O_PATH)
+    for _ in range(count):
+        os.mkdir("d" * length, dir_fd=descriptor)
+        below = os.open("d" * length, os.O_PATH, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    done = run(home, "qvm-copy", "d" * length)
+    shutil.rmtree(home / ("d" * length))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b": file name too long\nhint: nothing was copied\n" in done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

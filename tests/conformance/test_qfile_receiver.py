@@ -23,6 +23,7 @@ from qfile_peer import (
     EREMOTEIO,
     ETIMEDOUT,
     FILE,
+    LINK,
     SENDER_ENDED,
     Entry,
     Receiver,
@@ -37,6 +38,7 @@ from qfile_peer import (
     stream,
 )
 
+NOBODY = 65534
 TREE = (
     directory(b"d", 0o750),
     file(b"d/f", b"hello", 0o640),
@@ -97,6 +99,7 @@ def test_a_tree_arrives_as_it_was_sent(tmp_path: Path) -> None:
         ([directory(b"d"), link(b"d/l", b"x/../y")], ENOLINK),
         ([directory(b"d"), link(b"d/l", b"")], ENOLINK),
         ([directory(b"d"), link(b"d/l", b"x" * 4096)], ENAMETOOLONG),
+        ([directory(b"d"), Entry(b"d/l", LINK, b"x", length=1 << 40)], ENAMETOOLONG),
         ([Entry(b"a", FILE, b"x", length=1 << 63)], SENDER_ENDED),
         ([Entry(b"a", FILE, b"x", length=2**64 - 1)], SENDER_ENDED),
     ],
@@ -275,6 +278,17 @@ def test_the_service_receives_into_a_directory_of_the_caller(tmp_path: Path) -> 
     assert names(tmp_path / "QubesIncoming/personal") == {b"c"}
     for path in ("QubesIncoming", "QubesIncoming/work"):
         assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o700
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("path", ["QubesIncoming", "QubesIncoming/work"])
+def test_the_directory_of_the_caller_is_the_users_own(tmp_path: Path, path: str) -> None:
+    """Nothing is put into a directory that somebody else made in its place."""
+    (tmp_path / "QubesIncoming/work").mkdir(parents=True)
+    os.chown(tmp_path / path, NOBODY, NOBODY)
+    received = in_home(tmp_path, stream(file(b"a")))
+    assert (received.exit_code, received.result) == (1, None)
+    assert names(tmp_path / "QubesIncoming/work") == set()
 
 
 def test_the_service_takes_one_argument_only(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_a_daemon_that_makes_no_sense_is_a_failure(desk: Desk, answer: bytes) ->
     wire.socket.shutdown(socket.SHUT_WR)
     result, stdout, stderr = finish(process)
     assert (result, stdout) == (1, b"")
-    assert stderr.startswith(b"error: the ")
+    assert stderr.startswith(b"error: the daemon")
 
 
 def test_a_missing_daemon_is_a_failure(desk: Desk) -> None:

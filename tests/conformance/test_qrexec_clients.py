@@ -472,6 +472,27 @@ def test_prefix_data_comes_first(desk: Desk) -> None:
     assert finish(process)[0] == 0
 
 
+def test_prefix_data_of_a_local_program_is_whole(desk: Desk) -> None:
+    """The longest that an argument can be, before a byte of the program's."""
+    prefix = "p" * 131_000
+    process = desk.start(f"-p{prefix}", "work", "a.B", write_program(desk, "printf rest"))
+    peer, _, pipes = desk.answer()
+    assert read_all(pipes.service[0]) == prefix.encode() + b"rest"
+    shut(pipes.service)
+    peer.send(b"X0")
+    assert finish(process)[0] == 0
+
+
+def test_names_of_options_may_be_cut_short(desk: Desk) -> None:
+    """As `getopt_long` takes them: while only one begins so."""
+    desk.start("--pre=first", "--source=far", "work", "a.B")
+    _, request, pipes = desk.answer()
+    assert b"\0far" in request
+    assert os.read(pipes.service[0], 5) == b"first"
+    shut(pipes.service)
+    assert finish(desk.start("--filter", "work", "a.B"))[0] == 2
+
+
 def test_stdin_may_be_a_socket_for_both_ways(desk: Desk) -> None:
     """Output comes back on it, and its end as a shutdown."""
     ours, theirs = socket.socketpair()

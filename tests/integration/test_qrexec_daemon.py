@@ -34,6 +34,7 @@ from caisson.qrexec.vchan.streams import Places
 
 IDENT = b"SOCKET7".ljust(32, b"\0")
 WORK, VAULT = 42, 43
+HELLO_3 = frame(HELLO, b"\3\0\0\0")
 
 
 async def test_call_goes_from_qube_to_qube():
@@ -100,6 +101,44 @@ async def test_whatever_is_no_allowed_call_is_refused(answer: str):
         work = await rig.qube("work", WORK)
         work.send(trigger(b"vault", b"my.Service\0"))
         assert await work.next() == (REFUSED, IDENT)
+
+
+@pytest.mark.parametrize("target", ["vault", "@dispvm:vault"])
+async def test_nothing_is_started_against_the_rule(target: str):
+    """`autostart=no`: a target that does not run is refused, and so is every disposable."""
+    async with wire(lambda _: allow(target, autostart="False")) as rig:
+        work = await rig.qube("work", WORK)
+        work.send(trigger(b"vault", b"my.Service\0"))
+        assert await work.next() == (REFUSED, IDENT)
+        assert rig.acts == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HELLO_3 + params(EXEC, VAULT, 512),
+        HELLO_3 + params(EXEC, VAULT, 769),
+        HELLO_3 + params(EXEC, VAULT, 513, b"\0"),
+        HELLO_3 + params(CONNECT, VAULT, 513),
+        frame(HELLO, b"\2\0\0\0") + params(EXEC, VAULT, 513),
+        params(EXEC, VAULT, 513),
+        HELLO_3,
+    ],
+)
+async def test_target_whose_daemon_makes_no_sense_is_refused(said: bytes):
+    """Its word is checked before the caller's agent hears it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    async with wire(lambda _: allow("vault")) as rig:
+        work = await rig.qube("work", WORK)
+        async with await asyncio.start_unix_server(answer, rig.paths.run / "qrexec.vault"):
+            work.send(trigger(b"vault", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
 
 
 async def test_call_is_refused_without_anybody_who_decides():
@@ -328,8 +367,12 @@ async def test_end_of_a_connection_ends_its_client():
         client = await rig.client("vault")
         await client.command(EXEC, 0, 0, b"user:true\0")
         assert (await client.next()).params == (VAULT, 513)
-        vault.send(params(TERMINATED, WORK, 513))  # of another qube: nobody's
+        assert (await vault.next()).kind == EXEC
+        # Of another qube: nobody's. The answer to what follows tells that it was heard.
+        vault.send(params(TERMINATED, WORK, 513), trigger(b"work", b"my.Service\0"))
+        assert (await vault.next()).kind == REFUSED
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 514)
+        assert not client.reader.at_eof()
         vault.send(params(TERMINATED, 0, 513))
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
@@ -367,13 +410,10 @@ async def test_request_is_connected_by_nobody_before_it_is_allowed():
         assert (await work.next()).kind == EXEC
 
 
-HELLO_3 = frame(HELLO, b"\3\0\0\0")
-
-
 @pytest.mark.parametrize(
     "said",
     [
-        frame(HELLO, b"\2\0\0\0"),
+        frame(HELLO, b"\2\0\0\0") + params(EXEC, 0, 0, b"user:true\0"),
         frame(HELLO, b"\3\0\0"),
         frame(EXEC, b"\3\0\0\0"),
         HELLO_3 + params(EXEC, 0, 0),
@@ -402,6 +442,20 @@ async def test_client_that_breaks_the_protocol_is_dropped_alone(said: bytes):
         assert (await client.next()).kind == 0
         assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
         assert (await vault.next()).rest == b"user:true\0"
+
+
+async def test_one_command_is_taken_of_a_connection():
+    """Section 1.2: who says a second one is dropped, and the agent does not hear it."""
+    async with wire() as rig:
+        vault = await rig.qube("vault", VAULT)
+        client = await rig.client("vault")
+        await client.command(EXEC, 0, 0, b"user:one\0")
+        assert (await client.next()).params == (VAULT, 513)
+        assert (await vault.next()).rest == b"user:one\0"
+        client.send(params(EXEC, 0, 0, b"user:two\0"))
+        assert (await client.next()).kind == 0
+        await rig.run("vault", 0, b"user:three\0")
+        assert (await vault.next()).rest == b"user:three\0"
 
 
 async def test_longest_command_passes():

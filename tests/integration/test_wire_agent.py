@@ -247,10 +247,19 @@ def test_a_refusal_closes_the_clients_socket(shared: WireAgent) -> None:
     assert first != second
     shared.daemon.send(SERVICE_REFUSED, first)
     assert one.is_gone()
-    shared.daemon.send(SERVICE_CONNECT, numbers(PEER, 601) + second)
+    # The first answer counts, whatever follows it.
+    for port in (601, 602):
+        shared.daemon.send(SERVICE_CONNECT, numbers(PEER, port) + second)
+    shared.daemon.send(SERVICE_REFUSED, second)
+    then = shared.ask(trigger(b"a.Then"))
+    shared.daemon.send(SERVICE_REFUSED, ident_of(forwarded(shared)))
+    assert then.is_gone()
     assert two.exactly(8) == numbers(PEER, 601)
+    two.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        two.socket.recv(1)
     two.close()
-    assert shared.daemon.receive()[0] == TERMINATED
+    assert shared.daemon.receive() == (TERMINATED, numbers(PEER, 601))
 
 
 def test_padding_of_clients_never_leaves(shared: WireAgent) -> None:
@@ -488,6 +497,28 @@ def test_a_session_server_serves_its_users_calls() -> None:
         assert agent.outcome(f"{ME}:QUBESRPC a.Skip work")[0] == 8
 
 
+def test_a_session_is_waited_for_before_its_server_is_looked_for() -> None:
+    """Where the service's settings say so: the server comes with the session."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        options = ("--with-fork-server", "-s", f"{directory}/%s.sock")
+        agent = stack.enter_context(wire_agent(*options, CAISSON_SESSION_LOCKS=directory))
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.settimeout(PATIENCE)
+        listener.bind(f"{directory}/not-yet")
+        listener.listen()
+        appear = f'#!/bin/sh\nread user && mv {directory}/not-yet "{directory}/$user.sock"\n'
+        agent.write_service("qubes.WaitForSession", appear)
+        (agent.home / "settings/a.Window").write_text("wait-for-session = true\n")
+        port = agent.next_port()
+        line = f"{ME}:QUBESRPC a.Window work".encode()
+        agent.daemon.send(EXEC_CMDLINE, numbers(PEER, port) + line + b"\0")
+        server = stack.enter_context(listener.accept()[0])
+        server.settimeout(PATIENCE)
+        assert server.recv(1024).endswith(b"QUBESRPC a.Window work\0")
+        server.close()
+        assert agent.daemon.receive() == (TERMINATED, numbers(PEER, port))
+
+
 @pytest.mark.root
 def test_a_session_server_of_somebody_else_is_not_used() -> None:
     """Who can name a socket after another user does not get that user's calls."""
@@ -504,7 +535,7 @@ def test_a_session_server_of_somebody_else_is_not_used() -> None:
 
 
 def test_just_exec_says_only_its_code() -> None:
-    """0 when the service runs, 127 when there is none; nobody waits for its end."""
+    """0 when the service runs, 127 when there is none, 125 for no call; its end is not awaited."""
     with wire_agent() as agent:
         agent.write_service("a.Long", f"#!/bin/sh\necho $$ >{agent.home}/pid\nexec sleep 600\n")
         found = agent.call(f"{ME}:QUBESRPC a.Long work", kind=JUST_EXEC).rest()
@@ -513,7 +544,9 @@ def test_just_exec_says_only_its_code() -> None:
         os.kill(int((agent.home / "pid").read_text()), signal.SIGKILL)
         found = agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
         assert (len(found), code_of(found)) == (1, 127)
-        assert {agent.daemon.receive()[0] for _ in range(2)} == {TERMINATED}
+        found = agent.call(f"{ME}:QUBESRPC a.Missing", kind=JUST_EXEC).rest()
+        assert (len(found), code_of(found)) == (1, 125)
+        assert {agent.daemon.receive()[0] for _ in range(3)} == {TERMINATED}
 
 
 def test_errors_of_a_service_that_nobody_waits_for_reach_the_log(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ use rustix::io::Errno;
 
 use super::data_process::DataProcess;
 use crate::connection;
+use crate::flow;
 use crate::rpc_config;
 use crate::say;
-use crate::service::{command, Settings, Work};
+use crate::service::{self, command, Settings, Work};
 use crate::speak::{Reason, Shown};
 use crate::text::split_once;
-use crate::users;
+use crate::users::{self, User};
 use crate::vchan::new_socket;
 use crate::wire::{ExecParams, Kind};
 
@@ -26,7 +27,7 @@ pub fn hand_over(pattern: &[u8], call: &DataProcess, params: ExecParams, setting
     };
     let kind = if call.just_start { Kind::JustExec } else { Kind::ExecCmdline };
     let request = request(kind, params, line);
-    if let Err(error) = write_all(&server, &request) {
+    if let Err(error) = flow::write_all(&server, &request) {
         say!("error: a session server did not take a call: {error}", error = Reason(error));
         return false;
     }
@@ -43,6 +44,7 @@ fn find<'a>(pattern: &[u8], call: &'a DataProcess, settings: &Settings) -> Optio
         return None;
     }
     let mut user = user.to_vec();
+    let mut waiting = None;
     if let Ok((_, Work::Service(request))) = command::parse(&call.line) {
         // Settings that cannot be read are told to the caller, by the service that does not start.
         let argument = request.argument().unwrap_or(b"");
@@ -51,12 +53,19 @@ fn find<'a>(pattern: &[u8], call: &'a DataProcess, settings: &Settings) -> Optio
             return None;
         }
         user = config.force_user.unwrap_or(user);
+        waiting = config.wait_for_session.then_some(request.source);
     }
     if user.is_empty() || user == b"DEFAULT" {
         user = b"user".to_vec();
     }
-    let server = connect(&path(pattern, &user)?, &user)?;
-    Some((server, line))
+    let path = path(pattern, &user)?;
+    let passwd = users::read_file(b"/etc/passwd").ok()?;
+    let user = users::find(&passwd, &user)?;
+    if let Some(source) = waiting {
+        // The server is a part of the session: before it there may be none.
+        service::wait_for_session(&user, source, settings);
+    }
+    Some((connect(&path, &user)?, line))
 }
 
 /// `%s` of the pattern replaced; `None` for a user that no file can be named after.
@@ -71,14 +80,12 @@ fn path(pattern: &[u8], user: &[u8]) -> Option<alloc::vec::Vec<u8>> {
 }
 
 /// Connect to the user's server; one that belongs to neither the user nor root is none.
-fn connect(path: &[u8], user: &[u8]) -> Option<OwnedFd> {
+fn connect(path: &[u8], user: &User<'_>) -> Option<OwnedFd> {
     let socket = new_socket().ok()?;
     connection::connect(&socket, path).ok()?;
     let owner = rustix::net::sockopt::socket_peercred(&socket).ok()?.uid.as_raw();
-    let passwd = users::read_file(b"/etc/passwd").ok()?;
-    let wanted = users::find(&passwd, user)?.uid;
-    if owner != 0 && owner != wanted {
-        say!("`{}` belongs to user {owner}, not to `{}`: it is not used", Shown(path), Shown(user));
+    if owner != 0 && owner != user.uid {
+        say!("`{}` belongs to user {owner}, not to `{}`: it is not used", Shown(path), Shown(user.name));
         return None;
     }
     Some(socket)
@@ -89,17 +96,6 @@ fn request(kind: Kind, params: ExecParams, line: &[u8]) -> alloc::vec::Vec<u8> {
     let length = line.len() as u32 + 1;
     let head = [(kind as u32).to_le_bytes(), params.domain.to_le_bytes(), params.port.to_le_bytes()];
     [&head.concat()[..], &length.to_le_bytes(), line, b"\0"].concat()
-}
-
-fn write_all(socket: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match rustix::io::write(socket, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

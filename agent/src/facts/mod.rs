@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use crate::arguments::{Known, Options};
 use crate::code;
 use crate::environment;
+use crate::flow;
 use crate::say;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
@@ -213,15 +214,11 @@ fn show(out: &mut Vec<u8>, value: &[u8], raw: bool) {
     }
 }
 
-fn print(mut bytes: &[u8]) -> i32 {
-    while !bytes.is_empty() {
-        match rustix::io::write(call::standard(1), bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(error) => return failed("print", error),
-        }
+fn print(bytes: &[u8]) -> i32 {
+    match flow::write_all(call::standard(1), bytes) {
+        Ok(()) => 0,
+        Err(error) => failed("print", error),
     }
-    0
 }
 
 #[cfg(test)]

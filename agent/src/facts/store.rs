@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::flow;
 use crate::speak::Shown;
 use crate::text::c_string;
 use crate::users::read_file;
@@ -173,10 +174,7 @@ fn replace(directory: &[u8], content: &[u8]) -> Result<(), Errno> {
     let fresh = c_string(&[directory, b"/.values.new"]);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&fresh, flags, Mode::from_raw_mode(0o644))?;
-    let mut left = content;
-    while !left.is_empty() {
-        left = &left[rustix::io::write(&file, left)?..];
-    }
+    flow::write_all(&file, content)?;
     rustix::fs::rename(&fresh, c_string(&[directory, b"/values"]))
 }
 

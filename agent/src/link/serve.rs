@@ -35,6 +35,10 @@ impl Call<'_> {
     pub fn serve(&self, peer: Peer, settings: &Settings) -> i32 {
         let (user, work) = match command::parse(self.line) {
             Ok(parsed) => parsed,
+            Err(wrong) if self.just_start => {
+                say!("error: a call is refused: {wrong}");
+                return Link::new(Rules::of_started_service(code::PROBLEM), peer).run();
+            }
             Err(wrong) => return refuse(peer, wrong),
         };
         if self.just_start {

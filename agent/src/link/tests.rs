@@ -98,7 +98,8 @@ fn any_bytes_of_a_peer_are_survived() {
         let mut sent = hello.clone();
         for _ in 0..random.below(6) {
             let body = random.below(9);
-            sent.extend(wire::data(*random.pick(&kinds), &random.bytes(body)).unwrap());
+            sent.extend(wire::Header { kind: *random.pick(&kinds), length: body as u32 }.bytes());
+            sent.extend(random.bytes(body));
         }
         let noise = random.below(20);
         sent.extend(random.bytes(noise));

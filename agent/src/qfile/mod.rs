@@ -10,7 +10,7 @@
 //! | `wire`, `codes`, `names` | bytes, errors and rules of the stream; pure |
 //! | `levels`, `listing` | files by descriptor |
 //! | `input`, `place`, `barriers`, `receive`, `unpacker` | the receiver |
-//! | `output`, `survey`, `send`, `sender`, `removal`, `progress`, `copy` | the sender |
+//! | `output`, `walk`, `survey`, `send`, `sender`, `removal`, `progress`, `copy` | the sender |
 
 pub mod barriers;
 pub mod codes;
@@ -28,4 +28,5 @@ pub mod send;
 pub mod sender;
 pub mod survey;
 pub mod unpacker;
+pub mod walk;
 pub mod wire;

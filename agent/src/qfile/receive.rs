@@ -17,7 +17,7 @@ use super::wire::{Header, Kind, Next, Outcome, HEADER};
 use crate::process::occupy_standard_descriptors;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
-use crate::{code, environment, say};
+use crate::{code, environment, flow, say};
 
 /// A link's target is no longer on Linux.
 const LONGEST_TARGET: u64 = 4095;
@@ -271,13 +271,5 @@ impl Receiver<'_> {
 
 /// Write the result; a sender that is gone does not need it.
 fn answer(outcome: &Outcome) {
-    let bytes = outcome.encode();
-    let mut rest = &bytes[..];
-    while !rest.is_empty() {
-        match rustix::io::write(call::standard(1), rest) {
-            Ok(count) => rest = &rest[count..],
-            Err(Errno::INTR) => {}
-            Err(_) => return,
-        }
-    }
+    let _ = flow::write_all(call::standard(1), &outcome.encode());
 }

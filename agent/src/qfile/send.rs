@@ -7,12 +7,12 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, Stat};
 use rustix::io::Errno;
 
-use super::listing::{self, Listing};
-use super::names::DEEPEST;
+use super::listing;
 use super::output::{Halt, Output};
 use super::removal::Delivered;
 use super::survey::{cannot, uncopyable};
-use super::wire::{Header, Kind, Moment, END, LONGEST_NAME};
+use super::walk::{self, Visitor};
+use super::wire::{Header, Kind, Moment, END};
 use crate::say;
 use crate::speak::Shown;
 
@@ -66,7 +66,7 @@ impl<'a> Sender<'a> {
         let start = listing::start(argument).map_err(failed)?;
         let found = listing::look(start.parent.as_fd(), start.name).map_err(failed)?;
         self.path.clear();
-        self.entry(start.parent.as_fd(), start.name, Kind::of_mode(found.st_mode), 1)?;
+        walk::entry(self, start.parent.as_fd(), start.name, Kind::of_mode(found.st_mode), 1)?;
         Ok(start.parent)
     }
 
@@ -81,35 +81,6 @@ impl<'a> Sender<'a> {
         Ok((self.output, self.delivered.unwrap_or_default(), self.grown))
     }
 
-    fn entry(
-        &mut self,
-        at: BorrowedFd<'_>,
-        name: &[u8],
-        kind: Option<Kind>,
-        depth: usize,
-    ) -> Result<(), Stop> {
-        let length = self.path.len();
-        if length > 0 {
-            self.path.push(b'/');
-        }
-        self.path.extend_from_slice(name);
-        if depth > DEEPEST || self.path.len() + 1 >= LONGEST_NAME as usize {
-            return Err(self.failed(Errno::NAMETOOLONG));
-        }
-        match kind {
-            Some(Kind::File) => self.file(at, name)?,
-            Some(Kind::Link) => self.link(at, name)?,
-            Some(Kind::Directory) => self.directory(at, name, depth)?,
-            None => return Err(Stop::Source(uncopyable(&self.path))),
-        }
-        self.path.truncate(length);
-        Ok(())
-    }
-
-    fn failed(&self, error: Errno) -> Stop {
-        Stop::Source(cannot(&self.path, error))
-    }
-
     fn announce(&mut self, kind: Kind, found: &Stat, length: u64) -> Result<(), Stop> {
         let header = header(self.path.len(), kind, found, length);
         self.output.write(&header.encode())?;
@@ -121,23 +92,6 @@ impl<'a> Sender<'a> {
         if let Some(delivered) = &mut self.delivered {
             delivered.push(Delivered::new(&self.path, kind, found));
         }
-    }
-
-    fn file(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Stop> {
-        let file = listing::open_to_read(at, name, OFlags::empty()).map_err(|error| self.failed(error))?;
-        let found = rustix::fs::fstat(&file).map_err(|error| self.failed(error))?;
-        if Kind::of_mode(found.st_mode) != Some(Kind::File) {
-            return Err(Stop::Source(uncopyable(&self.path)));
-        }
-        let length = u64::try_from(found.st_size).unwrap_or(0);
-        self.announce(Kind::File, &found, length)?;
-        if self.content(&file, length)? {
-            self.grown = true;
-            say!("error: `{}` grew while it was copied: only its beginning was", Shown(&self.path));
-        } else {
-            self.note(Kind::File, &found);
-        }
-        Ok(())
     }
 
     /// Send `length` bytes; true where the file has more by now.
@@ -161,15 +115,49 @@ impl<'a> Sender<'a> {
                     left -= count as u64;
                 }
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(self.failed(error)),
+                Err(error) => return Err(self.unreadable(error)),
             }
         }
         Ok(false)
     }
+}
+
+impl Visitor for Sender<'_> {
+    type Stop = Stop;
+
+    fn path(&mut self) -> &mut Vec<u8> {
+        &mut self.path
+    }
+
+    fn unreadable(&self, error: Errno) -> Stop {
+        Stop::Source(cannot(&self.path, error))
+    }
+
+    fn uncopyable(&self) -> Stop {
+        Stop::Source(uncopyable(&self.path))
+    }
+
+    fn file(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Stop> {
+        let file =
+            listing::open_to_read(at, name, OFlags::empty()).map_err(|error| self.unreadable(error))?;
+        let found = rustix::fs::fstat(&file).map_err(|error| self.unreadable(error))?;
+        if Kind::of_mode(found.st_mode) != Some(Kind::File) {
+            return Err(self.uncopyable());
+        }
+        let length = u64::try_from(found.st_size).unwrap_or(0);
+        self.announce(Kind::File, &found, length)?;
+        if self.content(&file, length)? {
+            self.grown = true;
+            say!("error: `{}` grew while it was copied: only its beginning was", Shown(&self.path));
+        } else {
+            self.note(Kind::File, &found);
+        }
+        Ok(())
+    }
 
     fn link(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Stop> {
-        let found = listing::look(at, name).map_err(|error| self.failed(error))?;
-        let target = rustix::fs::readlinkat(at, name, Vec::new()).map_err(|error| self.failed(error))?;
+        let found = listing::look(at, name).map_err(|error| self.unreadable(error))?;
+        let target = rustix::fs::readlinkat(at, name, Vec::new()).map_err(|error| self.unreadable(error))?;
         self.announce(Kind::Link, &found, target.as_bytes().len() as u64)?;
         self.output.write(target.as_bytes())?;
         self.note(Kind::Link, &found);
@@ -178,14 +166,10 @@ impl<'a> Sender<'a> {
 
     fn directory(&mut self, at: BorrowedFd<'_>, name: &[u8], depth: usize) -> Result<(), Stop> {
         let opened =
-            listing::open_to_read(at, name, OFlags::DIRECTORY).map_err(|error| self.failed(error))?;
-        let found = rustix::fs::fstat(&opened).map_err(|error| self.failed(error))?;
+            listing::open_to_read(at, name, OFlags::DIRECTORY).map_err(|error| self.unreadable(error))?;
+        let found = rustix::fs::fstat(&opened).map_err(|error| self.unreadable(error))?;
         self.announce(Kind::Directory, &found, 0)?;
-        let entries = Listing::of(opened.as_fd()).map_err(|error| self.failed(error))?;
-        for (name, told) in entries.iter() {
-            let kind = listing::kind_of(opened.as_fd(), name, told).map_err(|error| self.failed(error))?;
-            self.entry(opened.as_fd(), name, kind, depth + 1)?;
-        }
+        walk::content(self, &opened, depth)?;
         self.announce(Kind::Directory, &found, 0)?;
         self.note(Kind::Directory, &found);
         Ok(())

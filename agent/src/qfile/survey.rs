@@ -9,8 +9,9 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::listing::{self, Listing};
-use super::names::{self, DEEPEST};
+use super::listing;
+use super::names;
+use super::walk::{self, Visitor};
 use super::wire::Kind;
 use crate::speak::{Reason, Shown};
 
@@ -39,7 +40,7 @@ pub fn survey(arguments: &[&'static CStr], with_bytes: bool) -> Result<Survey, S
             return Err(format!("`{}` is a symbolic link: name what it leads to", Shown(argument)));
         }
         surveyor.path.clear();
-        surveyor.entry(start.parent.as_fd(), start.name, kind, 1)?;
+        walk::entry(&mut surveyor, start.parent.as_fd(), start.name, kind, 1)?;
     }
     Ok(surveyor.found)
 }
@@ -61,62 +62,46 @@ struct Surveyor {
 }
 
 impl Surveyor {
-    fn entry(
-        &mut self,
-        at: BorrowedFd<'_>,
-        name: &[u8],
-        kind: Option<Kind>,
-        depth: usize,
-    ) -> Result<(), String> {
-        let length = self.path.len();
-        if length > 0 {
-            self.path.push(b'/');
-        }
-        self.path.extend_from_slice(name);
-        self.found.odd_names |= !names::is_displayable(name);
-        let done = match kind {
-            None => return Err(uncopyable(&self.path)),
-            Some(_) if depth > DEEPEST => {
-                return Err(format!("`{}` lies deeper than {DEEPEST} levels", Shown(&self.path)));
-            }
-            Some(Kind::File) => self.file(at, name),
-            Some(Kind::Link) => self.link(at, name),
-            Some(Kind::Directory) => return self.directory(at, name, depth, length),
-        };
-        done.map_err(|error| cannot(&self.path, error))?;
-        self.path.truncate(length);
-        Ok(())
+    fn see(&mut self, text: &[u8]) {
+        self.found.odd_names |= !names::is_displayable(text);
+    }
+}
+
+impl Visitor for Surveyor {
+    type Stop = String;
+
+    fn path(&mut self) -> &mut Vec<u8> {
+        &mut self.path
     }
 
-    fn file(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    fn unreadable(&self, error: Errno) -> String {
+        cannot(&self.path, error)
+    }
+
+    fn uncopyable(&self) -> String {
+        uncopyable(&self.path)
+    }
+
+    fn file(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), String> {
+        self.see(name);
         if self.with_bytes {
-            let size = listing::look(at, name)?.st_size;
+            let size = listing::look(at, name).map_err(|error| self.unreadable(error))?.st_size;
             self.found.bytes = self.found.bytes.saturating_add(u64::try_from(size).unwrap_or(0));
         }
         Ok(())
     }
 
-    fn link(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-        let target = rustix::fs::readlinkat(at, name, Vec::new())?;
-        self.found.odd_names |= !names::is_displayable(target.as_bytes());
+    fn link(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Result<(), String> {
+        self.see(name);
+        let target = rustix::fs::readlinkat(at, name, Vec::new()).map_err(|error| self.unreadable(error))?;
+        self.see(target.as_bytes());
         Ok(())
     }
 
-    fn directory(
-        &mut self,
-        at: BorrowedFd<'_>,
-        name: &[u8],
-        depth: usize,
-        length: usize,
-    ) -> Result<(), String> {
-        let opened = listing::open_to_read(at, name, OFlags::DIRECTORY)
-            .and_then(|fd| Listing::of(fd.as_fd()).map(|listing| (fd, listing)));
-        let (fd, entries) = opened.map_err(|error| cannot(&self.path, error))?;
-        for (name, told) in entries.iter() {
-            let kind = listing::kind_of(fd.as_fd(), name, told).map_err(|error| cannot(&self.path, error))?;
-            self.entry(fd.as_fd(), name, kind, depth + 1)?;
-        }
-        self.path.truncate(length);
-        Ok(())
+    fn directory(&mut self, at: BorrowedFd<'_>, name: &[u8], depth: usize) -> Result<(), String> {
+        self.see(name);
+        let opened =
+            listing::open_to_read(at, name, OFlags::DIRECTORY).map_err(|error| self.unreadable(error))?;
+        walk::content(self, &opened, depth)
     }
 }

@@ -26,6 +26,7 @@ use rustix::process::{Gid, Uid};
 
 pub use command::{Request, Requested, Work};
 use find::Found;
+pub use session::wait as wait_for_session;
 
 use crate::code;
 use crate::connection::Descriptors;
@@ -206,7 +207,7 @@ fn start_service(
     let user = find_user(&passwd, config.force_user.as_deref().unwrap_or(user))?;
     let found = find::find(request, settings.service_path)?;
     if config.wait_for_session && request.with_session {
-        session::wait(&user, request.source, settings);
+        wait_for_session(&user, request.source, settings);
     }
     match found {
         Found::Program(path) => {

@@ -82,6 +82,7 @@ fn run(user: &User<'_>, source: &[u8], settings: &Settings) {
     match call::fork() {
         Ok(None) => {
             take_descriptors(&[Some(reader), None, None]);
+            call::unblock_signals();
             let request = Request { with_session: false, ..Request::new(SERVICE, source) };
             let failure = start(Work::Service(request), user.name, settings, Begin::AndServe);
             call::exit(failure.0)

@@ -178,11 +178,6 @@ pub fn parse_connect(body: &[u8]) -> Result<(ExecParams, Ident), Malformed> {
     Ok((params, Ident::new(text).ok_or(Malformed::Text)?))
 }
 
-/// SERVICE_REFUSED: the trigger of this ident was refused.
-pub fn refused(ident: &Ident) -> Vec<u8> {
-    message(Kind::ServiceRefused, &[&ident.bytes()])
-}
-
 /// CONNECTION_TERMINATED: the data link is done with.
 pub fn terminated(params: ExecParams) -> Vec<u8> {
     message(Kind::ConnectionTerminated, &[&params.bytes()])
@@ -198,11 +193,6 @@ pub fn parse_exit_code(body: &[u8]) -> i32 {
     split_array(body).map_or(255, |(code, _)| i32::from_le_bytes(code))
 }
 
-/// A message of a stream; an empty one is the stream's end. `None` where it is too long for one.
-pub fn data(kind: Kind, bytes: &[u8]) -> Option<Vec<u8>> {
-    (bytes.len() <= CHUNK).then(|| message(kind, &[bytes]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,7 +202,8 @@ mod tests {
     #[test]
     fn messages_of_the_sheet() {
         assert_eq!(hello(Version::NEWEST), b"\x00\x03\x00\x00\x04\x00\x00\x00\x04\x00\x00\x00");
-        assert_eq!(data(Kind::Stdout, b"").unwrap(), b"\x91\x01\x00\x00\x00\x00\x00\x00");
+        let end = Header { kind: Kind::Stdout, length: 0 };
+        assert_eq!(end.bytes(), *b"\x91\x01\x00\x00\x00\x00\x00\x00");
         assert_eq!(exit_code(42), b"\x93\x01\x00\x00\x04\x00\x00\x00\x2a\x00\x00\x00");
         let params = ExecParams { domain: 7, port: 513 };
         assert_eq!(terminated(params), b"\x11\x02\0\0\x08\0\0\0\x07\0\0\0\x01\x02\0\0");

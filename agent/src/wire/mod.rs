@@ -10,15 +10,15 @@
 //! | `Receiver` | collects one message of bounded size from a stream |
 //! | `Version` | the outcome of HELLO |
 //! | `ExecParams`, `Ident`, `Trigger` | the bodies |
-//! | `command`, `connect`, `refused`, `terminated`, `exit_code`, `hello`, `data` | whole messages |
+//! | `command`, `connect`, `terminated`, `exit_code`, `hello` | whole messages |
 
 mod body;
 mod frame;
 mod trigger;
 
 pub use body::{
-    command, connect, data, exit_code, hello, parse_command, parse_connect, parse_exit_code, parse_hello,
-    refused, terminated, ExecParams, Ident, Version,
+    command, connect, exit_code, hello, parse_command, parse_connect, parse_exit_code, parse_hello,
+    terminated, ExecParams, Ident, Version,
 };
 pub use frame::{Header, Kind, Malformed, Receiver, Way};
 pub use trigger::Trigger;

@@ -24,7 +24,6 @@ LONGEST_SERVICE = 65_000
 """Bytes of service, argument and the NUL behind them."""
 LONGEST_COMMAND_BODY = 65_535
 IDENT_SIZE = 32
-NAME_SIZE = 64
 
 _header = struct.Struct("<II")
 _params = struct.Struct("<II")

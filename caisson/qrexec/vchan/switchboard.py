@@ -176,6 +176,8 @@ class Switchboard:
         Raises:
             ProtocolError: it cannot be done; the client is to be dropped.
         """
+        if self._transmit is None or self._transmit(b"") > MOST_UNSENT:
+            raise ProtocolError(f"the agent of `{self.name}` does not take commands")
         if command.kind is Kind.SERVICE_CONNECT:
             self._connect(client, command)
         else:
@@ -203,8 +205,6 @@ class Switchboard:
         self.connect(pending, command.domain, port)
 
     def _port_for(self, client: Client, command: Command) -> int:
-        if self._transmit is None or self._transmit(b"") > MOST_UNSENT:
-            raise ProtocolError(f"the agent of `{self.name}` does not take commands")
         port = self.ports.allocate(command.domain)
         if port is None:
             raise ProtocolError(f"no port is left for a connection with domain {command.domain}")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+from typing import cast
 
 import pytest
 
@@ -16,7 +17,9 @@ from caisson.qrexec.vchan.broker_side import Work, exit_code, parse_work
 from caisson.qrexec.vchan.control import Event, Greeted, Session, Terminated
 from caisson.qrexec.vchan.deciding import Verdict, parse_answer
 from caisson.qrexec.vchan.frames import Kind, MalformedError
+from caisson.qrexec.vchan.local import Client, Command
 from caisson.qrexec.vchan.streams import PIECE, Stream
+from caisson.qrexec.vchan.switchboard import MOST_UNSENT, Decider, Switchboard
 from caisson.qrexec.vchan.untrusted import Requested, Unacceptable
 
 IDENT = b"SOCKET7".ljust(32, b"\0")
@@ -360,3 +363,19 @@ async def test_end_of_a_stream_is_told_once():
     stream.send(b"x")
     stream.close()
     assert ends == [1]
+
+
+@pytest.mark.parametrize("port", [0, 600])
+def test_an_agent_that_does_not_read_gets_no_more_commands(port: int):
+    """Whoever gave the port: what waits for it is bounded."""
+    sent: list[bytes] = []
+    board = Switchboard("work", 7, "user", frames.LONGEST_COMMAND_BODY)
+
+    def transmit(data: bytes) -> int:
+        sent.extend([data] if data else [])
+        return MOST_UNSENT + 1
+
+    board.begin(transmit, cast("Decider", None))
+    with pytest.raises(ProtocolError, match="does not take commands"):
+        board.command(cast("Client", None), Command(Kind.EXEC_CMDLINE, 8, port, b"user:true"))
+    assert (sent, len(board.ports)) == ([], 0)
