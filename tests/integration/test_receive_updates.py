@@ -137,6 +137,16 @@ async def test_there_is_an_end_to_what_is_kept():
         assert "are kept already" in admin.told("a service is not served")[0]["reason"]
 
 
+async def test_small_files_fill_no_disk():
+    """Each takes up room that its size does not tell of: so few of them are an end, too."""
+    updates = partial(Updates, room=Room(most_kept=3000, least_counted=1000))
+    async with service_rig(POLICY, "sys-up", updatevm=lambda: "sys-up", updates=updates) as admin:
+        sent = stream(entry(b"a.rpm"), entry(b"b.rpm", b"b"))
+        codes = [(await admin.call("sys-up", "dom0", SERVICE, sent)).code for _ in range(3)]
+        assert codes == [0, 0, 125]
+        assert "4000 bytes of packages" in admin.told("a service is not served")[0]["reason"]
+
+
 # A receiver that was taken over leaves what it likes.
 
 
