@@ -48,6 +48,10 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path / "outside"
 
 
+WITHOUT_EFFECT = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | 0x2000
+"""Flags of a mount; the last is `ST_NOSYMFOLLOW` (linux/statfs.h)."""
+
+
 def named_program(home: Path) -> Path:
     """The receiver under its own name."""
     path = home / "qfile-unpacker"
@@ -270,6 +274,9 @@ def test_without_landlock_root_has_a_mount_of_its_own(tmp_path: Path, call: int)
     process.stdin.write(stream(directory(b"d"), file(b"d/1"), end=b""))
     process.stdin.flush()
     eventually((tmp_path / "in/d/1").exists)
+    here = Path(f"/proc/{process.pid}/fd")
+    (held,) = (fd for fd in here.iterdir() if str(fd.readlink()) == "/")
+    assert os.statvfs(held).f_flag & WITHOUT_EFFECT == WITHOUT_EFFECT
     (tmp_path / "in/d").rename(tmp_path / "gone")
     received = ended(process, stream(file(b"d/2", b"x")))
     assert received.code == errno.ENOENT
