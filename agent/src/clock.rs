@@ -102,7 +102,7 @@ pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -
     }
 }
 
-/// Call the service; what it answers, cut off where it is too long.
+/// Call the service; the first line that it answers, cut off where it is too long.
 fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<Vec<u8>, Errno> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let Some(pid) = call::fork()? else {
@@ -118,10 +118,8 @@ fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<V
     };
     drop(writer);
     let answer = receive(&reader);
-    drop(reader);
-    if answer.is_err() {
-        call::kill(pid, signal::KILL);
-    }
+    // The date is all that is wanted: whoever tells it does not keep us waiting for its end.
+    call::kill(pid, signal::KILL);
     let _ = call::wait_for(pid);
     answer
 }
@@ -130,7 +128,7 @@ fn receive(reader: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let until = call::milliseconds() + PATIENCE;
     let mut answer = alloc::vec![0; LONGEST];
     let mut used = 0;
-    while used < LONGEST {
+    while used < LONGEST && !answer[..used].contains(&b'\n') {
         let left = (until - call::milliseconds()).max(0);
         let timeout = Timespec { tv_sec: left / 1000, tv_nsec: (left % 1000) * 1_000_000 };
         match rustix::event::poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&timeout)) {

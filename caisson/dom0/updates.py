@@ -13,8 +13,8 @@ import re
 import secrets
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,11 +44,13 @@ class Room:
         most_bytes: of one transfer.
         most_files: of one transfer.
         most_kept: bytes of all that is kept; more is refused until somebody removes some.
+        least_counted: so many bytes each file that is kept counts for: small ones take up room too.
     """
 
     most_bytes: int = 4 * 1024**3
     most_files: int = 2000
     most_kept: int = 16 * 1024**3
+    least_counted: int = 64 * 1024
 
 
 class Updates:
@@ -105,7 +107,7 @@ class Updates:
     async def _receive(self, call: AdminCall) -> int:
         account = service_user(self._user)
         await asyncio.to_thread(self._prepare)
-        with self._fresh(account.pw_uid, account.pw_gid) as incoming:
+        async with self._fresh(account.pw_uid, account.pw_gid) as incoming:
             code = await run(self._command(incoming, account.pw_uid), call, self._patience)
             if code == 0:
                 names = await asyncio.to_thread(
@@ -121,8 +123,8 @@ class Updates:
         argv = (str(self._unpacker), "--flat", *suffixes, *most, "--", str(uid), ".")
         return Command(confined(argv), _ENVIRONMENT, incoming)
 
-    @contextmanager
-    def _fresh(self, uid: int, gid: int) -> Iterator[Path]:
+    @asynccontextmanager
+    async def _fresh(self, uid: int, gid: int) -> AsyncIterator[Path]:
         """A directory of the user's, which is gone afterwards."""
         incoming = self._paths.incoming_updates / secrets.token_hex(8)
         incoming.mkdir(mode=0o700)
@@ -130,7 +132,8 @@ class Updates:
             os.chown(incoming, uid, gid)
             yield incoming
         finally:
-            _remove(incoming)
+            # How much lies there is the user's choice: nobody waits for it.
+            await asyncio.to_thread(_remove, incoming)
 
     def _prepare(self) -> None:
         """Remove what earlier transfers left, and make sure that there is room.
@@ -145,10 +148,11 @@ class Updates:
             _remove(leftover)
         for leftover in self._paths.packages.glob("*/.*"):
             _remove(leftover)
-        kept = sum(f.lstat().st_size for f in self._paths.packages.glob("*/*/*"))
+        sizes = (f.lstat().st_size for f in self._paths.packages.glob("*/*/*"))
+        kept = sum(max(size, self._room.least_counted) for size in sizes)
         if kept >= self._room.most_kept:
             raise CaissonError(
-                f"{kept} bytes of packages are kept already",
+                f"{kept} bytes of packages are kept already, small files counted as larger ones",
                 hint=f"remove some below `{self._paths.packages}`",
             )
 

@@ -34,7 +34,12 @@ from caisson.names import QubeName
 SERVICE: Final = "/qubes-service/"
 _SERVICE_FEATURE: Final = "service."
 _CONFIG_FEATURE: Final = "vm-config."
+_CONFIGURATION: Final = "/vm-config/"
 _LONGEST_FILE_NAME: Final = 255
+_LONGEST_SETTING: Final = 3_072
+"""Bytes of a value, the most that a qube may note itself, too (`qubesdb-write`)."""
+_ROOM_FOR_SETTINGS: Final = 256 * 1024
+"""Bytes of all settings with their paths: `/run` is memory, and a qube reads up to 1 MiB."""
 _ON_BY_DEFAULT: Final = {Klass.TEMPLATE: ("updates-proxy-setup",)}
 """Services that are on unless a feature says otherwise."""
 _PERSISTENCE: Final = {
@@ -94,7 +99,8 @@ def facts_of(system: System, qube: Qube, timezone: str | None = None) -> dict[st
     found.update(_network(system, qube))
     found.update(_provided_network(system, qube))
     told = {path: str(each) for path, each in found.items() if each is not None}
-    told.update(_settings(qube))
+    told.update(_services(qube))
+    told.update(_configuration(qube))
     return told
 
 
@@ -140,15 +146,28 @@ def _resolvers(system: System, qube: Qube, prefix: str) -> dict[str, str]:
     return dict(zip(names, addresses, strict=False))
 
 
-def _settings(qube: Qube) -> Iterator[tuple[str, str]]:
-    """What features say: services, and settings for programs of the qube."""
+def _services(qube: Qube) -> Iterator[tuple[str, str]]:
+    """Which services are on and off, as features say."""
     for service in _ON_BY_DEFAULT.get(qube.klass, ()):
         yield SERVICE + service, "1"
     for feature, value in qube.features.items():
         if name := _after(feature, _SERVICE_FEATURE):
             yield SERVICE + name, "1" if value else "0"
-        elif name := _after(feature, _CONFIG_FEATURE):
-            yield f"/vm-config/{name}", value
+
+
+def _configuration(qube: Qube) -> Iterator[tuple[str, str]]:
+    """Settings for programs of the qube, as features say: those that there is room for."""
+    room = _ROOM_FOR_SETTINGS
+    for feature, value in qube.features.items():
+        name = _after(feature, _CONFIG_FEATURE)
+        length = len(value.encode(errors="replace"))
+        if name is None or length > _LONGEST_SETTING:
+            continue
+        path = _CONFIGURATION + name
+        room -= len(path) + length
+        if room < 0:
+            return
+        yield path, value
 
 
 def _after(feature: str, prefix: str) -> str | None:
@@ -232,6 +251,9 @@ class FactsBoard:
                 hint="make room below `/run`",
             ) from error
         self._told[qube.name] = facts
+        settings = sum(feature.startswith(_CONFIG_FEATURE) for feature in qube.features)
+        if untold := settings - sum(fact.startswith(_CONFIGURATION) for fact in facts):
+            _log.warning("settings of a qube do not fit", qube=qube.name, untold=untold)
         return path
 
     def heed(self, change: Change) -> None:

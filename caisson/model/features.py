@@ -38,6 +38,7 @@ _INTERNAL = frozenset(
 )
 _SERVICE_LONGEST = 48
 _CONFIG_LONGEST = 52
+_CONFIG_LONGEST_VALUE = 3_072
 _PERSIST_LONGEST = 54
 _PERSIST = re.compile(r"(?:(?:file|dir):[^:/]+:[^:/]+:[0-7]{3,4}:)?/[^:]*")
 _DIGITS = re.compile(r"[0-9]{1,9}")
@@ -83,13 +84,15 @@ def _service(name: FeatureName, rest: str, _value: str) -> None:
         raise _refuse(name, "is too long", f"use at most {_SERVICE_LONGEST} characters")
 
 
-def _config(name: FeatureName, rest: str, _value: str) -> None:
+def _config(name: FeatureName, rest: str, value: str) -> None:
     if not rest[:1].isalpha() or len(rest) > _CONFIG_LONGEST:
         raise _refuse(
             name,
             "names no setting",
             f"start with a letter and use at most {_CONFIG_LONGEST} characters",
         )
+    if (length := len(value.encode())) > _CONFIG_LONGEST_VALUE:
+        raise _refuse(name, f"is {length} bytes long", f"use at most {_CONFIG_LONGEST_VALUE}")
 
 
 def _persist(name: FeatureName, rest: str, value: str) -> None:

@@ -55,10 +55,12 @@ class Desk:
         pipes = Pipes.make()
         peer.send(b"A", pipes.caller)
         shut(pipes.caller)
+        # It does not wait for more than a line.
         with contextlib.suppress(BrokenPipeError):
             os.write(pipes.service[1], answer)
         shut(pipes.service)
-        peer.send(f"X{code}".encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            peer.send(f"X{code}".encode())
         _, err = child.communicate(timeout=PATIENCE)
         peer.close()
         return child.returncode, err.decode()
@@ -116,6 +118,26 @@ def test_what_is_no_date_sets_no_clock(desk: Desk, answer: bytes):
     assert err.startswith("error: the clock qube ")
     assert "\x1b" not in err
     assert "reboot" not in err
+
+
+@pytest.mark.parametrize("ends_its_output", [True, False])
+def test_a_clock_qube_that_never_ends_holds_nobody_up(desk: Desk, ends_its_output: bool):
+    """The date is what was asked for; neither its end nor a code is waited for."""
+    child = desk.start("qvm-sync-clock", f"--agent-socket={desk.listener.path}")
+    peer = desk.listener.accept()
+    peer.receive()
+    pipes = Pipes.make()
+    peer.send(b"A", pipes.caller)
+    shut(pipes.caller)
+    os.write(pipes.service[1], now() + b"\n")
+    if ends_its_output:
+        shut(pipes.service, 1)
+    try:
+        _, err = child.communicate(timeout=PATIENCE)
+        assert (child.returncode, err) == (0, b"")
+    finally:
+        shut(pipes.service)
+        peer.close()
 
 
 def test_without_a_clock_of_its_own_a_program_says_so(desk: Desk):

@@ -281,6 +281,24 @@ def test_a_move_keeps_what_changed_meanwhile(tmp_path: Path, tree: Path) -> None
     assert b"`tree` is not empty" in err
 
 
+def test_a_file_of_several_names_is_moved_with_all_of_them(tmp_path: Path, tree: Path) -> None:
+    """That it lost one name is our own change; what somebody else wrote meanwhile is not."""
+    for name in ("deep/twin", "twin"):
+        (tree / name).hardlink_to(tree / "file")
+    (tmp_path / "third").hardlink_to(tree / "file")
+    (tmp_path / "fourth").hardlink_to(tree / "file")
+    assert send("--move", tree, tmp_path / "third").exit_code == 0
+    assert names(tmp_path) == {b"fourth"}
+    (tmp_path / "fifth").hardlink_to(tmp_path / "fourth")
+    process = sender("--move", tmp_path / "fourth", tmp_path / "fifth")
+    raw = read_stream(process)
+    (tmp_path / "fourth").write_text("changed")
+    _, err = process.communicate(Result(0, zlib.crc32(raw), b"fifth").encode(), timeout=PATIENCE)
+    assert process.returncode == 1
+    assert names(tmp_path) == {b"fourth", b"fifth"}
+    assert err.count(b"changed since it was copied") == 2
+
+
 def test_progress_for_programs(tree: Path) -> None:
     """Numbers of bytes, one a line, on the descriptor that was saved."""
     reader, writer = os.pipe()

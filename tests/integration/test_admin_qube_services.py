@@ -149,7 +149,7 @@ async def test_settings_choose_the_user(admin: ServiceRig):
 
 async def test_a_service_gains_nothing_by_what_it_runs(admin: ServiceRig):
     """No new privileges, no capabilities, no core, few descriptors of which three are open."""
-    admin.lay("my.Status", "cat /proc/self/status; ulimit -c; ulimit -n; ls /proc/self/fd")
+    admin.lay("my.Status", "cat /proc/self/status; ulimit -Hc; ulimit -Hn; ls /proc/self/fd")
     held = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(held, True)
     try:

@@ -137,6 +137,16 @@ async def test_there_is_an_end_to_what_is_kept():
         assert "are kept already" in admin.told("a service is not served")[0]["reason"]
 
 
+async def test_small_files_fill_no_disk():
+    """Each takes up room that its size does not tell of: so few of them are an end, too."""
+    updates = partial(Updates, room=Room(most_kept=3000, least_counted=1000))
+    async with service_rig(POLICY, "sys-up", updatevm=lambda: "sys-up", updates=updates) as admin:
+        sent = stream(entry(b"a.rpm"), entry(b"b.rpm", b"b"))
+        codes = [(await admin.call("sys-up", "dom0", SERVICE, sent)).code for _ in range(3)]
+        assert codes == [0, 0, 125]
+        assert "4000 bytes of packages" in admin.told("a service is not served")[0]["reason"]
+
+
 # A receiver that was taken over leaves what it likes.
 
 
@@ -161,14 +171,30 @@ def plant(incoming: Path, what: str) -> None:
         case "directory":
             path.mkdir()
             os.chown(path, USER.pw_uid, USER.pw_gid)
-        case "name":
-            (incoming / "a\n.rpm").write_text("x")
-        case "hidden":
-            (incoming / ".rpm").write_text("x")
+        case "link to its own":
+            own = incoming.parent / "own"
+            own.write_text("x")
+            os.chown(own, USER.pw_uid, USER.pw_gid)
+            path.symlink_to(own)
+        case "name" | "hidden":
+            path = incoming / ("a\n.rpm" if what == "name" else ".rpm")
+            path.write_text("x")
+            os.chown(path, USER.pw_uid, USER.pw_gid)
 
 
 @pytest.mark.parametrize(
-    "what", ["link", "hard link", "of root", "pipe", "device", "directory", "name", "hidden"]
+    "what",
+    [
+        "link",
+        "link to its own",
+        "hard link",
+        "of root",
+        "pipe",
+        "device",
+        "directory",
+        "name",
+        "hidden",
+    ],
 )
 def test_a_receiver_gone_bad_gets_nothing_kept(tmp_path: Path, what: str) -> None:
     """What it leaves is opened without trust: no link, no device, nothing of others."""
@@ -182,6 +208,23 @@ def test_a_receiver_gone_bad_gets_nothing_kept(tmp_path: Path, what: str) -> Non
         keep(incoming, USER.pw_uid, packages, Room())
     (transfer,) = packages.iterdir()
     assert [path.name for path in transfer.iterdir()] == ["A.rpm"]
+
+
+@pytest.mark.parametrize("room", [Room(most_files=1), Room(most_bytes=5)])
+def test_more_than_the_receiver_may_take_is_not_kept(tmp_path: Path, room: Room) -> None:
+    """Its own bounds count for nothing once it was taken over."""
+    incoming, packages = tmp_path / "incoming", tmp_path / "packages"
+    incoming.mkdir()
+    for name in ("a.rpm", "b.rpm"):
+        (incoming / name).write_text("abc")
+        os.chown(incoming / name, USER.pw_uid, USER.pw_gid)
+    with pytest.raises(CaissonError):
+        keep(incoming, USER.pw_uid, packages, room)
+    assert list(packages.iterdir()) == []
+    assert keep(incoming, USER.pw_uid, packages, Room(most_files=2, most_bytes=6)) == [
+        "a.rpm",
+        "b.rpm",
+    ]
 
 
 def test_a_file_that_somebody_has_open_does_not_change_any_more(tmp_path: Path) -> None:

@@ -88,10 +88,10 @@ def test_lines_of_several_calls_at_once_stay_whole(desk: Desk) -> None:
 
 
 def test_a_writer_waits_for_its_turn(desk: Desk) -> None:
-    """While another holds the directory, no line is kept: a file is never put aside twice."""
+    """While another writes, no line is kept: a file is never put aside twice."""
     desk.run("qubes-log-sink", stdin=b"first\n")
-    directory = os.open(desk.home / "var/remote", os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)
+    lock = os.open(desk.home / "var/remote/.lock", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     writer = desk.start("qubes-log-sink")
     try:
         assert writer.stdin is not None
@@ -103,13 +103,29 @@ def test_a_writer_waits_for_its_turn(desk: Desk) -> None:
         answered.register(writer.stdout, select.POLLIN)
         eventually(lambda: waits_for_a_lock(writer.pid) or bool(answered.poll(0)))
         assert [text for _, text in kept(desk)] == ["first"]
-        fcntl.flock(directory, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_UN)
         assert writer.stdout.read() == b"OK\n"
         assert writer.wait(PATIENCE) == 0
         assert [text for _, text in kept(desk)] == ["first", "second"]
     finally:
-        os.close(directory)
+        os.close(lock)
         end(writer)
+
+
+def test_who_may_only_read_makes_no_writer_wait(desk: Desk) -> None:
+    """Neither the directory nor a log is what writers lock; theirs is not for others to open."""
+    desk.run("qubes-log-sink", stdin=b"first\n")
+    places = [desk.home / "var/remote", desk.home / "var/remote/work.log"]
+    held = [os.open(place, os.O_RDONLY) for place in places]
+    try:
+        for descriptor in held:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert desk.run("qubes-log-sink", stdin=b"second\n").stdout == b"OK\nOK\n"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert [text for _, text in kept(desk)] == ["first", "second"]
+    assert (desk.home / "var/remote/.lock").stat().st_mode & 0o777 == 0o600
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from caisson.daemons.logs import _harmless
@@ -32,6 +32,7 @@ def test_a_line_is_printable_and_bounded(untrusted: bytes, most: int):
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=150))
+@example([b"x\n"] * (Saying.MOST_LINES + 1))
 async def test_lines_are_told_in_order_up_to_a_number(chunks: list[bytes]):
     """However they come in pieces; the rest is counted, and nothing is left open."""
     before = descriptors()

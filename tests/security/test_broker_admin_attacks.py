@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from admin_rig import Daemon, daemon_rig, exception
+from admin_rig import AdminRig, daemon_rig, exception
 from broker_rig import PATIENCE, broker_account, until
+from dom0_rig import service_rig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -323,7 +324,7 @@ def test_any_message_is_a_checked_call_or_a_refusal(message: bytes | dict[str, A
     assert " " not in f"{source}{service}{argument}"
 
 
-async def forged(daemon: Daemon, **changed: Any) -> tuple[bytes, bytes, bytes]:
+async def forged(daemon: AdminRig, **changed: Any) -> tuple[bytes, bytes, bytes]:
     """A call that the broker's user hands over though the broker judged none; what comes of it."""
     attacker = Attacker(daemon.rig.paths.admin_calls)
     attacker.call(**changed)
@@ -367,6 +368,24 @@ admin.vm.Remove  *     mgmt  work  deny
         done = await forged(daemon, **tag, argument="+good")
         assert done == (b'{"code":0}', b"0\0", b"")
         assert await daemon.ask("admin.vm.tag.Get+good", "work") == b"0\x001"
+
+
+async def test_a_broker_starts_no_service_that_the_policy_does_not_allow():
+    """Programs of the admin qube too: by source, argument and target."""
+    policy = "my.Mark +good work @adminvm allow\nmy.Mark +far work other allow\n"
+    async with service_rig(policy, "work", "other") as admin:
+        admin.lay("my.Mark", 'echo "$QREXEC_REMOTE_DOMAIN $1"')
+        allowed = {"service": "my.Mark", "source": "work", "argument": "+good"}
+        for changed in (
+            {"source": "other"},
+            {"source": "nowhere"},
+            {"argument": "+bad"},
+            {"argument": "+far"},
+            {"argument": "+far", "requested": "other"},
+            {"service": "my.Other"},
+        ):
+            assert await forged(admin, **allowed | changed) == (b'{"code":126}', b"", b""), changed
+        assert await forged(admin, **allowed) == (b'{"code":0}', b"work good\n", b"")
 
 
 async def test_a_caller_in_the_name_of_the_admin_qube_is_refused_by_the_server_too():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import pwd
+import re
 import shutil
 import signal
 import stat
@@ -44,6 +46,10 @@ def outside(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     (tmp_path / "outside").mkdir()
     return tmp_path / "outside"
+
+
+WITHOUT_EFFECT = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | 0x2000
+"""Flags of a mount; the last is `ST_NOSYMFOLLOW` (linux/statfs.h)."""
 
 
 def named_program(home: Path) -> Path:
@@ -107,6 +113,17 @@ def test_the_incoming_directory_is_no_link(tmp_path: Path, path: str, what: str)
     assert (received.exit_code, received.result) == (1, None)
     assert "QubesIncoming/work" in received.stderr
     assert list(elsewhere.rglob("*")) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("path", ["QubesIncoming", "QubesIncoming/work"])
+def test_the_incoming_directory_is_nobody_elses(tmp_path: Path, path: str) -> None:
+    """Who owns it could take what arrives, and put other things in its place (QSB-014)."""
+    (tmp_path / path).mkdir(parents=True)
+    os.chown(tmp_path / path, NOBODY, NOBODY)
+    received = in_home(tmp_path, stream(file(b"a")))
+    assert (received.exit_code, received.result) == (1, None)
+    assert list(tmp_path.rglob("a")) == []
 
 
 @pytest.mark.parametrize("source", ["", ".", "..", "../x", "a/b", "/tmp", "a\nb", "x" * 32, "@x"])
@@ -225,7 +242,7 @@ def status_of(root: Path) -> dict[str, str]:
 
 def test_the_barriers_are_up_before_the_first_byte(tmp_path: Path) -> None:
     """No new privileges, no capability, no core file, no process, nothing but its directory."""
-    process = Receiver(tmp_path).start()
+    process = Receiver(tmp_path, ["--most-bytes=1000"]).start()
     root = Path(f"/proc/{process.pid}")
     eventually(lambda: (root / "syscall").read_text().startswith(f"{PPOLL} "))
     status = status_of(root)
@@ -233,8 +250,14 @@ def test_the_barriers_are_up_before_the_first_byte(tmp_path: Path) -> None:
     assert {status[name] for name in ("CapPrm", "CapEff", "CapInh")} == {"0" * 16}
     assert status["Umask"] == "0077"
     limits = (root / "limits").read_text()
-    for line in ("Max core file size        0 ", "Max processes             0 "):
-        assert line in limits
+    for what, most in (
+        ("core file size", 0),
+        ("processes", 0),
+        ("address space", 64 << 20),
+        ("open files", 288),
+        ("file size", 1000),
+    ):
+        assert re.search(rf"^Max {what} +{most} +{most} ", limits, re.MULTILINE), what
     assert ended(process, stream()).code == 0
 
 
@@ -251,6 +274,9 @@ def test_without_landlock_root_has_a_mount_of_its_own(tmp_path: Path, call: int)
     process.stdin.write(stream(directory(b"d"), file(b"d/1"), end=b""))
     process.stdin.flush()
     eventually((tmp_path / "in/d/1").exists)
+    here = Path(f"/proc/{process.pid}/fd")
+    (held,) = (fd for fd in here.iterdir() if str(fd.readlink()) == "/")
+    assert os.statvfs(held).f_flag & WITHOUT_EFFECT == WITHOUT_EFFECT
     (tmp_path / "in/d").rename(tmp_path / "gone")
     received = ended(process, stream(file(b"d/2", b"x")))
     assert received.code == errno.ENOENT
@@ -293,6 +319,16 @@ def test_root_becomes_the_user_first(reachable: Path) -> None:
     received = Receiver(tmp_path / "own", uid=NOBODY).take(stream(file(b"a"), directory(b"d")))
     assert received.code == 0
     assert {path.stat().st_uid for path in (tmp_path / "own").iterdir()} == {NOBODY}
+    named_program(reachable)
+    behind = ["setpriv", "--groups=4,27", "env", f"PATH={reachable}"]
+    process = Receiver(tmp_path / "own", uid=NOBODY, behind=behind).start()
+    root = Path(f"/proc/{process.pid}")
+    eventually(lambda: (root / "syscall").read_text().startswith(f"{PPOLL} "))
+    status = status_of(root)
+    assert status["Groups"].strip() == ""
+    assert set(status["Uid"].split()) == {str(NOBODY)}
+    assert set(status["Gid"].split()) == {str(pwd.getpwuid(NOBODY).pw_gid)}
+    assert ended(process, stream()).code == 0
     assert Receiver(tmp_path / "foreign", uid=NOBODY).take(stream(file(b"a"))).code == errno.EACCES
     assert names(tmp_path / "foreign") == set()
     stranger = Receiver(tmp_path / "own", uid=54321).take(stream())

@@ -9,7 +9,7 @@ use rustix::fd::OwnedFd;
 use super::codes;
 use super::output::{Halt, Output};
 use super::progress::Progress;
-use super::removal;
+use super::removal::{self, Names};
 use super::send::{Sender, Stop};
 use super::wire::Outcome;
 use crate::arguments::{Known, Options};
@@ -101,8 +101,9 @@ fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr])
     }
     let mut from = 0;
     let mut stayed = 0;
+    let mut names = Names::default();
     for (parent, to) in starts {
-        stayed += removal::remove(parent, &delivered[from..to]);
+        stayed += removal::remove(parent, &delivered[from..to], &mut names);
         from = to;
     }
     i32::from(grown || stayed > 0)

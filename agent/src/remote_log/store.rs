@@ -11,6 +11,8 @@ use crate::flow;
 use crate::remote_log::line::{self, Priority};
 use crate::sys::call;
 
+/// Who writes holds this. It is nobody's to open but the writers': who only reads makes none wait.
+const LOCK: &[u8] = b".lock";
 /// A file is put aside before it grows beyond this; one older file is kept.
 const LARGEST: u64 = 8 << 20;
 
@@ -25,6 +27,7 @@ pub enum Store {
 /// The file of one source in a directory.
 pub struct Files {
     directory: OwnedFd,
+    lock: OwnedFd,
     name: Vec<u8>,
     largest: u64,
 }
@@ -41,7 +44,10 @@ impl Store {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::open(directory, flags, Mode::empty())?;
-        Ok(Self::File(Files { directory: opened, name: [source, b".log"].concat(), largest: LARGEST }))
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(&opened, LOCK, flags, Mode::RUSR | Mode::WUSR)?;
+        let name = [source, b".log"].concat();
+        Ok(Self::File(Files { directory: opened, lock, name, largest: LARGEST }))
     }
 
     /// Send lines to the syslog that listens at `socket`.
@@ -71,9 +77,9 @@ impl Store {
 impl Files {
     /// Append whole lines only, one writer at a time, also where several calls log at once.
     fn append(&self, bytes: &[u8]) -> Result<(), Errno> {
-        rustix::fs::flock(&self.directory, FlockOperation::LockExclusive)?;
+        rustix::fs::flock(&self.lock, FlockOperation::LockExclusive)?;
         let kept = self.append_locked(bytes);
-        rustix::fs::flock(&self.directory, FlockOperation::Unlock)?;
+        rustix::fs::flock(&self.lock, FlockOperation::Unlock)?;
         kept
     }
 
@@ -122,7 +128,8 @@ mod tests {
         }
     }
 
-    /// However much is sent, a source takes up two files of bounded size, and the newest lines stay.
+    /// However much is sent, a source takes up two files of bounded size beside the lock, and the newest lines
+    /// stay.
     #[test]
     fn a_source_is_bounded() {
         let folder = Folder::fresh(b"/tmp", b"log").unwrap();
@@ -135,7 +142,7 @@ mod tests {
         assert!(new.len() <= 100 && old.len() <= 100);
         assert!(new.ends_with("line 999\n"));
         assert!(std::format!("{old}{new}").lines().all(|line| line.starts_with("line ")));
-        assert_eq!(std::fs::read_dir(path(&folder, b".")).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(path(&folder, b".")).unwrap().count(), 3);
         folder.remove().unwrap();
     }
 

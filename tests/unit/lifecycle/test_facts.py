@@ -137,6 +137,23 @@ def test_features_become_services_and_settings(world: World):
     assert services_in(facts_of(world.system, debian)) == set()
 
 
+def test_settings_fill_neither_run_nor_what_a_qube_can_read(world: World):
+    """One too long is left out, as are those that there is no room for; the rest is told."""
+    qube = world.qube("work")
+    features = {"vm-config.long": "x" * 3073, "vm-config.longest": "ü" * 1536}
+    features |= {f"vm-config.a{number}": "x" * 3000 for number in range(500)}
+    features |= {f"service.{'s' * 240}{number}": "1" for number in range(498)}
+    for name, value in features.items():
+        qube.features[FeatureName(name)] = value  # type: ignore[index]
+    told = facts_of(world.system, qube)
+    assert told["/name"] == "work"
+    assert "/vm-config/long" not in told
+    assert told["/vm-config/longest"] == "ü" * 1536
+    assert 80 < sum(path.startswith("/vm-config/a") for path in told) < 90
+    assert len(services_in(told)) == 498
+    assert len(encode(told)) < 1 << 20
+
+
 def names(path: str) -> Iterator[str]:
     """Each part of a path."""
     yield from path.strip("/").split("/")
