@@ -184,10 +184,12 @@ def test_a_whole_call(desk: Desk) -> None:
         (message(EXIT_CODE), 255),
         (message(EXIT_CODE, b"\1\0\0"), 255),
         (message(EXIT_CODE, b"\7\0\0\0\1\2"), 7),
+        (code(0) + code(7), 0),
+        (code(7) + code(0), 7),
     ],
 )
 def test_codes_of_any_form(desk: Desk, sent: bytes, seen: int) -> None:
-    """Too short is 255, of one that is too long the first four bytes count."""
+    """Too short is 255; of a long one the first four bytes count, of several the first."""
     process = desk.start("work", "a.B")
     desk.serve().raw(ENDS + sent)
     assert finish(process)[0] == seen

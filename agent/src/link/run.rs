@@ -229,6 +229,8 @@ impl Link {
                         let missing = 4_usize.saturating_sub(code.len());
                         code.extend_from_slice(&bytes[..count.min(missing)]);
                         self.peer.consume(count);
+                        // Before another one takes its place.
+                        self.settle_code();
                         continue;
                     }
                     let stream = self.current.filter(|stream| self.rules.reads(*stream));
