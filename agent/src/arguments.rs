@@ -126,8 +126,6 @@ impl<'a> Options<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::tests_support::Generator;
-    use std::string::ToString;
     use std::vec::Vec;
 
     const KNOWN: [Known; 4] = [
@@ -174,59 +172,6 @@ mod tests {
     fn mistakes() {
         for wrong in [&[&b"-x\0"[..]][..], &[b"--filter=1\0"], &[b"--prefix\0"], &[b"-p\0"], &[b"--fil\0"]] {
             assert!(read(wrong).is_err());
-        }
-    }
-
-    /// What `getopt(1)`, which is `getopt_long`, makes of the arguments: its words; none for an error.
-    fn words_of_getopt(arguments: &[std::string::String]) -> Option<Vec<std::string::String>> {
-        let mut getopt = std::process::Command::new("getopt");
-        getopt.args(["-u", "-q", "-o", "+tp:", "-l", "filter,prefix:,long-only,filter-more", "--"]);
-        let output = getopt.args(arguments).output().expect("util-linux has getopt");
-        let text = std::string::String::from_utf8(output.stdout).unwrap();
-        let words = text.trim_end_matches('\n').split(' ').skip(1).map(ToString::to_string);
-        output.status.success().then(|| words.collect())
-    }
-
-    /// QSB-071, QSB-084: no command line means one thing here and another to the C library.
-    #[test]
-    fn getopt_reads_the_same() {
-        let pieces =
-            ["-", "-", "--", "t", "p", "x", "=", "fil", "ter", "filter", "-more", "prefix", "l", "a"];
-        let mut random = Generator::new(71);
-        for _ in 0..400 {
-            let arguments: Vec<std::string::String> = (0..random.below(4))
-                .map(|_| (0..random.below(4) + 1).map(|_| *random.pick(&pieces)).collect())
-                .collect();
-            let strings = arguments.iter().map(|text| crate::text::c_string(&[text.as_bytes()]));
-            let strings: Vec<&'static CStr> =
-                strings.map(|text| &*std::boxed::Box::leak(text.into_boxed_c_str())).collect();
-            let mut options = Options::new(&KNOWN, &strings);
-            let mut found = Vec::new();
-            let ours = loop {
-                match options.take() {
-                    Ok(Some(option)) => found.push(option),
-                    Ok(None) => break true,
-                    Err(_) => break false,
-                }
-            };
-            let Some(theirs) = words_of_getopt(&arguments) else {
-                assert!(!ours, "{arguments:?}");
-                continue;
-            };
-            assert!(ours, "{arguments:?}");
-            let mut words = theirs.iter();
-            for (name, value) in found {
-                let known = KNOWN.iter().find(|known| known.long == name).unwrap();
-                let (long, short) = (alloc::format!("--{name}"), alloc::format!("-{}", known.short as char));
-                let word = words.next().unwrap();
-                assert!(*word == long || *word == short, "{arguments:?}");
-                if known.takes_value {
-                    assert_eq!(words.next().unwrap().as_bytes(), value, "{arguments:?}");
-                }
-            }
-            assert_eq!(words.next().unwrap(), "--", "{arguments:?}");
-            let operands = options.operands().iter().map(|operand| operand.to_str().unwrap());
-            assert!(words.eq(operands), "{arguments:?}");
         }
     }
 }
