@@ -58,6 +58,14 @@ def test_an_edit_replaces_the_file_and_leaves_nothing_behind(desk: Desk, letter:
     assert not opened(desk).parent.exists()
 
 
+def test_what_comes_back_gets_no_other_user_s_rights(desk: Desk, letter: Path) -> None:
+    """A program that was one with set-user-id is one without it, once another qube wrote it."""
+    letter.chmod(0o6750)
+    assert desk.run("qvm-open-in-vm", "notes", "letter.txt").code == 0
+    assert letter.read_text() == "text\nmore\n"
+    assert letter.stat().st_mode & 0o7777 == 0o750
+
+
 def test_a_file_that_was_only_looked_at_stays_the_same_file(desk: Desk, letter: Path) -> None:
     """Neither its inode nor its time changes."""
     before = letter.stat()
