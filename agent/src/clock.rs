@@ -15,6 +15,7 @@ use rustix::pipe::PipeFlags;
 
 use crate::arguments::{Known, Options};
 use crate::code;
+use crate::process::exit_code;
 use crate::say;
 use crate::speak::Reason;
 use crate::sys::call::{self, signal};
@@ -74,17 +75,13 @@ pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -
                 let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
                 return 0;
             }
-            Err(text) => {
-                say!("error: {text}");
-                return code::USAGE;
-            }
+            Err(text) => return wrong(&text),
         }
     }
     if !options.operands().is_empty() {
-        say!("error: `qvm-sync-clock` takes no argument");
-        return code::USAGE;
+        return wrong("expected no argument");
     }
-    let answer = match ask(socket, environment) {
+    let (answer, code) = match ask(socket, environment) {
         Ok(answer) => answer,
         Err(error) => return failed("ask for the date", error),
     };
@@ -95,15 +92,32 @@ pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -
             code::FAILURE
         }
         None => {
-            say!("error: the clock qube gave no date");
-            say!("hint: see whether policy lets this qube call `qubes.GetDate`");
+            say_no_date(&answer, code);
             code::FAILURE
         }
     }
 }
 
-/// Call the service; what it answers, cut off where it is too long.
-fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<Vec<u8>, Errno> {
+fn wrong(text: &str) -> i32 {
+    say!("error: {text}");
+    say!("hint: `qvm-sync-clock --help` shows the options");
+    code::USAGE
+}
+
+/// Tell what came in a date's place, from a call that ended with `code`.
+fn say_no_date(answer: &[u8], code: i32) {
+    if !answer.is_empty() {
+        say!("error: the clock qube gave no valid date");
+        return;
+    }
+    say!("error: the clock qube gave no date");
+    if code == code::REFUSED {
+        say!("hint: see whether policy lets this qube call `qubes.GetDate`");
+    }
+}
+
+/// Call the service; what it answers, cut off where it is too long, and the exit code of the call.
+fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<(Vec<u8>, i32), Errno> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let Some(pid) = call::fork()? else {
         let _ = rustix::stdio::dup2_stdout(&writer);
@@ -122,8 +136,8 @@ fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<V
     if answer.is_err() {
         call::kill(pid, signal::KILL);
     }
-    let _ = call::wait_for(pid);
-    answer
+    let code = call::wait_for(pid).map_or(code::PROBLEM, exit_code);
+    Ok((answer?, code))
 }
 
 fn receive(reader: &OwnedFd) -> Result<Vec<u8>, Errno> {

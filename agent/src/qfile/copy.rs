@@ -103,6 +103,10 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
         }
     }
     let (target, files) = match (program.names_target, options.operands()) {
+        // Files may be told from options behind the qube, too; one that is called `--` is `./--`.
+        (true, [target, end, files @ ..]) if end.to_bytes() == b"--" && !files.is_empty() => {
+            (target.to_bytes(), files)
+        }
         (true, [target, files @ ..]) if !files.is_empty() => (target.to_bytes(), files),
         (true, _) => return program.wrong("expected a qube and files"),
         (false, []) => return program.wrong("expected files"),
