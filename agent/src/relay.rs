@@ -330,7 +330,11 @@ impl Relay {
         if self.both_ways {
             let _ = rustix::net::shutdown(call::standard(0), Shutdown::Write);
         }
-        trouble.inspect(|&error| speak::unwritten(error)).is_some()
+        let Some(error) = trouble else {
+            return false;
+        };
+        speak::unwritten(error);
+        true
     }
 
     fn advance_input(&mut self) {
