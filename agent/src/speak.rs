@@ -38,8 +38,11 @@ pub fn line(arguments: fmt::Arguments<'_>) {
     let _ = rustix::io::write(call::standard(2), &line.bytes[..=line.used]);
 }
 
-/// Print a problem that the broker tells, line by line; nothing where it gives no words.
+/// Print a problem that the broker tells, line by line.
 pub fn problem(message: &[u8]) {
+    if message.iter().all(|&byte| byte == b'\n') {
+        say!("error: the call failed, and the broker gives no reason");
+    }
     for (at, text) in message.split(|&byte| byte == b'\n').filter(|text| !text.is_empty()).enumerate() {
         if at == 0 {
             say!("error: {}", Shown(text));

@@ -216,15 +216,16 @@ def test_a_broker_that_vanishes_is_255(desk: Desk) -> None:
 
 def test_a_lost_qube_is_told_and_a_services_own_255_is_not(desk: Desk) -> None:
     """Only the broker knows which of the two it was."""
-    for datagram, told in (
-        (b"E255\0the link was lost", b"error: the link was lost\n"),
-        (b"X255", b""),
+    for datagram, code, told in (
+        (b"E255\0the link was lost", 255, b"error: the link was lost\n"),
+        (b"E125\0", 125, b"error: the call failed, and the broker gives no reason\n"),
+        (b"X255", 255, b""),
     ):
         process = desk.start("work", "a.B")
         peer, _, pipes = desk.answer()
         shut(pipes.service)
         peer.send(datagram)
-        assert finish(process) == (255, b"", told)
+        assert finish(process) == (code, b"", told)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["little", "much"])
