@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import json
 import os
+import select
 import socket
 import subprocess
 import time
@@ -49,6 +50,10 @@ class Listener:
         peer = Peer(self._socket.accept()[0])
         self._peers.append(peer)
         return peer
+
+    def is_called(self) -> bool:
+        """Whether a connection waits."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def close(self) -> None:
         """As if the broker had been killed: the socket's file stays."""

@@ -12,7 +12,9 @@ use crate::call::Call;
 use crate::client_wire;
 use crate::code;
 use crate::link::Caller;
+use crate::local_program;
 use crate::message;
+use crate::process;
 use crate::say;
 use crate::sys::call;
 
@@ -51,8 +53,11 @@ TARGET is a qube's name, uuid:UUID, @default (or empty), @dispvm, @dispvm:NAME, 
   -e, --just-exec                    start the service and do not wait for it
   -h, --help                         show this
 
+PROGRAM is given with its path, as in /bin/cat: it is not looked for along PATH.
 Exit code: that of the service, or of PROGRAM where that of the service is 0.
-125 the call failed, 126 it was refused, 127 there is no such service, 255 the connection was lost.
+1 the output could not be written here,
+125 the call failed, 126 it was refused, 127 there is no such service or PROGRAM,
+255 the connection was lost.
 ";
 
 #[derive(Default)]
@@ -69,6 +74,7 @@ struct Wishes {
 
 /// Run with the arguments after the program's name; the exit code.
 pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    process::occupy_all_but_output();
     let mut options = Options::new(&KNOWN, arguments);
     let wishes = match wishes(&mut options) {
         Ok(wishes) => wishes,
@@ -93,6 +99,9 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     }
     if wishes.both_ways && rustix::net::sockopt::socket_type(call::standard(0)) != Ok(SocketType::STREAM) {
         return wrong(code::FAILURE, "standard input is no stream socket");
+    }
+    if let Some(code) = program.first().and_then(|program| local_program::missing(program)) {
+        return code;
     }
     // The spelling of old policies and scripts.
     let target: Vec<u8> = target.iter().map(|&byte| if byte == b'$' { b'@' } else { byte }).collect();

@@ -12,9 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
+use rustix::process::{pidfd_open, Pid, PidfdFlags};
 
 use crate::arguments::{Known, Options};
 use crate::code;
+use crate::process::exit_code;
 use crate::say;
 use crate::speak::Reason;
 use crate::sys::call::{self, signal};
@@ -28,6 +30,8 @@ const EARLIEST: i64 = 1_767_225_600;
 const LONGEST: usize = 64;
 /// A clock qube that has to start first takes a while. In milliseconds.
 const PATIENCE: i64 = 60_000;
+/// In seconds: a call without an answer ends by then, or is ended.
+const END_PATIENCE: i64 = 5;
 const OWN_PROGRAM: &[u8] = b"/proc/self/exe";
 const KNOWN: [Known; 2] = [Known::value(b'a', "agent-socket"), Known::flag(b'h', "help")];
 const USAGE: &str = "\
@@ -74,17 +78,13 @@ pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -
                 let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
                 return 0;
             }
-            Err(text) => {
-                say!("error: {text}");
-                return code::USAGE;
-            }
+            Err(text) => return wrong(&text),
         }
     }
     if !options.operands().is_empty() {
-        say!("error: `qvm-sync-clock` takes no argument");
-        return code::USAGE;
+        return wrong("expected no argument");
     }
-    let answer = match ask(socket, environment) {
+    let (answer, code) = match ask(socket, environment) {
         Ok(answer) => answer,
         Err(error) => return failed("ask for the date", error),
     };
@@ -95,15 +95,33 @@ pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -
             code::FAILURE
         }
         None => {
-            say!("error: the clock qube gave no date");
-            say!("hint: see whether policy lets this qube call `qubes.GetDate`");
+            say_no_date(&answer, code);
             code::FAILURE
         }
     }
 }
 
-/// Call the service; the first line that it answers, cut off where it is too long.
-fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<Vec<u8>, Errno> {
+fn wrong(text: &str) -> i32 {
+    say!("error: {text}");
+    say!("hint: `qvm-sync-clock --help` shows the options");
+    code::USAGE
+}
+
+/// Tell what came in a date's place, from a call that ended with `code`.
+fn say_no_date(answer: &[u8], code: i32) {
+    if !answer.is_empty() {
+        say!("error: the clock qube gave no valid date");
+        return;
+    }
+    say!("error: the clock qube gave no date");
+    if code == code::REFUSED {
+        say!("hint: see whether policy lets this qube call `qubes.GetDate`");
+    }
+}
+
+/// Call the service; its first line, cut off where it is too long, and the exit code of the call
+/// where there is none.
+fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<(Vec<u8>, i32), Errno> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let Some(pid) = call::fork()? else {
         let _ = rustix::stdio::dup2_stdout(&writer);
@@ -118,10 +136,21 @@ fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<V
     };
     drop(writer);
     let answer = receive(&reader);
-    // The date is all that is wanted: whoever tells it does not keep us waiting for its end.
+    drop(reader);
+    let code = end(pid, answer.as_ref().map_or(true, |answer| !answer.is_empty()));
+    Ok((answer?, code))
+}
+
+/// End the call; its exit code. Where there was no answer it tells why, if it comes soon: whoever
+/// tells a date, or none, does not keep us waiting for its end.
+fn end(pid: i32, answered: bool) -> i32 {
+    let watch = Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    if let (false, Ok(watch)) = (answered, watch) {
+        let soon = Timespec { tv_sec: END_PATIENCE, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&soon));
+    }
     call::kill(pid, signal::KILL);
-    let _ = call::wait_for(pid);
-    answer
+    call::wait_for(pid).map_or(code::PROBLEM, exit_code)
 }
 
 fn receive(reader: &OwnedFd) -> Result<Vec<u8>, Errno> {

@@ -85,7 +85,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
 
 fn wrong(text: &str) -> i32 {
     say!("error: {text}");
-    say!("hint: `qvm-connect-tcp --help` shows the form");
+    say!("hint: `qvm-connect-tcp --help` shows the options");
     code::USAGE
 }
 

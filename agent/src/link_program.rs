@@ -73,6 +73,6 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
 
 fn wrong(text: &str) -> i32 {
     say!("error: {}", Shown(text.as_bytes()));
-    say!("hint: `qrexec-link --help` shows what is expected");
+    say!("hint: `qrexec-link --help` shows the options");
     code::USAGE
 }

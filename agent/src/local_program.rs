@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::Access;
 use rustix::io::Errno;
 
 use crate::environment::{self, Environment};
@@ -12,6 +13,25 @@ use crate::speak::{Reason, Shown};
 use crate::sys::call;
 use crate::text::{basename, c_string};
 use crate::{code, say};
+
+/// Say where there is no such program, or not one for us; the exit code then.
+///
+/// Asked before the call is made: no service is to start and find nobody at the other end.
+pub fn missing(program: &CStr) -> Option<i32> {
+    rustix::fs::access(program, Access::EXEC_OK).err().map(|error| cannot_start(program, error))
+}
+
+fn cannot_start(program: &CStr, error: Errno) -> i32 {
+    let path = program.to_bytes();
+    say!("error: cannot start `{}`: {error}", Shown(path), error = Reason(error));
+    if error != Errno::NOENT {
+        return code::PROBLEM;
+    }
+    if !path.contains(&b'/') {
+        say!("hint: give its full path, as in `/bin/cat`");
+    }
+    code::NOT_FOUND
+}
 
 /// Become the program, whose arguments follow it, with these as its stdin and stdout.
 ///
@@ -46,6 +66,5 @@ pub fn become_it(program: &[&'static CStr], given: &[&'static CStr], stdin: &Own
     let mut arguments: Vec<&CStr> = alloc::vec![&name];
     arguments.extend(&program[1..]);
     let error = call::execute(path, &arguments, &environment);
-    say!("error: cannot start `{}`: {error}", Shown(path.to_bytes()), error = Reason(error));
-    call::exit(if error == Errno::NOENT { code::NOT_FOUND } else { code::PROBLEM })
+    call::exit(cannot_start(path, error))
 }

@@ -8,15 +8,32 @@ use crate::text::c_string;
 
 /// Make sure that what we open later never becomes 0, 1 or 2 by accident.
 pub fn occupy_standard_descriptors() {
+    occupy_standard_descriptors_with(OFlags::RDWR);
+}
+
+fn occupy_standard_descriptors_with(for_output: OFlags) {
+    let null = |flags| rustix::fs::open(c_string(&[b"/dev/null"]), flags, Mode::empty());
     loop {
-        let null = rustix::fs::open(c_string(&[b"/dev/null"]), OFlags::RDWR, Mode::empty());
-        match null {
+        let found = match null(OFlags::RDWR) {
+            Ok(fd) if fd.as_raw_fd() == 1 => {
+                drop(fd);
+                null(for_output)
+            }
+            other => other,
+        };
+        match found {
             Ok(fd) if fd.as_raw_fd() <= 2 => {
                 call::keep_open(fd);
             }
             _ => return,
         }
     }
+}
+
+/// As `occupy_standard_descriptors`, for a program that writes what others send: where it was started
+/// without standard output, writing there fails, for to drop the bytes would pass for success.
+pub fn occupy_all_but_output() {
+    occupy_standard_descriptors_with(OFlags::RDONLY);
 }
 
 /// Let the reader of our standard output see its end while we go on.

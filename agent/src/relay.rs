@@ -17,6 +17,7 @@ use crate::connection::Connection;
 use crate::filter;
 use crate::message::ToClient;
 use crate::process::exit_code;
+use crate::say;
 use crate::speak;
 use crate::sys::call;
 
@@ -78,6 +79,8 @@ pub struct Stream {
     large: bool,
     waiting: Waiting,
     method: Method,
+    /// Why the sink takes no more, where its reader has not just gone.
+    trouble: Option<Errno>,
 }
 
 impl Stream {
@@ -90,6 +93,7 @@ impl Stream {
             large: false,
             waiting: Waiting::ForSource,
             method: Method::Splice,
+            trouble: None,
         };
         if filtered || !prefix.is_empty() {
             stream.copy_from_now_on(prefix);
@@ -165,9 +169,9 @@ impl Stream {
                 };
             }
             Err(Errno::INTR) => {}
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.copy_from_now_on(b""),
             Err(Errno::PIPE | Errno::CONNRESET) => return Some(Finish::SinkClosed),
-            Err(_) => return Some(Finish::SourceEnded),
+            // No splicing between these two, or trouble of which reading and writing tell whose it is.
+            Err(_) => self.copy_from_now_on(b""),
         }
         None
     }
@@ -210,7 +214,11 @@ impl Stream {
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return Some(Finish::SinkClosed),
+            Err(Errno::PIPE | Errno::CONNRESET) => return Some(Finish::SinkClosed),
+            Err(error) => {
+                self.trouble = Some(error);
+                return Some(Finish::SinkClosed);
+            }
         }
         None
     }
@@ -246,9 +254,11 @@ impl Relay {
         let mut remote = None;
         let mut local = 0;
         let mut lost = false;
+        let mut unwritten = false;
         loop {
             if self.output.is_none() && self.errors.is_none() && self.local.is_none() {
                 match remote {
+                    Some(0) if unwritten => return code::FAILURE,
                     Some(0) => return local,
                     Some(code) => return code,
                     None if lost => return code::LOST,
@@ -263,11 +273,8 @@ impl Relay {
             if input {
                 self.advance_input();
             }
-            if output && self.output.as_mut().is_some_and(|stream| stream.advance().is_some()) {
-                self.output = None;
-                if self.both_ways {
-                    let _ = rustix::net::shutdown(call::standard(0), Shutdown::Write);
-                }
+            if output {
+                unwritten |= self.advance_output();
             }
             if errors && self.errors.as_mut().is_some_and(|stream| stream.advance().is_some()) {
                 self.errors = None;
@@ -312,6 +319,24 @@ impl Relay {
         }
     }
 
+    /// True where the output cannot be written, which is told.
+    ///
+    /// The service then loses its reader: it shall not go on for nobody.
+    fn advance_output(&mut self) -> bool {
+        if self.output.as_mut().and_then(Stream::advance).is_none() {
+            return false;
+        }
+        let trouble = self.output.take().and_then(|stream| stream.trouble);
+        if self.both_ways {
+            let _ = rustix::net::shutdown(call::standard(0), Shutdown::Write);
+        }
+        let Some(error) = trouble else {
+            return false;
+        };
+        speak::unwritten(error);
+        true
+    }
+
     fn advance_input(&mut self) {
         match self.input.as_mut().and_then(Stream::advance) {
             Some(Finish::SinkClosed) => {
@@ -330,14 +355,17 @@ impl Relay {
     fn hear(&mut self) -> Option<i32> {
         let connection = self.connection.take()?;
         let mut buffer = [0; 4096];
-        let received = connection.receive(&mut buffer, true).ok()?;
-        match ToClient::parse(&buffer[..received.length]) {
+        let length = connection.receive(&mut buffer, true).map_or(0, |received| received.length);
+        match ToClient::parse(&buffer[..length]) {
             Ok(ToClient::Ended(code)) => Some(code),
             Ok(ToClient::Failed { code, message }) => {
                 speak::problem(message);
                 Some(code)
             }
-            _ => None,
+            _ => {
+                say!("error: the qrexec broker went away during the call");
+                None
+            }
         }
     }
 }

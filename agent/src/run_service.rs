@@ -71,6 +71,6 @@ pub fn own_name() -> Result<Vec<u8>, String> {
 
 fn wrong(text: &str) -> i32 {
     say!("error: {text}");
-    say!("hint: `qrexec-run-service --help` shows what is expected");
+    say!("hint: `qrexec-run-service --help` shows the options");
     code::USAGE
 }

@@ -58,7 +58,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
         }
         Err(text) => {
             say!("error: {text}");
-            say!("hint: `qvm-run-vm --help` shows the usage");
+            say!("hint: `qvm-run-vm --help` shows the options");
             return code::USAGE;
         }
     };

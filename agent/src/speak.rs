@@ -38,8 +38,11 @@ pub fn line(arguments: fmt::Arguments<'_>) {
     let _ = rustix::io::write(call::standard(2), &line.bytes[..=line.used]);
 }
 
-/// Print a problem that the broker tells, line by line; nothing where it gives no words.
+/// Print a problem that the broker tells, line by line.
 pub fn problem(message: &[u8]) {
+    if message.iter().all(|&byte| byte == b'\n') {
+        say!("error: the call failed, and the broker gives no reason");
+    }
     for (at, text) in message.split(|&byte| byte == b'\n').filter(|text| !text.is_empty()).enumerate() {
         if at == 0 {
             say!("error: {}", Shown(text));
@@ -47,6 +50,11 @@ pub fn problem(message: &[u8]) {
             say!("{}", Shown(text));
         }
     }
+}
+
+/// Say that what a service sent is lost on our side.
+pub fn unwritten(error: Errno) {
+    say!("error: output cannot be written: {}", Reason(error));
 }
 
 /// Bytes of unknown origin, safe to show on a terminal.
@@ -77,6 +85,33 @@ impl fmt::Display for Reason {
             Errno::PERM => "operation not permitted",
             Errno::NOENT => "no such file or directory",
             Errno::IO => "input/output error",
+            Errno::SRCH => "no such process",
+            Errno::INTR => "interrupted",
+            Errno::NXIO | Errno::NODEV => "no such device",
+            Errno::TOOBIG => "the arguments are too long",
+            Errno::BADF => "it is closed, or not open for that",
+            Errno::BUSY => "busy",
+            Errno::EXIST => "it exists already",
+            Errno::XDEV => "on another file system",
+            Errno::NOSPC => "no space left on device",
+            Errno::DQUOT => "more than the quota allows",
+            Errno::SPIPE => "no seeking in it",
+            Errno::MLINK => "too many links",
+            Errno::NOTEMPTY => "the directory is not empty",
+            Errno::OVERFLOW => "a value is too large",
+            Errno::OPNOTSUPP => "not supported there",
+            Errno::MSGSIZE => "the message is too long",
+            Errno::PROTO | Errno::PROTONOSUPPORT => "protocol error",
+            Errno::NOTSOCK => "not a socket",
+            Errno::AFNOSUPPORT => "this kind of address is not supported",
+            Errno::ADDRINUSE => "the address is in use",
+            Errno::ADDRNOTAVAIL => "this machine does not have the address",
+            Errno::NETUNREACH => "the network is unreachable",
+            Errno::HOSTUNREACH => "the host is unreachable",
+            Errno::NOBUFS => "no buffer space available",
+            Errno::NOTCONN => "not connected",
+            Errno::CONNABORTED => "connection aborted",
+            Errno::STALE => "the file is not there any more",
             Errno::NOEXEC => "not an executable format",
             Errno::CHILD => "no child processes",
             Errno::AGAIN => "resource temporarily unavailable",
@@ -106,6 +141,14 @@ impl fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Usual reasons have words; one without keeps its number.
+    #[test]
+    fn reasons_are_words() {
+        assert_eq!(alloc::format!("{}", Reason(Errno::NOSPC)), "no space left on device");
+        assert_eq!(alloc::format!("{}", Reason(Errno::ADDRINUSE)), "the address is in use");
+        assert_eq!(alloc::format!("{}", Reason(Errno::from_raw_os_error(133))), "error 133");
+    }
 
     /// Escape sequences never reach a terminal.
     #[test]

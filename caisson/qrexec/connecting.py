@@ -171,7 +171,8 @@ class Connector:
             self._lose(call)
 
     def _lose(self, call: Call) -> None:
-        self.end(call, Ended.TARGET_GONE, wire.exited(wire.Code.LOST), wire.Code.LOST)
+        told = wire.problem(wire.Code.LOST, "the connection to the other qube was lost")
+        self.end(call, Ended.TARGET_GONE, told, wire.Code.LOST)
 
     def refuse(self, call: Call, reason: str) -> None:
         """End a call that cannot be decided, or whose decision does not hold any more."""

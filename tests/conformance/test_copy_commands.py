@@ -75,6 +75,9 @@ def test_each_command_calls_the_service_with_the_sender(home: Path) -> None:
 def test_a_target_or_file_that_looks_like_an_option_is_none(home: Path) -> None:
     """After `--` nothing is an option, for none of the three programs."""
     (home / "--move").touch()
+    for given in (("work", "--", "--move"), ("--", "work", "--", "--move")):
+        words = called(home, "qvm-copy-to-vm", *given)
+        assert words[2:] == [b"--", b"work", b"qubes.Filecopy", AGENT, b"--", b"--move"]
     words = called(home, "qvm-copy-to-vm", "--", "--help", "--move")
     assert words[2:] == [b"--", b"--help", b"qubes.Filecopy", AGENT, b"--", b"--move"]
 
@@ -149,3 +152,6 @@ def test_help_and_usage(home: Path, name: str) -> None:
     assert done.stdout.startswith(f"usage: {name} [OPTIONS] ".encode())
     for wrong in ([], ["--unknown", "x"], ["work"] if name.endswith("to-vm") else ["--"]):
         assert run(home, name, *wrong).returncode == 2
+    if name.endswith("to-vm"):
+        done = run(home, name, "work", "--")
+        assert (done.returncode, done.stdout) == (2, b"")

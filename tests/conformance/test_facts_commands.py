@@ -13,6 +13,10 @@ from agent_rig import BINARY, PATIENCE, eventually
 
 from caisson.lifecycle.facts import encode
 
+FEATURES_REQUEST = Path(__file__).parents[2] / "qube/usr/bin/qvm-features-request"
+COMMANDS = tuple(
+    f"qubesdb-{verb}" for verb in ("read", "list", "multiread", "watch", "write", "rm")
+)
 FACTS = {
     "/name": "work",
     "/qubes-ip": "10.137.0.5",
@@ -104,6 +108,66 @@ def test_a_command_line_without_sense_is_refused(desk: Desk, name: str, argv: tu
     code, out, err = desk.run(name, *argv)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_speaks_in_its_own_name(desk: Desk, name: str):
+    """Its help, and the hint behind its mistakes."""
+    code, out, err = desk.run(name, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: {name} ")
+    assert not any(other in out for other in COMMANDS if other != name)
+    for wrong in ((), ("--wrong", "/name")):
+        code, out, err = desk.run(name, *wrong)
+        assert (code, out) == (2, "")
+        assert err.endswith(f"hint: `{name} --help` shows the options\n")
+
+
+@pytest.mark.parametrize("name", ["qubesdb-read", "qubesdb-watch", "qubesdb-rm"])
+def test_what_can_be_no_path_is_told_at_once(desk: Desk, name: str):
+    """Nobody waits for what never comes."""
+    for wrong in ("nosl", "/a b", "/" + "x" * 255):
+        code, out, err = desk.run(name, "/name" if name == "qubesdb-watch" else "/mine", wrong)
+        assert (code, out) == (1, "")
+        assert f"error: `{wrong[:200]}" in err
+        assert "is no path: it begins with `/`" in err
+
+
+def test_features_are_noted_all_or_none(desk: Desk, tmp_path: Path):
+    """The word that is wrong is named, without what could drive a terminal."""
+    home = tmp_path / "bin"
+    home.mkdir()
+    for name in ("qubesdb-write", "qubesdb-multiread"):
+        (home / name).symlink_to(BINARY)
+
+    def request(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [FEATURES_REQUEST, *words],
+            env=desk.env | {"PATH": f"{home}:/usr/bin:/bin"},
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return done.returncode, done.stderr.decode()
+
+    hint = "hint: `qvm-features-request --help` shows the options\n"
+    for wrong, shown in (
+        ("gui", "gui"),
+        ("a b=1", "a b=1"),
+        ("x=\x1b[2J", "x=?[2J"),
+        ("--wrong", "--wrong"),
+        ("=1", "=1"),
+        ("x=" + "\n" * 999, "x=" + "?" * 78),
+    ):
+        code, err = request("os=Linux", wrong, "--commit")
+        assert code == 2
+        assert err.startswith(f"error: `{shown}`: ")
+        assert err.endswith(hint)
+        assert not desk.own.exists()
+    assert request() == (2, f"error: expected NAME=VALUE or --commit\n{hint}")
+    assert request("os=Linux", "os-version=12 a=b") == (0, "")
+    noted = "os = Linux\nos-version = 12 a=b\n"
+    assert desk.run("qubesdb-multiread", "/features-request/")[1] == noted
 
 
 def test_a_qube_keeps_notes_beside_the_facts_and_cannot_forge_facts(desk: Desk):

@@ -131,6 +131,27 @@ def test_a_failure_is_told_in_words(tree: Path, answer: Result, words: str) -> N
     assert (tree / "file").exists()
 
 
+def test_what_was_delivered_before_is_told(tmp_path: Path, tree: Path) -> None:
+    """In our own names, never in those that the other side says; and nothing of it is deleted."""
+    odd = tmp_path / "a\x1bb"
+    (tmp_path / "m3").touch()
+    odd.touch()
+    files = (tmp_path / "m3", odd, tree)
+    for last, hint in (
+        (b"m3", ""),
+        (tree.name.encode(), "hint: delivered before: `m3`, `a\\x1bb`\n"),
+        (
+            tree.name.encode() + b"/file",
+            f"hint: delivered before: `m3`, `a\\x1bb`, a part of `{tree.name}`\n",
+        ),
+        (b"nothing of ours\x1b", ""),
+    ):
+        sent = send("--move", *files, answer=Result(EEXIST, 0, last))
+        assert sent.exit_code == 1
+        assert sent.stderr.partition("\n")[2] == hint
+        assert all(path.exists() for path in files)
+
+
 def test_a_full_receiver_may_be_ignored(tree: Path) -> None:
     """`--ignore-quota-error`: EDQUOT is success, and nothing else is; nothing is deleted."""
     assert send("--ignore-quota-error", tree, answer=Result(EDQUOT, 7)).exit_code == 0

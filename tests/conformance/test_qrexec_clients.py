@@ -29,6 +29,11 @@ from agent_rig import (
 from caisson.qrexec.wire import AdminCall, ClientCall, parse_admin, parse_client
 
 MEGABYTE = 1 << 20
+BROKEN_OUTPUTS = {
+    "full": (">/dev/full", "no space left on device"),
+    "closed": (">&-", "it is closed, or not open for that"),
+    "read-only": ("1</dev/null", "it is closed, or not open for that"),
+}
 
 
 class Desk:
@@ -48,6 +53,19 @@ class Desk:
         socket_option = "--agent-socket=" if name == "qrexec-client-vm" else "--socket="
         command = [self.home / name, f"{socket_option}{self.listener.path}", *arguments]
         process = subprocess.Popen(command, bufsize=0, **(options | popen))
+        self.started.append(process)
+        return process
+
+    def start_by_shell(self, redirection: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a client with a redirection of a shell."""
+        client = [self.home / "qrexec-client-vm", f"--agent-socket={self.listener.path}"]
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *client, *arguments],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.started.append(process)
         return process
 
@@ -190,9 +208,68 @@ def test_a_broker_that_vanishes_is_255(desk: Desk) -> None:
     peer, _, pipes = desk.answer()
     os.write(pipes.service[1], b"half")
     peer.close()
-    code, stdout, _ = finish(process)
+    code, stdout, stderr = finish(process)
     assert (code, stdout) == (255, b"half")
+    assert stderr == b"error: the qrexec broker went away during the call\n"
     shut(pipes.service)
+
+
+def test_a_lost_qube_is_told_and_a_services_own_255_is_not(desk: Desk) -> None:
+    """Only the broker knows which of the two it was."""
+    for datagram, code, told in (
+        (b"E255\0the link was lost", 255, b"error: the link was lost\n"),
+        (b"E125\0", 125, b"error: the call failed, and the broker gives no reason\n"),
+        (b"X255", 255, b""),
+    ):
+        process = desk.start("work", "a.B")
+        peer, _, pipes = desk.answer()
+        shut(pipes.service)
+        peer.send(datagram)
+        assert finish(process) == (code, b"", told)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["little", "much"])
+@pytest.mark.parametrize("remote", [0, 7])
+@pytest.mark.parametrize("broken", sorted(BROKEN_OUTPUTS))
+def test_output_that_cannot_be_written_is_a_failure(
+    desk: Desk, broken: str, remote: int, large: bool
+) -> None:
+    """A full disk or a closed stdout is told; 1 stands where the service had no code of its own."""
+    redirection, reason = BROKEN_OUTPUTS[broken]
+    process = desk.start_by_shell(redirection, "work", "a.B")
+    peer, _, pipes = desk.answer()
+    if large:
+        with pytest.raises(BrokenPipeError):
+            write_until_refused(pipes.service[1])
+    else:
+        os.write(pipes.service[1], b"lost\n")
+    shut(pipes.service)
+    peer.send(b"X%d" % remote)
+    told = f"error: output cannot be written: {reason}\n"
+    assert finish(process) == (remote or 1, b"", told.encode())
+
+
+def test_a_closed_stdout_that_nothing_is_written_to_is_no_failure(desk: Desk) -> None:
+    """Nothing was lost."""
+    process = desk.start_by_shell(">&-", "work", "a.B")
+    peer, _, pipes = desk.answer()
+    shut(pipes.service)
+    peer.send(b"X0")
+    assert finish(process) == (0, b"", b"")
+
+
+def test_a_reader_that_has_gone_is_a_quiet_end(desk: Desk) -> None:
+    """As of any program before `head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = desk.start("work", "a.B", stdout=writer)
+    os.close(writer)
+    peer, _, pipes = desk.answer()
+    with pytest.raises(BrokenPipeError):
+        write_until_refused(pipes.service[1])
+    shut(pipes.service)
+    peer.send(b"X0")
+    assert finish(process)[::2] == (0, b"")
 
 
 def test_a_client_waits_for_a_broker_that_restarts(desk: Desk) -> None:
@@ -439,15 +516,16 @@ def test_the_remote_code_counts_before_the_local_one(
 
 
 def test_a_local_program_that_is_missing_is_127(desk: Desk) -> None:
-    """And the service sees the end of its input."""
-    process = desk.start("work", "a.B", "/nonexistent")
-    peer, _, pipes = desk.answer()
-    assert read_all(pipes.service[0]) == b""
-    shut(pipes.service)
-    peer.send(b"X0")
-    code, _, stderr = finish(process)
-    assert code == 127
-    assert b"`/nonexistent`" in stderr
+    """And no call is made for it; a name alone gets a hint, for PATH does not count."""
+    for program, hint in (("/nonexistent", b""), ("cat", b"hint: give its full path, as in")):
+        code, _, stderr = finish(desk.start("work", "a.B", program))
+        assert code == 127
+        first, _, rest = stderr.partition(b"\n")
+        told = f"error: cannot start `{program}`: no such file or directory"
+        assert first == told.encode()
+        assert rest.startswith(hint)
+        assert bool(rest) == bool(hint)
+    assert not desk.listener.is_called()
 
 
 def test_no_local_program_starts_before_the_call_is_allowed(desk: Desk) -> None:

@@ -51,11 +51,13 @@ class Desk:
         self.port = 513
         link_clients(home)
 
-    def start(self, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
-        """Start a client."""
+    def start(self, *arguments: str, by_shell: str = "", **popen: Any) -> subprocess.Popen[bytes]:
+        """Start a client, by a shell where there is a redirection of its."""
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         variables = {"VCHAN_DOMAIN": str(OWN), "VCHAN_SOCKET_DIR": str(self.streams.directory)}
         command = [self.home / "qrexec-client-vm", f"--agent-socket={self.path}", *arguments]
+        if by_shell:
+            command = ["/bin/sh", "-c", f'exec "$@" {by_shell}', "sh", *command]
         variables |= popen.pop("variables", {})
         process = subprocess.Popen(command, bufsize=0, env=variables, **(options | popen))
         self.started.append(process)
@@ -231,7 +233,38 @@ def test_a_lost_link_is_255(desk: Desk) -> None:
     link = desk.serve()
     link.raw(message(STDOUT, b"half"))
     link.close()
-    assert finish(process)[:2] == (255, b"half")
+    told = b"error: the connection to the other qube was lost\n"
+    assert finish(process) == (255, b"half", told)
+
+
+@pytest.mark.parametrize("remote", [0, 7])
+@pytest.mark.parametrize(
+    ("redirection", "reason"),
+    [
+        (">/dev/full", "no space left on device"),
+        (">&-", "it is closed, or not open for that"),
+        ("1</dev/null", "it is closed, or not open for that"),
+    ],
+)
+def test_output_that_cannot_be_written_is_a_failure(
+    desk: Desk, redirection: str, reason: str, remote: int
+) -> None:
+    """It is told once, the rest is taken all the same, and 1 stands where the service says 0."""
+    process = desk.start("work", "a.B", by_shell=redirection)
+    link = desk.serve()
+    link.raw(message(STDOUT, b"x" * 60_000) * 40 + ENDS + code(remote))
+    told = f"error: output cannot be written: {reason}\n"
+    assert finish(process) == (remote or 1, b"", told.encode())
+
+
+def test_a_reader_that_has_gone_is_a_quiet_end(desk: Desk) -> None:
+    """As of any program before `head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = desk.start("work", "a.B", stdout=writer)
+    os.close(writer)
+    desk.serve().raw(message(STDOUT, b"x" * 60_000) + ENDS + code(0))
+    assert finish(process)[::2] == (0, b"")
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,14 @@ def test_input_after_the_services_end_is_dropped(agent: WireAgent) -> None:
 
 def test_input_that_nobody_reads_stops_nothing(agent: WireAgent) -> None:
     """EPIPE on stdin: the rest of it is dropped, output goes on."""
-    link = agent.call(agent.script("exec <&-; echo closed; read x </dev/null; sleep 0; exit 7"))
+    fifo = agent.home / "fifo"
+    os.mkfifo(fifo)
+    link = agent.call(agent.script(f"exec <&-; echo closed; read x <{fifo}; exit 7"))
     for _ in range(64):
         link.send(STDIN, b"x" * 65_536)
     link.send(STDIN)
+    fifo.open("w").close()
+    fifo.unlink()
     found = link.rest()
     assert (joined(found, STDOUT), code_of(found)) == (b"closed\n", 7)
 

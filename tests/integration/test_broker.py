@@ -388,14 +388,14 @@ async def test_qubes_that_ended_while_the_broker_was_away_are_closed():
 
 
 async def test_end_of_the_target_ends_its_calls():
-    """The caller is not left waiting: 255."""
+    """The caller is not left waiting: 255, and words that tell it from a service's own 255."""
     async with broker_rig(ALLOW) as rig:
         await rig.run("work")
         agent = await rig.run("vault")
         client = await rig.call("work", "vault", "my.Service")
         (await agent.next_call()).close()
         await rig.link.close_qube(QubeName("vault"))
-        assert await outcome(client) == b"X255"
+        assert await outcome(client) == b"E255\0the connection to the other qube was lost"
         await rig.audited(service="my.Service", ended="target-gone")
 
 

@@ -216,6 +216,17 @@ def test_a_file_beyond_the_bound_is_neither_sent_nor_taken(desk: Desk, letter: P
     assert (desk.home / "opened").exists()
 
 
+@pytest.mark.parametrize("limit", ["x", "", "-1", "1k", "99999999999999999999"])
+def test_a_bound_that_is_no_number_is_refused(desk: Desk, letter: Path, limit: str) -> None:
+    """On both sides, with 2: it was meant to hold."""
+    told = b"error: `QUBES_OPEN_LIMIT` is not a number of bytes\n"
+    asked = desk.run("qvm-open-in-vm", "notes", letter.name, QUBES_OPEN_LIMIT=limit)
+    assert (asked.code, asked.stderr, desk.calls()) == (2, told, [])
+    taken = received(desk, b"a", b"1", QUBES_OPEN_LIMIT=limit)
+    assert (taken.code, taken.stdout, taken.stderr) == (2, b"", told)
+    assert not (desk.home / "opened").exists()
+
+
 @pytest.mark.parametrize(
     "path", ["/dev/zero", "/", "pipe", "missing", "/proc/self/mem"], ids=lambda path: path
 )
@@ -269,7 +280,8 @@ def test_a_qube_without_an_opener_says_so(desk: Desk, letter: Path) -> None:
     desk.environment["QUBES_OPEN_WITH"] = str(desk.home / "missing")
     outcome = desk.run("qvm-open-in-vm", "notes", "letter.txt")
     assert outcome.code == 1
-    assert b"error: this qube has no program that opens files\nhint: install" in outcome.stderr
+    told = b"error: the qube that was to open it has no program that opens files\nhint: install"
+    assert told in outcome.stderr
     assert letter.read_text() == "text\n"
     assert desk.run("qvm-open-in-vm", "notes", "http://h").code == 1
 

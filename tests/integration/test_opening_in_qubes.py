@@ -47,7 +47,7 @@ async def test_what_other_qubes_open_start_and_log(ground: Ground) -> None:
         # What opens files depends on the template; with none the caller is told so.
         assert (code, said.split(b"\n")[0]) == (
             1,
-            b"error: this qube has no program that opens files",
+            b"error: the qube that was to open it has no program that opens files",
         )
 
         await shell(PREPARE)

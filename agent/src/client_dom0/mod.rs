@@ -63,12 +63,13 @@ In the admin qube, dom0, COMMAND is always a service.
   --socket PATH       the broker's socket (default below $CAISSON_ROOT: run/qubes/broker/dom0/qrexec)
   -h, --help          show this
 
-Exit code: that of the command. 1 it could not be reached, 125 it could not be set up, 126 refused,
+Exit code: that of the command. 1 it could not be reached, or its output not be written here, 125 it could not be set up, 126 refused,
 127 no such service, 137 a call between two qubes could not be connected, 255 the connection was lost.
 ";
 
 /// Run with the arguments after the program's name; the exit code.
 pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -> i32 {
+    process::occupy_all_but_output();
     let wishes = match options::read(arguments) {
         Ok(Some(wishes)) => wishes,
         Ok(None) => {

@@ -58,7 +58,7 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
 
 fn wrong(text: &str) -> i32 {
     say!("error: {text}");
-    say!("hint: `qubes-desktop-run --help` shows the usage");
+    say!("hint: `qubes-desktop-run --help` shows the options");
     code::USAGE
 }
 

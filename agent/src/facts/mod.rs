@@ -10,6 +10,7 @@
 mod store;
 mod watch;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -31,24 +32,82 @@ const KNOWN: [Known; 5] = [
     Known::flag(b'h', "help"),
     Known::value(b'd', "domain"),
 ];
-const USAGE: &str = "\
-usage: qubesdb-read [-qr] PATH...
-       qubesdb-list [-f] PREFIX...
-       qubesdb-multiread [-fr] PREFIX...
-       qubesdb-watch PATH...
-       qubesdb-write PATH VALUE [PATH VALUE]...
-       qubesdb-rm [-q] PATH...
 
-What this qube is told of itself, such as /name or /qubes-ip, and its own notes.
-qubesdb-watch waits until a path, or something below it, changes, and prints which.
+const QUIET: &str = "  -q, --quiet      say nothing about a path that is not there\n";
+const RAW: &str = "  -r, --raw        print values as they are, without \\xNN for control characters\n";
+const WHOLE: &str = "  -f, --fullpath   print whole paths instead of what follows PREFIX\n";
+const HELP: &str = "  -h, --help       show this\n";
 
-  -q, --quiet      say nothing about a path that is not there
-  -r, --raw        print values as they are, without \\xNN for control characters
-  -f, --fullpath   print whole paths instead of what follows PREFIX
-  -h, --help       show this
+/// One of the six commands.
+struct Command {
+    name: &'static str,
+    operands: &'static str,
+    purpose: &'static str,
+    options: &'static [&'static str],
+    code: &'static str,
+}
 
-Exit code: 1 where a path is not there.
-";
+const COMMANDS: [Command; 6] = [
+    Command {
+        name: "qubesdb-read",
+        operands: "PATH...",
+        purpose: "Print what this qube is told of itself, such as /name or /qubes-ip, or its own notes.",
+        options: &[QUIET, RAW],
+        code: "a path is not there",
+    },
+    Command {
+        name: "qubesdb-list",
+        operands: "PREFIX...",
+        purpose: "List the paths of this qube's facts and notes that begin with PREFIX.",
+        options: &[WHOLE],
+        code: "they cannot be read",
+    },
+    Command {
+        name: "qubesdb-multiread",
+        operands: "PREFIX...",
+        purpose: "Print all of this qube's facts and notes whose paths begin with PREFIX.",
+        options: &[RAW, WHOLE],
+        code: "they cannot be read",
+    },
+    Command {
+        name: "qubesdb-watch",
+        operands: "PATH...",
+        purpose: "Wait until a path, or something below it, changes, and print which.",
+        options: &[],
+        code: "a path cannot be there",
+    },
+    Command {
+        name: "qubesdb-write",
+        operands: "PATH VALUE [PATH VALUE]...",
+        purpose: "Note values of this qube's own; they are gone when it ends.",
+        options: &[],
+        code: "this qube may not write a path",
+    },
+    Command {
+        name: "qubesdb-rm",
+        operands: "PATH...",
+        purpose: "Remove notes of this qube's own.",
+        options: &[QUIET],
+        code: "a path is not there, or not this qube's",
+    },
+];
+
+impl Command {
+    fn usage(&self) -> String {
+        let Self { name, operands, purpose, options, code } = self;
+        let options = options.concat();
+        let given = if options.is_empty() { "" } else { "[OPTIONS] " };
+        alloc::format!(
+            "usage: {name} {given}{operands}\n\n{purpose}\n\n{options}{HELP}\nExit code: 1 where {code}.\n"
+        )
+    }
+
+    fn wrong(&self, text: &str) -> i32 {
+        say!("error: {text}");
+        say!("hint: `{} --help` shows the options", self.name);
+        code::USAGE
+    }
+}
 
 #[derive(Default)]
 struct Wishes {
@@ -59,6 +118,7 @@ struct Wishes {
 
 /// Run under one of the names above, with the arguments after it; the exit code.
 pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    let command = COMMANDS.iter().find(|command| command.name.as_bytes() == name).unwrap_or(&COMMANDS[0]);
     let mut options = Options::new(&KNOWN, arguments);
     let mut wishes = Wishes::default();
     loop {
@@ -67,14 +127,17 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
             Ok(Some(("quiet", _))) => wishes.quiet = true,
             Ok(Some(("raw", _))) => wishes.raw = true,
             Ok(Some(("fullpath", _))) => wishes.whole = true,
-            Ok(Some(("help", _))) => return print(USAGE.as_bytes()),
-            Ok(Some(_)) => return wrong("a qube reads its own facts only, `--domain` is not for it"),
-            Err(text) => return wrong(&text),
+            Ok(Some(("help", _))) => return print(command.usage().as_bytes()),
+            Ok(Some(_)) => return command.wrong("a qube reads its own facts only, `--domain` is not for it"),
+            Err(text) => return command.wrong(&text),
         }
     }
     let paths: Vec<&[u8]> = options.operands().iter().map(|path| path.to_bytes()).collect();
     if paths.is_empty() {
-        return wrong("expected a path");
+        return command.wrong("expected a path");
+    }
+    if name == b"qubesdb-write" && paths.len() % 2 != 0 {
+        return command.wrong("expected a value after each path");
     }
     let places = Places {
         told: environment::get(environment, b"CAISSON_FACTS").unwrap_or(store::TOLD),
@@ -84,10 +147,7 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
         b"qubesdb-read" => read(&places, &paths, &wishes),
         b"qubesdb-list" => list(&places, &paths, &wishes, false),
         b"qubesdb-multiread" => list(&places, &paths, &wishes, true),
-        b"qubesdb-watch" => match watch::until_changed(&places, &paths) {
-            Ok(path) => print(&[&path[..], b"\n"].concat()),
-            Err(error) => failed("watch the facts of this qube", error),
-        },
+        b"qubesdb-watch" => watch(&places, &paths),
         b"qubesdb-write" => write(&places, &paths),
         _ => remove(&places, &paths, &wishes),
     }
@@ -99,7 +159,31 @@ pub fn value_of(path: &[u8]) -> Option<Vec<u8>> {
     store::load(&places).ok()?.get(path).map(<[u8]>::to_vec)
 }
 
+/// False where a path cannot be there, which is told.
+fn all_can_be(paths: &[&[u8]]) -> bool {
+    match paths.iter().try_for_each(|path| store::check_path(path)) {
+        Ok(()) => true,
+        Err(text) => {
+            say!("error: {text}");
+            false
+        }
+    }
+}
+
+fn watch(places: &Places<'_>, paths: &[&[u8]]) -> i32 {
+    if !all_can_be(paths) {
+        return code::FAILURE;
+    }
+    match watch::until_changed(places, paths) {
+        Ok(path) => print(&[&path[..], b"\n"].concat()),
+        Err(error) => failed("watch the facts of this qube", error),
+    }
+}
+
 fn read(places: &Places<'_>, paths: &[&[u8]], wishes: &Wishes) -> i32 {
+    if !all_can_be(paths) {
+        return code::FAILURE;
+    }
     let facts = match store::load(places) {
         Ok(facts) => facts,
         Err(error) => return failed("read the facts of this qube", error),
@@ -144,9 +228,6 @@ fn list(places: &Places<'_>, prefixes: &[&[u8]], wishes: &Wishes, values: bool) 
 }
 
 fn write(places: &Places<'_>, operands: &[&[u8]]) -> i32 {
-    if operands.len() % 2 != 0 {
-        return wrong("expected a value after each path");
-    }
     change(places, |told, own| {
         for pair in operands.chunks_exact(2) {
             store::check(told, pair[0], pair[1])?;
@@ -169,10 +250,7 @@ fn remove(places: &Places<'_>, paths: &[&[u8]], wishes: &Wishes) -> i32 {
     })
 }
 
-fn change(
-    places: &Places<'_>,
-    act: impl FnOnce(&Facts, &mut Facts) -> Result<i32, alloc::string::String>,
-) -> i32 {
+fn change(places: &Places<'_>, act: impl FnOnce(&Facts, &mut Facts) -> Result<i32, String>) -> i32 {
     match store::change(places, act) {
         Ok(Ok(code)) => code,
         Ok(Err(text)) => {
@@ -193,12 +271,6 @@ fn missing(path: &[u8], wishes: &Wishes) -> i32 {
 fn failed(what: &str, error: Errno) -> i32 {
     say!("error: cannot {what}: {error}", error = Reason(error));
     code::FAILURE
-}
-
-fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qubesdb-read --help` shows the commands");
-    code::USAGE
 }
 
 /// Append a value; what could drive a terminal is spelt out unless it is wanted raw.

@@ -120,8 +120,8 @@ pub fn load(places: &Places<'_>) -> Result<Facts, Errno> {
     Ok(all)
 }
 
-/// Whether the qube may note this; the reason where not.
-pub fn check(told: &Facts, path: &[u8], value: &[u8]) -> Result<(), String> {
+/// Whether there can be such a path; the reason where not.
+pub fn check_path(path: &[u8]) -> Result<(), String> {
     let shown = Shown(path);
     let plain = path.iter().all(|byte| (b'!'..=b'~').contains(byte));
     if !path.starts_with(b"/") || !plain || path.len() > LONGEST_PATH {
@@ -129,6 +129,13 @@ pub fn check(told: &Facts, path: &[u8], value: &[u8]) -> Result<(), String> {
             "`{shown}` is no path: it begins with `/` and has up to {LONGEST_PATH} printable characters"
         ));
     }
+    Ok(())
+}
+
+/// Whether the qube may note this; the reason where not.
+pub fn check(told: &Facts, path: &[u8], value: &[u8]) -> Result<(), String> {
+    check_path(path)?;
+    let shown = Shown(path);
     let announced = ANNOUNCED.iter().any(|prefix| path.starts_with(prefix));
     let reserved = RESERVED.iter().any(|&prefix| {
         path == prefix || (matches!(prefix.last(), Some(b'/' | b'-')) && path.starts_with(prefix))

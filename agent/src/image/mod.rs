@@ -52,6 +52,7 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
         return source::run(environment);
     }
     let converting = name == b"qvm-convert-img";
+    let wrong = |text: &str| wrong(converting, text);
     let mut options = Options::new(&KNOWN, arguments);
     let mut bound = LARGEST;
     loop {
@@ -101,8 +102,9 @@ fn open(path: &[u8]) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn wrong(text: &str) -> i32 {
+fn wrong(converting: bool, text: &str) -> i32 {
     say!("error: {text}");
-    say!("hint: `--help` shows the usage");
+    let name = if converting { "qvm-convert-img" } else { "qubes-get-image" };
+    say!("hint: `{name} --help` shows the options");
     code::USAGE
 }

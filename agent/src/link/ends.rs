@@ -70,6 +70,8 @@ pub enum Moved {
     Nothing,
     /// Nothing ever again.
     Over,
+    /// Nothing ever again, and what was to be written is lost: no reader has gone, the sink failed.
+    Failed(Errno),
 }
 
 fn enlarge(large: &mut bool, end: &End, moved: usize) {
@@ -216,7 +218,8 @@ impl Sink {
                 Moved::Nothing
             }
             Err(Errno::INTR) => Moved::Nothing,
-            Err(_) => Moved::Over,
+            Err(Errno::PIPE | Errno::CONNRESET) => Moved::Over,
+            Err(error) => Moved::Failed(error),
         }
     }
 

@@ -12,6 +12,7 @@ use super::peer::{Next, Peer};
 use super::rules::{Due, Ending, Heard, Rules, Side, Stream};
 use crate::filter;
 use crate::process::exit_code;
+use crate::speak;
 use crate::sys::call;
 use crate::wire;
 use crate::{code, say};
@@ -76,6 +77,8 @@ pub struct Link {
     code: Option<Vec<u8>>,
     turn: usize,
     remarked: bool,
+    /// Whether the service's output could not be written on our side.
+    unwritten: bool,
 }
 
 enum Stop {
@@ -100,6 +103,7 @@ impl Link {
             code: None,
             turn: 0,
             remarked: false,
+            unwritten: false,
         }
     }
 
@@ -130,9 +134,14 @@ impl Link {
         match stop {
             Stop::Ended(Ending::Complete(code)) => {
                 self.peer.close();
-                Ok(code)
+                Ok(if code == 0 && self.unwritten { code::FAILURE } else { code })
             }
-            Stop::Ended(Ending::Lost) => Err(code::LOST),
+            Stop::Ended(Ending::Lost) => {
+                if self.rules.side() == Side::Caller {
+                    say!("error: the connection to the other qube was lost");
+                }
+                Err(code::LOST)
+            }
             Stop::Malformed(malformed) => {
                 say!("error: the peer of the call breaks the protocol: {malformed}");
                 Err(code::FAILURE)
@@ -200,7 +209,7 @@ impl Link {
                     return Ok(true);
                 }
                 Moved::Nothing => {}
-                Moved::Over => {
+                Moved::Over | Moved::Failed(_) => {
                     // The service may have asked to go on elsewhere just before.
                     if self.take_signals()? && stream == Stream::Output {
                         return Ok(true);
@@ -249,7 +258,11 @@ impl Link {
                     match sink.write(bytes) {
                         Moved::Bytes(count) => self.peer.consume(count),
                         Moved::Nothing => return Ok(moved),
-                        Moved::Over => {
+                        end @ (Moved::Over | Moved::Failed(_)) => {
+                            if let (Moved::Failed(error), Stream::Output) = (end, stream) {
+                                speak::unwritten(error);
+                                self.unwritten = true;
+                            }
                             self.rules.unread(stream);
                             self.close_sink(stream);
                         }
@@ -428,7 +441,7 @@ fn read_code(source: &mut Source, text: &mut Vec<u8>) -> Option<i32> {
                 text.extend_from_slice(&bytes[..count.min(room)]);
             }
             Moved::Nothing => return None,
-            Moved::Over => return Some(told_code(text)),
+            Moved::Over | Moved::Failed(_) => return Some(told_code(text)),
         }
     }
 }

@@ -55,16 +55,20 @@ Exit code: 0 opened, and closed again; 1 trouble; 126 refused; others are those 
 /// Run under one of the four names, with the arguments after it; the exit code.
 pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     process::occupy_standard_descriptors();
+    let Some(bound) = limit(environment) else {
+        say!("error: `QUBES_OPEN_LIMIT` is not a number of bytes");
+        return code::USAGE;
+    };
     match name {
-        b"vm-file-editor" => receiver::run(environment),
+        b"vm-file-editor" => receiver::run(bound, environment),
         b"qubes-open-url" => serve_address(environment),
-        _ => ask(name == b"qvm-open-in-dvm", arguments, environment),
+        _ => ask(name == b"qvm-open-in-dvm", bound, arguments, environment),
     }
 }
 
-/// The bound that holds for us.
-fn limit(environment: &[&CStr]) -> u64 {
-    environment::get(environment, LIMIT).and_then(decimal).unwrap_or(LARGEST)
+/// The bound that holds for us; `None` where it was set to what is no number.
+fn limit(environment: &[&CStr]) -> Option<u64> {
+    environment::get(environment, LIMIT).map_or(Some(LARGEST), decimal)
 }
 
 /// Say that a file is too large; the exit code.
@@ -74,7 +78,8 @@ fn say_limit(bound: u64) -> i32 {
     code::FAILURE
 }
 
-fn ask(disposable: bool, arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+fn ask(disposable: bool, bound: u64, arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
+    let wrong = |text: &str| wrong(disposable, text);
     let usage = if disposable { USAGE_DVM } else { USAGE_VM };
     let mut options = Options::new(&KNOWN, arguments);
     let mut view_only = false;
@@ -96,7 +101,7 @@ fn ask(disposable: bool, arguments: &[&'static CStr], environment: &[&'static CS
         (true, _) => return wrong("expected one file or address"),
         (false, _) => return wrong("expected a qube and one file or address"),
     };
-    let wish = Wish { target, view_only, environment };
+    let wish = Wish { target, view_only, bound, environment };
     if url::looks_like_one(what) {
         return sender::open_address(&wish, what);
     }
@@ -137,8 +142,8 @@ fn refuse(wrong: &url::Wrong) -> i32 {
     code::FAILURE
 }
 
-fn wrong(text: &str) -> i32 {
+fn wrong(disposable: bool, text: &str) -> i32 {
     say!("error: {text}");
-    say!("hint: `--help` shows the usage");
+    say!("hint: `qvm-open-in-{} --help` shows the options", if disposable { "dvm" } else { "vm" });
     code::USAGE
 }

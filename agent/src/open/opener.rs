@@ -34,11 +34,11 @@ pub fn find<'a>(kind: Kind, environment: &[&'a CStr]) -> Option<&'a [u8]> {
     }
 }
 
-/// Say that there is none.
+/// Say that there is none; whoever asked reads it, in another qube.
 pub fn say_missing(kind: Kind) {
     let what = if kind == Kind::File { "files" } else { "addresses" };
-    say!("error: this qube has no program that opens {what}");
-    say!("hint: install `xdg-utils`, or put a program `qubes-open` into `/usr/local/bin`");
+    say!("error: the qube that was to open it has no program that opens {what}");
+    say!("hint: install `xdg-utils` there, or put a program `qubes-open` into its `/usr/local/bin`");
 }
 
 /// Run it with `what` as its only argument, and wait; its exit code.

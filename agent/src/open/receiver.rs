@@ -13,13 +13,13 @@ use crate::flow::{self, Trouble};
 use crate::open::folder::Folder;
 use crate::open::name::{self, Wanted, Wrong};
 use crate::open::opener::{self, Kind};
-use crate::open::{limit, say_limit};
+use crate::open::say_limit;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
 use crate::{code, environment, say};
 
-/// Run the service; its exit code. 0 is an edit that ended well, whether it changed the file or not.
-pub fn run(environment: &[&CStr]) -> i32 {
+/// Run the service, with files of `bound` bytes at most; its exit code. 0 is an edit that ended well, whether it changed the file or not.
+pub fn run(bound: u64, environment: &[&CStr]) -> i32 {
     call::ignore_broken_pipes();
     let wanted = match read_name() {
         Ok(wanted) => wanted,
@@ -34,7 +34,7 @@ pub fn run(environment: &[&CStr]) -> i32 {
         Ok(folder) => folder,
         Err(error) => return failed_because("cannot make a directory below `/tmp`", error),
     };
-    let code = serve(&folder, &wanted, program, environment);
+    let code = serve(&folder, &wanted, program, bound, environment);
     if let Err(error) = folder.remove() {
         say!("warning: the directory of the file stays: {}", Reason(error));
     }
@@ -54,8 +54,7 @@ fn read_name() -> Result<Wanted, &'static str> {
     })
 }
 
-fn serve(folder: &Folder, wanted: &Wanted, program: &[u8], environment: &[&CStr]) -> i32 {
-    let bound = limit(environment);
+fn serve(folder: &Folder, wanted: &Wanted, program: &[u8], bound: u64, environment: &[&CStr]) -> i32 {
     let before = match store(folder, wanted, bound) {
         Ok(before) => before,
         Err(Trouble::TooMuch) => return say_limit(bound),

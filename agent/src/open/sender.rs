@@ -11,8 +11,8 @@ use crate::conversation::Conversation;
 use crate::flow::{self, Trouble};
 use crate::open::name;
 use crate::open::place::{Place, Put};
+use crate::open::say_limit;
 use crate::open::url;
-use crate::open::{limit, say_limit};
 use crate::speak::{Reason, Shown};
 use crate::text::basename;
 use crate::{code, say};
@@ -23,6 +23,8 @@ pub struct Wish<'a> {
     pub target: &'a [u8],
     /// The file is only looked at.
     pub view_only: bool,
+    /// It has so many bytes at most, and so has what comes back.
+    pub bound: u64,
     /// Our own environment.
     pub environment: &'a [&'a CStr],
 }
@@ -49,7 +51,7 @@ pub fn open_address(wish: &Wish<'_>, address: &[u8]) -> i32 {
 
 /// Open a file, and take what was made of it; the exit code of the call, 1 for trouble of our own.
 pub fn open_file(wish: &Wish<'_>, path: &[u8]) -> i32 {
-    let bound = limit(wish.environment);
+    let bound = wish.bound;
     let (file, before) = match open_regular(path) {
         Ok(found) => found,
         Err(error) => return failed("cannot open", path, error),

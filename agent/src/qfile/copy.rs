@@ -103,7 +103,9 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
         }
     }
     let (target, files) = match (program.names_target, options.operands()) {
-        (true, [target, files @ ..]) if !files.is_empty() => (target.to_bytes(), files),
+        (true, [target, files @ ..]) if !without_mark(files).is_empty() => {
+            (target.to_bytes(), without_mark(files))
+        }
         (true, _) => return program.wrong("expected a qube and files"),
         (false, []) => return program.wrong("expected files"),
         (false, files) => (&b"@default"[..], files),
@@ -115,6 +117,14 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
             say!("hint: nothing was copied");
             code::FAILURE
         }
+    }
+}
+
+/// Files may be told from options behind the qube, too; one that is called `--` is named `./--`.
+fn without_mark<'a>(files: &'a [&'static CStr]) -> &'a [&'static CStr] {
+    match files {
+        [mark, files @ ..] if mark.to_bytes() == b"--" => files,
+        files => files,
     }
 }
 

@@ -54,17 +54,26 @@ pub struct Start<'a> {
 
 /// Find an argument; slashes at its end do not count. `INVAL` where it has no name of its own.
 pub fn start(argument: &[u8]) -> Result<Start<'_>, Errno> {
-    let length = argument.iter().rposition(|&byte| byte != b'/').map_or(0, |at| at + 1);
-    let argument = &argument[..length];
-    let (directory, name) = match argument.iter().rposition(|&byte| byte == b'/') {
-        Some(at) => (&argument[..=at], &argument[at + 1..]),
-        None => (&b"."[..], argument),
-    };
+    let (directory, name) = split(argument);
     if matches!(name, b"" | b"." | b"..") {
         return Err(Errno::INVAL);
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(Start { parent: rustix::fs::openat(CWD, directory, flags, Mode::empty())?, name })
+}
+
+/// The name that an argument gets in the other qube.
+pub fn own_name(argument: &[u8]) -> &[u8] {
+    split(argument).1
+}
+
+fn split(argument: &[u8]) -> (&[u8], &[u8]) {
+    let length = argument.iter().rposition(|&byte| byte != b'/').map_or(0, |at| at + 1);
+    let argument = &argument[..length];
+    match argument.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => (&argument[..=at], &argument[at + 1..]),
+        None => (b".", argument),
+    }
 }
 
 /// Look at a file without following it.

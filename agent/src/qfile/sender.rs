@@ -7,6 +7,7 @@ use core::ffi::CStr;
 use rustix::fd::OwnedFd;
 
 use super::codes;
+use super::listing;
 use super::output::{Halt, Output};
 use super::progress::Progress;
 use super::removal::{self, Names};
@@ -16,6 +17,7 @@ use crate::arguments::{Known, Options};
 use crate::process::occupy_standard_descriptors;
 use crate::speak::Shown;
 use crate::sys::call;
+use crate::text::split_once;
 use crate::{code, say};
 
 const KNOWN: [Known; 3] =
@@ -87,17 +89,17 @@ fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr])
         match sender.argument(file.to_bytes()) {
             Ok(parent) if wishes.moves => starts.push((parent, sender.noted())),
             Ok(_) => {}
-            Err(stop) => return stopped(stop, wishes),
+            Err(stop) => return stopped(stop, files, wishes),
         }
     }
     let (output, delivered, grown) = match sender.end() {
         Ok(ended) => ended,
-        Err(stop) => return stopped(stop, wishes),
+        Err(stop) => return stopped(stop, files, wishes),
     };
     let ended = output.finish();
     let delivered_all = matches!(&ended, Ok((outcome, checksum)) if outcome.is_success(*checksum));
     if !delivered_all {
-        return judge(ended, wishes.ignore_quota);
+        return judge(ended, files, wishes.ignore_quota);
     }
     let mut from = 0;
     let mut stayed = 0;
@@ -109,9 +111,9 @@ fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr])
     i32::from(grown || stayed > 0)
 }
 
-fn stopped(stop: Stop, wishes: &Wishes) -> i32 {
+fn stopped(stop: Stop, files: &[&CStr], wishes: &Wishes) -> i32 {
     match stop {
-        Stop::Halted(halt) => judge(Err(halt), wishes.ignore_quota),
+        Stop::Halted(halt) => judge(Err(halt), files, wishes.ignore_quota),
         Stop::Source(text) => {
             say!("error: {text}");
             say!("hint: what came before it was copied; nothing was deleted");
@@ -120,8 +122,8 @@ fn stopped(stop: Stop, wishes: &Wishes) -> i32 {
     }
 }
 
-/// The exit code for how a transfer ended, with words for the person where it failed.
-pub fn judge(ended: Result<(Outcome, u32), Halt>, ignore_quota: bool) -> i32 {
+/// The exit code for how a transfer of `files` ended, with words for the person where it failed.
+pub fn judge(ended: Result<(Outcome, u32), Halt>, files: &[&CStr], ignore_quota: bool) -> i32 {
     let (outcome, early) = match ended {
         Ok((outcome, checksum)) if outcome.is_success(checksum) => return 0,
         Ok((outcome, _)) => (outcome, false),
@@ -138,7 +140,78 @@ pub fn judge(ended: Result<(Outcome, u32), Halt>, ignore_quota: bool) -> i32 {
         codes::DONE => say!("error: the data changed on the way: the checksum of the other side differs"),
         codes::OVER_QUOTA if ignore_quota => return 0,
         code if outcome.last_name.is_empty() => say!("error: {words} (code {code})"),
-        code => say!("error: {words}: `{name}` (code {code})"),
+        code => {
+            say!("error: {words}: `{name}` (code {code})");
+            if let Some(before) = delivered_before(&outcome.last_name, files) {
+                say!("hint: delivered before: {before}");
+            }
+        }
     }
     code::FAILURE
+}
+
+/// Which arguments had arrived when the receiver stopped at `last`, as a list for a person.
+///
+/// The receiver's word tells how many; the names are our own. It takes one entry after the other, so
+/// all before the argument of that name are there. Of arguments with the same name the first counts.
+fn delivered_before(last: &[u8], files: &[&CStr]) -> Option<String> {
+    const MOST: usize = 8;
+    let (top, within) = match split_once(last, b'/') {
+        Some((top, _)) => (top, true),
+        None => (last, false),
+    };
+    let names: Vec<&[u8]> = files.iter().map(|file| listing::own_name(file.to_bytes())).collect();
+    let at = names.iter().position(|name| *name == top)?;
+    let mut list: Vec<String> =
+        names[..at].iter().take(MOST).map(|name| alloc::format!("`{}`", Shown(short(name)))).collect();
+    if at > MOST {
+        list.push(alloc::format!("{} more", at - MOST));
+    }
+    if within {
+        list.push(alloc::format!("a part of `{}`", Shown(short(names[at]))));
+    }
+    (!list.is_empty()).then(|| list.join(", "))
+}
+
+/// So much of a name that a list of them fits into a line.
+fn short(name: &[u8]) -> &[u8] {
+    const MOST: usize = 24;
+    &name[..name.len().min(MOST)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::c_string;
+    use alloc::ffi::CString;
+
+    fn before(last: &[u8], files: &[&[u8]]) -> Option<String> {
+        let files: Vec<CString> = files.iter().map(|file| c_string(&[file])).collect();
+        let files: Vec<&CStr> = files.iter().map(CString::as_c_str).collect();
+        delivered_before(last, &files)
+    }
+
+    /// All before the one that failed are there; what the receiver says is never shown.
+    #[test]
+    fn what_arrived_before() {
+        let files: [&[u8]; 3] = [b"m3", b"/tmp/a\x1b/", b"dir"];
+        assert_eq!(before(b"m3", &files), None);
+        assert_eq!(before(b"dir", &files).unwrap(), "`m3`, `a\\x1b`");
+        assert_eq!(before(b"dir/x/y", &files).unwrap(), "`m3`, `a\\x1b`, a part of `dir`");
+        assert_eq!(before(b"\x1b[2J", &files), None);
+        assert_eq!(before(b"", &files), None);
+        assert_eq!(before(b"b", &[b"a\x1b", b"b"]).unwrap(), "`a\\x1b`");
+    }
+
+    /// However many there are, and whatever they are called, the list fits into a line.
+    #[test]
+    fn the_list_is_bounded() {
+        let names: Vec<Vec<u8>> = (0..300_u16)
+            .map(|at| [&[0xff; 200][..], &at.to_be_bytes().map(|byte| byte | 1)].concat())
+            .collect();
+        let mut files: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        files.push(b"last");
+        let list = before(b"last", &files).unwrap();
+        assert!(list.ends_with(", 292 more") && list.len() < 960, "{list}");
+    }
 }

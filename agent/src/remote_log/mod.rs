@@ -224,6 +224,6 @@ fn failed(text: &str) -> i32 {
 
 fn wrong(text: &str) -> i32 {
     say!("error: {text}");
-    say!("hint: `qvm-log --help` shows the usage");
+    say!("hint: `qvm-log --help` shows the options");
     code::USAGE
 }

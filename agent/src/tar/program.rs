@@ -184,8 +184,8 @@ fn convert(archive: Archive, paths: &[&[u8]], ignore_quota: bool) -> i32 {
         converter.end()
     });
     match ended {
-        Ok(output) => sender::judge(output.finish(), ignore_quota),
-        Err(Stop::Halted(halt)) => sender::judge(Err(halt), ignore_quota),
+        Ok(output) => sender::judge(output.finish(), &[], ignore_quota),
+        Err(Stop::Halted(halt)) => sender::judge(Err(halt), &[], ignore_quota),
         Err(Stop::Archive(text)) => failed(&text),
     }
 }
