@@ -405,6 +405,14 @@ _caisson_values['qvm-volume clear --root']='@directories'
 _caisson_options['qvm-volume clear']='--help --quiet --root --verbose --version -h -q -v'
 _caisson_words['qvm-volume clear']='@volumes'
 _caisson_options['qvm-volume']='--help --quiet --root --verbose --version -h -q -v'
+_caisson_values['qrexec-client -d']='@qubes'
+_caisson_values['qrexec-client -l']=''
+_caisson_values['qrexec-client -c']=''
+_caisson_values['qrexec-client -p']=''
+_caisson_values['qrexec-client -w']=''
+_caisson_values['qrexec-client --socket-dir']='@directories'
+_caisson_values['qrexec-client --socket']=''
+_caisson_options['qrexec-client']='--help --socket --socket-dir --use-stdin-socket -E -T -W -c -d -e -h -k -l -p -t -w'
 _caisson_properties['audiovm']='@qubes none'
 _caisson_properties['auto_cleanup']='True False'
 _caisson_properties['autostart']='True False'
@@ -517,4 +525,4 @@ _caisson() {
   fi
 }
 
-complete -F _caisson caisson qrexec-daemon qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-policy-lint qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume
+complete -F _caisson caisson qrexec-daemon qrexec-legacy-convert qrexec-policy-daemon qrexec-policy-exec qrexec-policy-graph qubes-policy qubes-policy-editor qubes-policy-lint qubes-prefs qubesd-query qvm-check qvm-clone qvm-create qvm-features qvm-kill qvm-ls qvm-notes qvm-pause qvm-pool qvm-prefs qvm-remove qvm-run qvm-service qvm-shutdown qvm-start qvm-tags qvm-unpause qvm-volume qrexec-client

@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from agent_help import told
+
 from caisson.model.declarations import GLOBAL, PROPERTIES
 
 TOP = Path(__file__).resolve().parent.parent
 TARGET = TOP / "completion/caisson.bash"
+# The agent's binary under a name that people of the admin qube type.
+CLIENT = "qrexec-client"
 
 # What a word stands for, by the name that the parser gives it; the shell looks up a `@` word.
 KINDS = {
@@ -184,6 +188,17 @@ def tables(path: str, parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f"_caisson_words['{path}']='{'|'.join(words)}'"
 
 
+def client() -> Iterator[str]:
+    """The lines that describe a command without a parser: its options only."""
+    options = told(CLIENT).options
+    for option in options:
+        if option.value:
+            for word in option.words:
+                yield f"_caisson_values['{CLIENT} {word}']='{KINDS.get(option.value, '')}'"
+    words = sorted(word for option in options for word in option.words)
+    yield f"_caisson_options['{CLIENT}']='{' '.join(words)}'"
+
+
 def properties() -> Iterator[str]:
     """The lines that tell what the values of properties may be."""
     every = {name: p for some in (GLOBAL, *PROPERTIES.values()) for name, p in some.items()}
@@ -208,8 +223,10 @@ def script() -> str:
     """The whole file."""
     found = list(commands())
     body = "".join(f"{line}\n" for name, parser in found for line in tables(name, parser))
+    body += "".join(f"{line}\n" for line in client())
     body += "".join(sorted(properties()))
-    return f"{HEAD}{body}{TAIL}complete -F _caisson {' '.join(name for name, _ in found)}\n"
+    names = " ".join([*(name for name, _ in found), CLIENT])
+    return f"{HEAD}{body}{TAIL}complete -F _caisson {names}\n"
 
 
 def main() -> int:

@@ -1,4 +1,6 @@
-"""Write the reference of all commands from their parsers: one Markdown page, and manual pages.
+"""Write the reference of all commands: a Markdown page each for two kinds, and manual pages.
+
+Commands in Python are described by their parsers, those that live in qubes by their help.
 
 With `--check`, only tell whether the files are what would be written.
 """
@@ -13,9 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent_help import IN_QUBES, IN_THE_ADMIN_QUBE, ON_A_WIRE, Help, told
+
 from completion import TOP, commands
 
 PAGE = TOP / "docs/reference/commands.md"
+PAGE_OF_QUBES = TOP / "docs/reference/commands-in-a-qube.md"
 MANUALS = TOP / "man"
 WIDTH = 72  # man(1) indents by 7
 COMMON = frozenset({"help", "verbose", "quiet", "version", "root"})
@@ -31,10 +36,35 @@ Data goes to standard output, everything else to standard error.
 An error is one line, with what to do about it on a second one.
 Exit codes are 0 for success, 1 for a refusal, 2 for a command line without meaning and 130 after
 Ctrl-C, unless a command says otherwise.
-Inside a qube, the commands call the admin qube over qrexec, and its policy decides.
+
+They exist in the admin qube, and in qubes whose template has Caisson's commands installed.
+In such a qube they call the admin qube over qrexec, and its policy decides.
+What every qube has without that is on another page: [Commands in a qube](commands-in-a-qube.md).
 
 ## Options of all commands
 """
+HEAD_OF_QUBES = """\
+# Commands in a qube
+
+This page is written by `script/manual` from what the commands say with `--help`.
+Each command has a manual page of the same content.
+
+Every qube has them, whatever its template is; a file of the template with that name comes first.
+At the end are those of the same kind for the admin qube and for machines on a wire.
+"""
+PLACES = (
+    ("In every qube", "In `/usr/bin`.", IN_QUBES),
+    (
+        "In the admin qube",
+        "In `/usr/lib/qubes`, where programs for Qubes OS look for them.",
+        IN_THE_ADMIN_QUBE,
+    ),
+    (
+        "In a machine on a wire",
+        "Virtual machines and other computers: [The wire protocol](../concepts/wire-protocol.md).",
+        ON_A_WIRE,
+    ),
+)
 SECTION = """\
 .SH ENVIRONMENT
 .TP
@@ -248,6 +278,68 @@ def manual(command: Command, others: list[str]) -> str:
     return "\n".join(lines) + "\n" + SECTION + see + "\n"
 
 
+def page_of_qubes() -> str:
+    """The Markdown page of the commands that live in qubes."""
+    parts = [HEAD_OF_QUBES]
+    for title, where, names in PLACES:
+        parts += [f"## {title}", where, ""]
+        alike: dict[tuple[str, ...], list[Help]] = {}
+        for found in map(told, names):
+            alike.setdefault((*found.usage, *found.before), []).append(found)
+        for some in alike.values():
+            parts += [f"### {', '.join(one.name for one in some)}", *_help_chapter(some[0])]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _help_chapter(found: Help) -> Iterator[str]:
+    yield from ("```", *found.usage, "```", "")
+    for text in found.before:
+        yield from (_markdown(text), "")
+    for option in found.options:
+        about = f": {_markdown(option.help)}" if option.help else ""
+        yield f"- `{option.typed}`{about}"
+    if found.options:
+        yield ""
+    for text in found.after:
+        yield from (_markdown(text), "")
+
+
+def _markdown(text: str) -> str:
+    """Text in which nothing but what stands in backticks has a meaning."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([<>*_\\])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def manual_of_help(found: Help, others: tuple[str, ...]) -> str:
+    """A manual page of a command that lives in qubes."""
+    first = found.before[0].split(". ")[0].rstrip(".")
+    lines = [
+        ".\\\" Written by script/manual from the command's help; do not edit.",
+        f'.TH "{found.name.upper()}" "1" "" "Caisson" "Commands of Caisson"',
+        ".SH NAME",
+        f"{_roff(found.name)} \\- {_roff(first[:1].lower() + first[1:])}",
+        ".SH SYNOPSIS",
+        ".nf",
+        *(_roff(line) for usage in found.usage for line in _wrapped(usage)),
+        ".fi",
+        ".SH DESCRIPTION",
+    ]
+    for text in found.before:
+        lines += [".PP", _roff(text)]
+    if found.options:
+        lines.append(".SH OPTIONS")
+    for option in found.options:
+        names = f"\\fB{_roff(option.typed)}\\fR"
+        lines += [".TP", names, _roff(_sentence(option.help))] if option.help else [".PP", names]
+    if found.after:
+        lines.append(".SH NOTES")
+    for text in found.after:
+        lines += [".PP", _roff(text)]
+    see = ", ".join(f"\\fB{_roff(name)}\\fR(1)" for name in others)
+    return "\n".join([*lines, *([".SH SEE ALSO", see] if see else [])]) + "\n"
+
+
 def _wrapped(usage: str) -> list[str]:
     """A line of a usage, broken where a terminal of 80 columns ends."""
     # A word and its dots stay together.
@@ -313,7 +405,11 @@ def files() -> dict[Path, str]:
         MANUALS / f"{command.name}.1": manual(command, [n for n in names if n != command.name])
         for command in found
     }
-    return written | {PAGE: page(found)}
+    for _, _, names_there in PLACES:
+        for name in names_there:
+            others = tuple(other for other in names_there if other != name)
+            written[MANUALS / f"{name}.1"] = manual_of_help(told(name), others)
+    return written | {PAGE: page(found), PAGE_OF_QUBES: page_of_qubes()}
 
 
 def main() -> int:

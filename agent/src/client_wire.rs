@@ -43,7 +43,7 @@ impl Call<'_> {
             );
             return code::FAILURE;
         };
-        let place = match Place::of(environment) {
+        let place = match Place::of_qube(environment) {
             Ok(place) => place,
             Err(text) => {
                 say!("error: {text}");

@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _FILES), hard))
     seconds = None if os.environ.get("QREXEC_STARTUP_NOWAIT") else _timeout()
     log = settings.paths.log / f"qrexec.{settings.name}.log"
+    _make_directories(settings.paths)
     # Addresses of sockets are short: those in this directory are given relative to it.
     os.chdir(settings.directory)
     if arguments.direct:
@@ -95,6 +96,12 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     if not arguments.quiet:
         terminal.say(f"waiting for the agent of `{settings.name}`")
     return _in_background(settings, seconds, log)
+
+
+def _make_directories(paths: Paths) -> None:
+    """Have the instance's directories, where nothing else of it ran before."""
+    for directory in (paths.run, paths.log):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def _keep_descriptors_in() -> None:

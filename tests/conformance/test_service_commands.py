@@ -126,6 +126,26 @@ def test_codes_are_those_of_an_agent(tmp_path: Path) -> None:
         assert err.startswith("error: ")
 
 
+def test_a_service_that_is_not_there_is_told_without_a_qube(tmp_path: Path) -> None:
+    """By its name alone, with where it was looked for; one behind a TCP link is there."""
+    lay(tmp_path, "my.Other", "exit 0")
+    (tmp_path / "etc/qubes-rpc/my.Nowhere").symlink_to("/nonexistent")
+    (tmp_path / "etc/qubes-rpc/my.Closed").symlink_to("/dev/tcp/127.0.0.1/1")
+    for called, name in (
+        ("my.Absent", "my.Absent"),
+        ("my.Nowhere+x", "my.Nowhere"),
+        ("my.Absent+" + "x" * 300, "my.Absent"),
+    ):
+        code, out, err = caisson("service", "call", called, cwd=tmp_path)
+        assert (code, out) == (127, "")
+        first, hint, *rest = err.splitlines()
+        assert first == f"error: there is no service `{name}` in `etc/qubes-rpc`"
+        assert hint.startswith("hint: say with `--path` where services are")
+        assert rest == []
+    code, _, err = caisson("service", "call", "my.Closed", cwd=tmp_path)
+    assert code == 125, err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

@@ -167,7 +167,11 @@ impl Agent {
         let place = Place::of(environment)?;
         let control = Control::wait_for_daemon(&place).map_err(no_control)?;
         let clients = Clients::listen(wishes.socket).map_err(|error| {
-            alloc::format!("cannot listen at `{}`: {}", Shown(wishes.socket), Reason(error))
+            alloc::format!(
+                "cannot listen at `{}`: {}\nhint: `--agent-socket=PATH` names another place",
+                Shown(wishes.socket),
+                Reason(error)
+            )
         })?;
         Ok(Self {
             place,

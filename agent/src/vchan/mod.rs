@@ -63,6 +63,19 @@ impl Place {
         Ok(Self { own, kind: Kind::Sockets(directory) })
     }
 
+    /// The same for a client in a qube: without a number it would wait as the admin qube, domain 0,
+    /// to which nobody comes.
+    pub fn of_qube(environment: &[&'static CStr]) -> Result<Self, String> {
+        let names: [&[u8]; 2] = [b"CAISSON_VCHAN_STREAMS", b"VCHAN_DOMAIN"];
+        if names.iter().all(|name| environment::get(environment, name).is_none()) {
+            return Err("the number of this qube is not known: `VCHAN_DOMAIN` is not set\n\
+                        hint: give the client the variables of its agent, `VCHAN_DOMAIN` and \
+                        `VCHAN_SOCKET_DIR`"
+                .into());
+        }
+        Self::of(environment)
+    }
+
     /// Wait for `peer` at a port without blocking; see `Server`.
     pub fn serve(&self, peer: u32, port: u32) -> Result<Server, Errno> {
         match self.kind {
@@ -170,6 +183,16 @@ mod tests {
     fn names_of_sockets() {
         assert_eq!(socket_path(b"/run/v", 1, 2, 513).as_bytes(), b"/run/v/vchan.1.2.513.sock");
         assert_eq!(stream_path(b"/dev/vport", 512).as_bytes(), b"/dev/vport.512");
+    }
+
+    /// A client in a qube never takes itself for the admin qube, unless it is told so.
+    #[test]
+    fn clients_need_a_number() {
+        assert!(Place::of_qube(&[]).is_err());
+        assert!(Place::of_qube(&[c"VCHAN_SOCKET_DIR=/run/vchan"]).is_err());
+        assert!(Place::of_qube(&[c"VCHAN_DOMAIN=x"]).is_err());
+        assert!(Place::of_qube(&[c"VCHAN_DOMAIN=7"]).is_ok_and(|place| place.own == 7));
+        assert!(Place::of_qube(&[c"CAISSON_VCHAN_STREAMS=/dev/qrexec"]).is_ok());
     }
 
     /// Both sides meet whoever comes first, bytes pass, and the name is gone once they met.

@@ -7,9 +7,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from caisson.admin.client import Client
+from caisson.errors import CaissonError
+from caisson.tools import terminal
+
+if TYPE_CHECKING:
+    from caisson.tools.service.calling import Command
+
+_NOT_FOUND = 127
+"""As agents have it."""
 
 
 def add(actions: Any) -> None:
@@ -49,14 +57,10 @@ def add(actions: Any) -> None:
 
 def run(arguments: argparse.Namespace, _client: Client) -> int:
     """Become the service."""
-    from caisson.errors import CaissonError
     from caisson.tools.service import calling
 
     if not arguments.path.is_dir():
-        raise CaissonError(
-            f"there is no directory `{arguments.path}`",
-            hint="say with `--path` where services are; `caisson service new` lays one",
-        )
+        raise _absent(f"there is no directory `{arguments.path}`")
     made = calling.command(
         arguments.service,
         services=arguments.path,
@@ -64,6 +68,21 @@ def run(arguments: argparse.Namespace, _client: Client) -> int:
         source=arguments.source,
         user=arguments.user,
     )
+    if not calling.offers(arguments.service, arguments.path):
+        # The agent would speak of a qube, and there is none.
+        name = arguments.service.partition("+")[0]
+        terminal.complain(_absent(f"there is no service `{name}` in `{arguments.path}`"))
+        return _NOT_FOUND
+    return _become(made)
+
+
+def _absent(what: str) -> CaissonError:
+    return CaissonError(
+        what, hint="say with `--path` where services are; `caisson service new` lays one"
+    )
+
+
+def _become(made: Command) -> NoReturn:
     sys.stdout.flush()
     # As programs expect it, whatever Python wanted.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

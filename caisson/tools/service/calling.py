@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ CALLER = "caller"
 """Who calls where nobody is named."""
 
 _NAME = "qrexec-run-service"
+_TCP = "/dev/tcp/"
+# A name that is too long for a file is none of a service made for its argument.
+_ABSENT = (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -69,3 +73,24 @@ def command(
         "QUBES_RPC_CONFIG_PATH": str(settings.absolute()),
     }
     return Command(AGENT_BINARY, argv, {"PATH": _PATH} | dict(environment or {}) | places)
+
+
+def offers(descriptor: str, services: Path) -> bool:
+    """Whether `SERVICE[+ARGUMENT]` is in the directory, by its argument or without.
+
+    Raises:
+        CaissonError: a name is none.
+    """
+    name, _, text = descriptor.partition("+")
+    service, argument = ServiceName.parse(name), ServiceArgument.parse(text)
+    return any(_serves(services / file) for file in (f"{service}+{argument}", service))
+
+
+def _serves(path: Path) -> bool:
+    """Whether something of that name may serve a call; the agent looks closer at what it is."""
+    try:
+        # The text of a link may be a TCP service, and lead nowhere.
+        return path.exists() or str(path.readlink()).startswith(_TCP)
+    except OSError as error:
+        # What cannot be looked at is for the agent to explain.
+        return error.errno not in _ABSENT
