@@ -170,7 +170,7 @@ def _parsed(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 def guarded(run: Callable[[], int]) -> int:
     """Run to an exit code; errors that a user can cause are shown, not thrown."""
     try:
-        return run()
+        return _told(run)
     except UsageError as error:
         terminal.complain(error)
         return USAGE
@@ -188,6 +188,15 @@ def guarded(run: Callable[[], int]) -> int:
         what = "output cannot be written" if error.filename is None else f"`{error.filename}`"
         terminal.complain(CaissonError(f"{what}: {(error.strerror or str(error)).lower()}"))
         return FAILURE
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run; what `--help` and `--version` print is written here, not where Python has ended."""
+    try:
+        return run()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
 
 
 def _drop_output() -> None:
