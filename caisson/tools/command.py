@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import os
 import signal
 import sys
@@ -184,8 +186,8 @@ def guarded(run: Callable[[], int]) -> int:
         _drop_output()
         return FAILURE
     except OSError as error:
+        what = _unnamed(error) if error.filename is None else f"`{error.filename}`"
         _drop_output()
-        what = "output cannot be written" if error.filename is None else f"`{error.filename}`"
         terminal.complain(CaissonError(f"{what}: {(error.strerror or str(error)).lower()}"))
         return FAILURE
 
@@ -197,6 +199,14 @@ def _told(run: Callable[[], int]) -> int:
     except SystemExit:
         sys.stdout.flush()
         raise
+
+
+def _unnamed(error: OSError) -> str:
+    """What failed where no file has a name: of the standard streams, the one that is not open."""
+    closed = error.errno == errno.EBADF
+    if closed and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        return "input cannot be read"
+    return "output cannot be written"
 
 
 def _drop_output() -> None:

@@ -15,11 +15,12 @@ from importlib import import_module
 def _open_missing_streams() -> None:
     """Let no file or connection get the number of a standard stream, and Python have all three.
 
-    Nothing comes from this input, nobody reads these errors; output cannot be written: a command
-    that has some must not seem to have told it.
+    Nobody reads these errors. Such an input cannot be read, for an empty one may mean something, a
+    policy without rules for one; such an output cannot be written: a command that has some must not
+    seem to have told it.
     """
     streams = (
-        ("stdin", "r", os.O_RDONLY),
+        ("stdin", "r", os.O_WRONLY),
         ("stdout", "w", os.O_RDONLY),
         ("stderr", "w", os.O_RDWR),
     )

@@ -611,6 +611,9 @@ def test_closed_output_is_an_error_of_a_command_that_has_some(start: Start) -> N
         assert without(">&-", *words, env=env) == refused, words
     assert without("<&- >&-", "qvm-ls", env=env) == refused
     assert without("<&- >&- 2>&-", "qvm-ls", env=env) == (1, b"")
+    unread = (1, b"error: input cannot be read: bad file descriptor\n")
+    for words in (["qubes-policy", "--replace", "x"], ["qvm-notes", "src", "--import", "-"]):
+        assert without("<&-", *words, env=env) == unread, words
     for streams in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
         assert without(streams, "qvm-prefs", "src", "label", "red", env=env) == (0, b""), streams
 
