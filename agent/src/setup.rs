@@ -20,6 +20,7 @@ use rustix::pipe::PipeFlags;
 
 use crate::environment::{self, Environment};
 use crate::forward::{self, Way};
+use crate::program;
 use crate::say;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
@@ -128,7 +129,7 @@ pub fn run() -> i32 {
 
 fn needed() -> bool {
     bind::needed()
-        || is_program(SCRIPT)
+        || exists(SCRIPT)
         || !entries(SCRIPTS, b".rc").is_empty()
         || exists(UPDATES_CLIENT)
         || exists(DNF)
@@ -207,14 +208,18 @@ fn run_scripts() {
     for script in entries(SCRIPTS, b".rc").into_iter().chain([c_string(&[SCRIPT])]) {
         if is_program(script.to_bytes()) {
             run_to_its_end(&script, &environment);
+        } else if exists(script.to_bytes()) {
+            say!("warning: `{}` is not run: it is no executable file", Shown(script.to_bytes()));
+            say!("hint: `chmod +x` lets it run at the next start");
         }
     }
 }
 
-fn run_to_its_end(program: &CStr, environment: &[&CStr]) {
-    if let Some(pid) = launch(program, environment) {
-        if !matches!(call::wait_for(pid), Ok(0)) {
-            say!("warning: `{}` failed", Shown(program.to_bytes()));
+fn run_to_its_end(path: &CStr, environment: &[&CStr]) {
+    if let Some(pid) = launch(path, environment) {
+        let code = program::code_of(pid);
+        if code != 0 {
+            say!("warning: `{}` failed with exit code {code}", Shown(path.to_bytes()));
         }
     }
 }

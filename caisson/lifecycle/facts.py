@@ -29,6 +29,7 @@ from caisson.model import (
     SetProperty,
     System,
 )
+from caisson.model.volumes import HOST, ROOT
 from caisson.names import QubeName
 
 SERVICE: Final = "/qubes-service/"
@@ -89,7 +90,7 @@ def facts_of(system: System, qube: Qube, timezone: str | None = None) -> dict[st
         "/type": qube.klass,
         "/qubes-vm-type": _vm_type(system, qube),
         "/qubes-vm-updateable": value(qube, "updateable"),
-        "/qubes-vm-persistence": _PERSISTENCE.get(qube.klass),
+        "/qubes-vm-persistence": _persistence(qube),
         "/qubes-base-template": None if template is None else template.name,
         "/default-user": value(qube, "default_user"),
         "/keyboard-layout": value(qube, "keyboard_layout"),
@@ -102,6 +103,13 @@ def facts_of(system: System, qube: Qube, timezone: str | None = None) -> dict[st
     told.update(_services(qube))
     told.update(_configuration(qube))
     return told
+
+
+def _persistence(qube: Qube) -> str | None:
+    """What a qube keeps. A root on the machine's own system directories begins anew each time."""
+    root = qube.volumes.get(ROOT)
+    kept = _PERSISTENCE.get(qube.klass)
+    return "rw-only" if kept == "full" and root is not None and root.pool == HOST else kept
 
 
 def _vm_type(system: System, qube: Qube) -> str:

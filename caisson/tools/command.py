@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import os
 import signal
 import sys
@@ -170,7 +172,7 @@ def _parsed(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 def guarded(run: Callable[[], int]) -> int:
     """Run to an exit code; errors that a user can cause are shown, not thrown."""
     try:
-        return run()
+        return _told(run)
     except UsageError as error:
         terminal.complain(error)
         return USAGE
@@ -184,10 +186,27 @@ def guarded(run: Callable[[], int]) -> int:
         _drop_output()
         return FAILURE
     except OSError as error:
+        what = _unnamed(error) if error.filename is None else f"`{error.filename}`"
         _drop_output()
-        what = "output cannot be written" if error.filename is None else f"`{error.filename}`"
         terminal.complain(CaissonError(f"{what}: {(error.strerror or str(error)).lower()}"))
         return FAILURE
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run; what `--help` and `--version` print is written here, not where Python has ended."""
+    try:
+        return run()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+
+
+def _unnamed(error: OSError) -> str:
+    """What failed where no file has a name: of the standard streams, the one that is not open."""
+    closed = error.errno == errno.EBADF
+    if closed and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        return "input cannot be read"
+    return "output cannot be written"
 
 
 def _drop_output() -> None:

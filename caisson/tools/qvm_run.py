@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
         "Run a command or a service in a qube, starting the qube where it is halted.",
         "With one COMMAND, the qube's shell runs it; with ARGS, or with --no-shell, the program\n"
         "is run as it is given. Options end at COMMAND.\n"
+        "Ctrl-C ends qvm-run only: the command in the qube goes on; it learns of it by its closed\n"
+        "input and output.\n"
         "exit codes: the command's own with --pass-io; 125 it could not be set up in the qube,\n"
         "126 it was refused, or may not be run, 127 there is no such service or program,\n"
         "255 the qube is not there or does not start, or the connection was lost",

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command.parser(
         "qvm-service",
-        "Switch services inside a qube on and off; the qube sees them from its next start.",
+        "Switch services inside a qube on and off; a running qube sees it at once.",
         "exit codes: 0 done; 1 refused, or the service to show is neither on nor off",
     )
     made.add_argument("name", metavar="VMNAME", help="qube")

@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
         "Start qubes and wait until they are ready.",
         "DRIVE is VMNAME:DEVICE, such as `sys-usb:sr0`, or a file, such as `dom0:/home/me/x.iso`.\n"
         "Drives are not available yet: containers have none, and the daemon refuses them.\n"
+        "What fails in a qube's own scripts at the start, such as `/rw/config/rc.local`, does not\n"
+        "stop it, and stands in the qube's `/var/log/qubes/setup.log`.\n"
         "exit codes: 0 all started; 1 one or more did not, or ran already",
     )
     selection.add_many(made, selection.ALL_HERE)

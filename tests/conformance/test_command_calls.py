@@ -589,6 +589,35 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line(
     )
 
 
+def without(streams: str, *argv: str, env: dict[str, str]) -> tuple[int, bytes]:
+    """Run a command some of whose standard streams are closed; its exit code, its errors."""
+    shell = ["sh", "-c", f'exec "$@" {streams}', "sh", BIN / argv[0], *argv[1:]]
+    done = subprocess.run(shell, capture_output=True, env=env, check=False)
+    return done.returncode, done.stderr
+
+
+def test_closed_output_is_an_error_of_a_command_that_has_some(start: Start) -> None:
+    """As with a full disk; and a connection must not get the number of the output."""
+    daemon = start(
+        {
+            "admin.vm.List@dom0": LIST,
+            "admin.vm.property.GetAll@src": PROPERTIES,
+            "admin.vm.property.Set+label@src": "",
+        }
+    )
+    env = daemon.environment()
+    refused = (1, b"error: output cannot be written: bad file descriptor\n")
+    for words in (["qvm-ls"], ["qvm-ls", "--raw-list"], ["qvm-ls", "--help"]):
+        assert without(">&-", *words, env=env) == refused, words
+    assert without("<&- >&-", "qvm-ls", env=env) == refused
+    assert without("<&- >&- 2>&-", "qvm-ls", env=env) == (1, b"")
+    unread = (1, b"error: input cannot be read: bad file descriptor\n")
+    for words in (["qubes-policy", "--replace", "x"], ["qvm-notes", "src", "--import", "-"]):
+        assert without("<&-", *words, env=env) == unread, words
+    for streams in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        assert without(streams, "qvm-prefs", "src", "label", "red", env=env) == (0, b""), streams
+
+
 def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
     """What a command prints where a person looks."""
     ours, theirs = pty.openpty()

@@ -159,6 +159,36 @@ def test_paths_are_kept_before_calls_and_scripts_run_beside_them(whole: Whole):
     assert whole.inside("work", "test -e /run/order && grep root /run/order").code != 0
 
 
+def test_what_fails_in_a_script_stands_in_the_log_of_the_set_up(whole: Whole):
+    """What it says, how it ends, and that one without an x bit is not run; others still are."""
+    again(
+        whole,
+        "work",
+        f"""
+        rm -rf {CONFIG}/*; mkdir -p {CONFIG} /rw/config/rc.local.d
+        echo 'binds+=( ' >{CONFIG}/50_user.conf
+        printf '%s\\n' '#!/bin/sh' 'echo no such disk >&2' 'exit 3' >/rw/config/rc.local.d/10.rc
+        chmod +x /rw/config/rc.local.d/10.rc
+        echo 'echo not run' >/rw/config/rc.local.d/20.rc
+        echo 'echo last' >/rw/config/rc.local; chmod +x /rw/config/rc.local
+        """,
+    )
+    log = "/var/log/qubes/setup.log"
+    last = "until grep -q '^last$' {0}; do sleep 0.02; done; cat {0}"
+    assert whole.said("work", last.format(log)).splitlines() == [
+        f"warning: `{CONFIG}/50_user.conf` makes no sense in line 2: nothing in it is kept",
+        "no such disk",
+        "warning: `/rw/config/rc.local.d/10.rc` failed with exit code 3",
+        "warning: `/rw/config/rc.local.d/20.rc` is not run: it is no executable file",
+        "hint: `chmod +x` lets it run at the next start",
+        "last",
+    ]
+    again(whole, "work", "rm -r /rw/config/rc.local.d; chmod -x /rw/config/rc.local")
+    alone = whole.said("work", f"until grep -q hint {log}; do sleep 0.02; done; cat {log}")
+    assert "`/rw/config/rc.local` is not run" in alone
+    again(whole, "work", f"rm -rf {CONFIG}/* /rw/config/rc.local*")
+
+
 def test_hostile_settings_keep_no_qube_from_starting(whole: Whole):
     """A pipe, a device, links, a directory, and code where paths should be (QSB-038)."""
     again(

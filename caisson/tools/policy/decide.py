@@ -47,8 +47,6 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     from caisson.policy import BrokenPolicy
     from caisson.tools.policy import broken
 
-    if sys.stdin is None:
-        raise CaissonError("standard input is closed", hint=_FORM)
     policy = inputs.policy_of(arguments, client)
     system = inputs.system_of(arguments, client)
     if isinstance(policy, BrokenPolicy):

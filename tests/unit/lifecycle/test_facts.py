@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from caisson.lifecycle.facts import (
 )
 from caisson.model import Klass
 from caisson.model.features import FOLLOWED_BY
+from caisson.model.volumes import HOST, ROOT
 from caisson.names import FeatureName, PropertyName, QubeName
 
 
@@ -112,6 +114,14 @@ def test_persistence_follows_the_class(
     told = facts_of(world.system, world.make(klass, "x"))
     assert told["/qubes-vm-persistence"] == persistence
     assert told["/qubes-vm-updateable"] == updateable
+
+
+@pytest.mark.parametrize("klass", [Klass.TEMPLATE, Klass.STANDALONE])
+def test_a_root_on_the_machines_own_directories_is_not_said_to_be_kept(world: World, klass: Klass):
+    """What is written there is gone at the next start, so that chosen paths have to be kept."""
+    qube = world.make(klass, "x")
+    qube.volumes[ROOT] = replace(qube.volumes[ROOT], pool=HOST)
+    assert facts_of(world.system, qube)["/qubes-vm-persistence"] == "rw-only"
 
 
 def test_nothing_of_a_disposable_is_kept(world: World):
