@@ -159,7 +159,8 @@ class Carrier(NamedTuple):
 
     def in_place(self) -> int:
         """Become it."""
-        sys.stdout.flush()
+        if sys.stdout is not None:  # where we were started without one
+            sys.stdout.flush()
         os.execve(self.program, self.argv, self.environment)  # noqa: S606 - a program, not a shell
 
     def coloured(self, output: str | None, errors: str | None) -> int:
