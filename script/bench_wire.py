@@ -64,6 +64,17 @@ for _ in range(count):
 print(json.dumps(samples))
 """
 
+# What the service itself takes, wherever it is called from.
+TIME_TRUE = """
+import json, os, sys, time
+samples = []
+for _ in range(int(sys.argv[1])):
+    begun = time.perf_counter()
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], os.environ), 0)
+    samples.append((time.perf_counter() - begun) * 1e3)
+print(json.dumps(samples))
+"""
+
 # MiB/s from the first byte to the last.
 READ = """
 import os, sys, time
@@ -274,9 +285,10 @@ def _pairs(instance: Instance, work: Path) -> Iterator[dict[str, Pair]]:
 def call_wire(instance: Instance, samples: int, work: Path) -> Row:
     """A call over the wire protocol, client start to exit, beside one between containers."""
     rounds, each = 5, max(samples, 1000) // 5
-    found: dict[str, list[float]] = {"containers": []}
+    found: dict[str, list[float]] = {"containers": [], "/bin/true alone": []}
     with _pairs(instance, work) as pairs:
         for _ in range(rounds):
+            found["/bin/true alone"] += instance.inside("bench-a", TIME_TRUE, str(each))
             found["containers"] += instance.inside(
                 "bench-a", TIME_CALLS, str(each), "/usr/bin/qrexec-client-vm", "/run/qubes/qrexec",
                 "bench-b", "bench.True",
