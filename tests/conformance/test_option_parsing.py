@@ -26,6 +26,7 @@ LONG = (
     "just-exec",
     "help",
 )
+PROGRAM = "/bin/true"
 PIECES = (
     *("-", "-", "--", "t", "T", "p", "s", "e", "x", "=", "1", "far"),
     *("--just", "-exec", "--filter", "--no-filter-escape-chars-std", "out", "err", "--no"),
@@ -79,6 +80,8 @@ def expected(words: list[str]) -> bytes | None:
         or {"h", "help"} & set(found)
         or len(operands) < 2
         or not operands[1]
+        # The third is a local program, which must be there before the call is made.
+        or operands[2:3] not in ([], [PROGRAM])
     )
     source = found.get("s", found.get("source-qube"))
     if wrong or source == "" or not re.fullmatch("[1-9][0-9]*", found.get("buffer-size", "1")):
@@ -94,9 +97,9 @@ def test_a_command_line_means_what_the_library_makes_of_it(
     """QSB-071, QSB-084: not one thing to who wrote it, and another to the program."""
     choice = random.Random(71)
     requests = 0
-    for _ in range(150):
+    for _ in range(400):
         words = ["".join(choice.choices(PIECES, k=choice.randint(1, 3))) for _ in range(3)]
-        words += ["work", "a.B"]
+        words += [PROGRAM, PROGRAM]
         request = expected(words)
         process = subprocess.Popen(
             ["qrexec-client-vm", f"--agent-socket={tmp_path}/desk", *words],
@@ -110,6 +113,6 @@ def test_a_command_line_means_what_the_library_makes_of_it(
             with desk.accept()[0] as client:
                 client.settimeout(PATIENCE)
                 assert client.recv(4096) == request, words
-        codes = {255} if request is not None else {1, 2}
+        codes = {255} if request is not None else {1, 2, 127}
         assert process.wait(PATIENCE) in codes, words
-    assert requests > 20
+    assert requests > 10

@@ -8,7 +8,7 @@ from itertools import combinations, product
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from caisson.policy import (
@@ -263,6 +263,13 @@ def _any_system(chance: random.Random, base: SystemInfo = NOTHING) -> SystemInfo
 
 @settings(max_examples=200, deadline=None)
 @given(pairs(SOURCES, TARGETS, 5), st.integers(0, 2**32))
+@example(  # the base is the caller, and no base of disposables
+    (
+        "s.X * g @dispvm:g ask target=h",
+        "s.X * * @dispvm:@tag:a allow\ns.X * @tag:a * allow target=h",
+    ),
+    2,
+)
 def test_diff_of_future_qubes_has_every_pair_of_rules_that_some_system_shows(
     texts: tuple[str, str], seed: int
 ):

@@ -383,6 +383,10 @@ def _variants(pair: _Pair, case: Case) -> Iterator[Case]:
         # A list that rules make leaves hidden qubes out, and one that a redirect makes does not.
         others = [qube for qube in case.made if qube.name != case.source.name]
         yield _replaced(case, [msgspec.structs.replace(qube, internal="1") for qube in others])
+    if case.target.startswith("@dispvm"):
+        # `@dispvm:@tag:TAG` is about bases of disposables only, `@dispvm:NAME` about any qube.
+        bare = [msgspec.structs.replace(q, template_for_dispvms=False) for q in case.made]
+        yield _replaced(case, bare)
     if not _always_starts(pair):
         # What does not run, what is not there, what is no base of disposables and what is the
         # caller are all denied; but for the first, the person is told whatever the rule says.
