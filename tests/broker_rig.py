@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,19 @@ def broker_account() -> pwd.struct_passwd:
         return pwd.getpwnam("qubes-broker")
     except KeyError:
         return pwd.getpwnam("nobody")
+
+
+@contextmanager
+def as_broker() -> Iterator[None]:
+    """Be the broker's user, as the kernel tells a peer."""
+    account = broker_account()
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def info(name: str, *, state: str = "Running", tags: tuple[str, ...] = (), **more: Any) -> dict:

@@ -10,14 +10,14 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from admin_rig import AdminRig, daemon_rig, exception
-from broker_rig import PATIENCE, broker_account, until
+from broker_rig import PATIENCE, as_broker, broker_account, until
 from dom0_rig import service_rig
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,19 +39,6 @@ HONEST: dict[str, Any] = {
     "target_type": "name",
     "requested": "dom0",
 }
-
-
-@contextmanager
-def as_broker() -> Iterator[None]:
-    """Be the broker's user, as the kernel tells a peer."""
-    account = broker_account()
-    os.setegid(account.pw_gid)
-    os.seteuid(account.pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 class Attacker:

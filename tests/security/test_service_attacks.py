@@ -6,12 +6,10 @@ import asyncio
 import os
 import pwd
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from broker_rig import PATIENCE, broker_account
+from broker_rig import PATIENCE, as_broker
 from dom0_rig import ServiceRig, service_rig
 
 from caisson.qrexec.admin_messages import Handover, encode, read_done
@@ -74,7 +72,7 @@ class Broker:
         whole = {"target_type": "name", "requested": "dom0", "id": 1} | told
         pipes = Pipes.make()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            with _as_broker():
+            with as_broker():
                 sock.connect(address(self._path))
             socket.send_fds(sock, [encode(Handover(**whole))], pipes.service)  # type: ignore[arg-type]
             for descriptor in (*pipes.service, pipes.caller[0]):
@@ -85,18 +83,6 @@ class Broker:
             os.close(pipes.caller[1])
             os.close(pipes.caller[2])
         return read_done(answer).code if answer else 256, out
-
-
-@contextmanager
-def _as_broker() -> Iterator[None]:
-    account = broker_account()
-    os.setegid(account.pw_gid)
-    os.seteuid(account.pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 FORGED = [
