@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::inotify;
 use rustix::fs::{Mode, OFlags};
@@ -141,10 +141,7 @@ impl Agent {
         if self.undelivered && matches!(self.link, Link::Up { .. }) {
             flags |= PollFlags::OUT;
         }
-        let timeout = until.map(|until| {
-            let left = (until - call::milliseconds()).max(0);
-            Timespec { tv_sec: left / 1000, tv_nsec: (left % 1000) * 1_000_000 }
-        });
+        let timeout = until.map(|until| call::timeout(until - call::milliseconds()));
         let mut waiting = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(other.unwrap_or(self.signals.as_fd()), flags),

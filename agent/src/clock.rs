@@ -158,8 +158,7 @@ fn receive(reader: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let mut answer = alloc::vec![0; LONGEST];
     let mut used = 0;
     while used < LONGEST && !answer[..used].contains(&b'\n') {
-        let left = (until - call::milliseconds()).max(0);
-        let timeout = Timespec { tv_sec: left / 1000, tv_nsec: (left % 1000) * 1_000_000 };
+        let timeout = call::timeout(until - call::milliseconds());
         match rustix::event::poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => return Err(Errno::TIMEDOUT),
             Ok(_) => {}

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -78,8 +78,7 @@ impl Gate {
     fn opened(&self, milliseconds: i64) -> bool {
         let until = call::milliseconds() + milliseconds;
         loop {
-            let left = (until - call::milliseconds()).max(0);
-            let timeout = Timespec { tv_sec: left / 1000, tv_nsec: (left % 1000) * 1_000_000 };
+            let timeout = call::timeout(until - call::milliseconds());
             match rustix::event::poll(&mut [PollFd::new(&self.reader, PollFlags::IN)], Some(&timeout)) {
                 Err(Errno::INTR) => {}
                 Ok(0) => return false,

@@ -16,7 +16,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
@@ -222,10 +222,7 @@ impl Agent {
         let open = self.control.has_room();
         entries.extend(self.clients.poll_entries(open));
         let until = [self.control.retry_at(), self.clients.retry_at()].into_iter().flatten().min();
-        let timeout = until.map(|until| {
-            let left = (until - call::milliseconds()).max(0);
-            Timespec { tv_sec: left / 1000, tv_nsec: left % 1000 * 1_000_000 }
-        });
+        let timeout = until.map(|until| call::timeout(until - call::milliseconds()));
         if rustix::event::poll(&mut entries, timeout.as_ref()).is_err() {
             return (false, false);
         }

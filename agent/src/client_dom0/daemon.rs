@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -139,7 +139,7 @@ fn wait(stream: &OwnedFd, flags: PollFlags, until: i64) -> Result<(), String> {
     if left <= 0 {
         return Err("the daemon does not answer".into());
     }
-    let timeout = Timespec { tv_sec: left / 1000, tv_nsec: left % 1000 * 1_000_000 };
+    let timeout = call::timeout(left);
     match rustix::event::poll(&mut [PollFd::new(stream, flags)], Some(&timeout)) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(lost(error)),

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, IoSliceMut};
 
@@ -326,7 +326,7 @@ fn wait(stream: &OwnedFd, flags: PollFlags, until: i64) -> Result<(), Refusal> {
     if left <= 0 {
         return Err(Refusal::Lost(Errno::TIMEDOUT));
     }
-    let timeout = Timespec { tv_sec: left / 1000, tv_nsec: left % 1000 * 1_000_000 };
+    let timeout = call::timeout(left);
     match rustix::event::poll(&mut [PollFd::new(stream, flags)], Some(&timeout)) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(Refusal::Lost(error)),

@@ -5,6 +5,7 @@ use core::arch::asm;
 use core::ffi::CStr;
 use core::ptr;
 
+use rustix::event::Timespec;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
@@ -211,6 +212,12 @@ pub fn wait_for(pid: i32) -> Result<i32, Errno> {
             Ok(_) => return Ok(status),
         }
     }
+}
+
+/// How long the kernel is to wait, from milliseconds; none are waited where the time is over.
+pub fn timeout(milliseconds: i64) -> Timespec {
+    let left = milliseconds.max(0);
+    Timespec { tv_sec: left / 1000, tv_nsec: (left % 1000) * 1_000_000 }
 }
 
 /// Milliseconds of a clock that never jumps.

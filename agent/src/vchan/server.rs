@@ -3,7 +3,7 @@
 use alloc::ffi::CString;
 use core::ffi::CStr;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -118,7 +118,7 @@ impl Server {
                 return Err(Errno::TIMEDOUT);
             }
             let left = self.retry_at().map_or(left, |at| (at - call::milliseconds()).clamp(0, left));
-            let timeout = Timespec { tv_sec: left / 1000, tv_nsec: left % 1000 * 1_000_000 };
+            let timeout = call::timeout(left);
             let _ = match self.poll_entry() {
                 Some(entry) => rustix::event::poll(&mut [entry], Some(&timeout)),
                 None => rustix::event::poll(&mut [], Some(&timeout)),
