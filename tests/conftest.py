@@ -12,6 +12,7 @@ from hypothesis import find, settings
 from hypothesis.strategies import text
 
 from caisson.engines import enter_private_namespace
+from caisson.qrexec import sparing
 
 ROOT = os.geteuid() == 0
 
@@ -45,6 +46,12 @@ def _alphabet() -> None:
     The first test that draws text would be taken for a slow one.
     """
     find(text(), lambda _: True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test all log lines of a qube, whatever the test before it caused."""
+    monkeypatch.setattr(sparing, "_budgets", {})
 
 
 @pytest.fixture

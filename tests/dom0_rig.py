@@ -18,7 +18,7 @@ from broker_rig import PATIENCE, broker_account, broker_rig
 
 from caisson.dom0 import AdminQube, Places, Runner, Updates, routed
 from caisson.dom0.running import Patience
-from caisson.qrexec import AdminCall, AdminCalls, Judge, Rules, sparing
+from caisson.qrexec import AdminCall, AdminCalls, Judge, Rules
 
 SHORT = Patience(alone=0.2, grace=0.2)
 LONG = Patience(alone=PATIENCE, grace=PATIENCE)
@@ -77,7 +77,6 @@ async def service_rig(
 ) -> AsyncIterator[ServiceRig]:
     """Both sides, with running qubes of these names."""
     account = broker_account()
-    sparing._budgets.clear()
     with structlog.testing.capture_logs() as log:
         async with broker_rig(policy) as rig:
             judge = Judge(Rules(rig.paths), rig.link.known)

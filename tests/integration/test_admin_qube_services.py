@@ -16,7 +16,6 @@ from broker_rig import until
 from dom0_rig import SHORT, ServiceRig, service_rig
 
 from caisson.daemons.logs import _harmless
-from caisson.qrexec import sparing
 from caisson.qrexec.admin_messages import MOST_OF_ONE
 from caisson.qrexec.link import address
 
@@ -40,7 +39,6 @@ def admin(shared: ServiceRig) -> ServiceRig:
     for file in shared.services.glob("my.*"):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     shared.log.clear()
-    sparing._budgets.clear()
     return shared
 
 

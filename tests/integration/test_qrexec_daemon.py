@@ -522,7 +522,6 @@ async def test_agent_that_says_hello_all_the_time_does_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Of many hellos the last counts, and the log tells of few: it must not fill the disk."""
-    monkeypatch.setattr(sparing, "_budgets", {})
     async with wire(lambda _: None) as rig:
         streams = Places(rig.streams, rig.streams / f"vchan.{VAULT}.0")
         (rig.streams / f"vchan.{VAULT}.0.512").symlink_to(f"vchan.{VAULT}.0.512.sock")
