@@ -237,11 +237,13 @@ def test_command_that_cannot_do_it_says_so_and_changes_nothing(
         (["qvm-volume", "info", "src:privat"], 2, "no qube has a volume `privat`"),
         (["qvm-create", "new", "-l", "red", "-p", "rot=a"], 2, "no qube has a volume `rot`"),
         (["qvm-create", "new", "-l", "red", "-C", "AppVm"], 1, "class `AppVm`"),
+        (["qvm-create", "a b", "-l", "red"], 2, "name `a b` contains a space"),
+        (["qvm-create", "new", "-l", "röd"], 2, "label `r\\xf6d` contains a space"),
         (["qvm-create", "new", "-l", "red", "-C", "AdminVM"], 1, "there is one AdminVM"),
         (["qvm-pool", "set", "a", "-o", "revisions_to_keep=two"], 2, "`two` is no number"),
         (["qvm-volume", "config", "src:root", "revisions_to_keep", "-2"], 2, "`-2` is no number"),
         (["qvm-prefs", "-D", "src", "xid"], 1, "property `xid` is computed"),
-        (["qvm-ls", "--formt"], 2, "unrecognized arguments: --formt\nhint: `qvm-ls --help`\n"),
+        (["qvm-ls", "--formt"], 2, "--formt\nhint: did you mean `--format`? `qvm-ls --help`\n"),
         (["qvm-pool", "info"], 2, "are required: POOL\nhint: `qvm-pool info --help`\n"),
         (["qvm-volume", "list", "--root", "/nonexistent"], 1, "at `/nonexistent/run/qubesd.sock`"),
         (["caisson", "doctor", "--colour"], 2, "--colour\nhint: `caisson doctor --help`\n"),
@@ -725,3 +727,33 @@ def test_size_without_meaning_is_refused(word: str) -> None:
     """A wrong guess here would cost data."""
     with pytest.raises(UsageError):
         volumes.parse_size(word)
+
+
+NOT_THERE = Refusal("QubesVMNotFoundError", "no qube `scr`\nhint: list the qubes with `qvm-ls`")
+
+
+@pytest.mark.parametrize(
+    ("words", "call", "code"),
+    [
+        (["qvm-features", "scr"], "admin.vm.feature.List@scr", 1),
+        (["qvm-tags", "scr", "list"], "admin.vm.tag.List@scr", 1),
+        (["qvm-run", "-p", "scr", "id"], "admin.vm.CurrentState@scr", 255),
+    ],
+)
+def test_a_name_that_the_daemon_does_not_know_is_answered_with_the_nearest(
+    start: Start, words: list[str], call: str, code: int
+) -> None:
+    """The daemon names no other qube than the one that it was asked for; who may list them is."""
+    daemon = start({call: NOT_THERE, "admin.vm.List@dom0": LIST})
+    result, out, err = daemon.run(*words)
+    assert (result, out) == (code, b"")
+    assert err == "error: no qube `scr`\nhint: did you mean `src`?\n"
+    assert daemon.requests == [call, "admin.vm.List@dom0"]
+
+
+def test_who_may_list_no_qubes_is_told_the_error_of_the_daemon(start: Start) -> None:
+    """A second error would hide the first."""
+    daemon = start({"admin.vm.feature.List@scr": NOT_THERE})
+    result, out, err = daemon.run("qvm-features", "scr")
+    assert (result, out) == (1, b"")
+    assert err == "error: no qube `scr`\nhint: list the qubes with `qvm-ls`\n"
