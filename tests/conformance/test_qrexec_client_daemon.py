@@ -409,7 +409,7 @@ def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
     ]
     link.close()
     result, _, stderr = finish(process)
-    assert (result, stderr) == (127, b"error: there is no service `a.Missing+` in this qube\n")
+    assert (result, stderr) == (127, b"error: the called qube has no service `a.Missing+`\n")
 
 
 def test_a_socket_may_serve_a_trigger(desk: Desk) -> None:
@@ -555,6 +555,6 @@ def test_the_real_agent_serves_what_the_client_asks(desk: Desk) -> None:
             outcomes.append(finish(process, data))
         assert outcomes == [
             (17, f"{hashlib.sha256(data).hexdigest()}  -\n".encode(), b"arg\n"),
-            (127, b"", b"error: there is no service `a.Missing+` in this qube\n"),
+            (127, b"", b"error: the called qube has no service `a.Missing+`\n"),
             (0, b"", b""),
         ]

@@ -219,6 +219,19 @@ def test_usage_is_code_2(option: str) -> None:
     assert done.stderr
 
 
+def test_a_missing_directory_of_streams_is_named(tmp_path: Path) -> None:
+    """It may be a variable that was mistyped."""
+    done = subprocess.run(
+        [BINARY, f"--agent-socket={tmp_path}/agent.sock"],
+        check=False,
+        capture_output=True,
+        timeout=PATIENCE,
+        env={"VCHAN_DOMAIN": "7", "VCHAN_SOCKET_DIR": f"{tmp_path}/none"},
+    )
+    told = f"error: cannot wait for the daemon at `{tmp_path}/none`: no such file or directory\n"
+    assert (done.returncode, done.stderr.decode()) == (1, told)
+
+
 # Requests of clients.
 
 
@@ -564,7 +577,7 @@ def test_errors_of_a_service_that_nobody_waits_for_reach_the_log(tmp_path: Path)
             (agent.home / "go").write_text("second\n")
             assert log.recv(4096) == b"<13>a.Err-work: second"
             agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
-            assert b"there is no service `a.Missing`" in log.recv(4096)
+            assert b"the called qube has no service `a.Missing`" in log.recv(4096)
 
 
 def test_calls_whose_callers_left_do_not_wait_for_a_session(tmp_path: Path) -> None:

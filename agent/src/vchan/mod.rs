@@ -76,6 +76,14 @@ impl Place {
         Self::of(environment)
     }
 
+    /// Where streams are, to tell a person: a directory, or what plain streams begin with.
+    pub fn directory(&self) -> &'static [u8] {
+        match self.kind {
+            Kind::Sockets(directory) => directory,
+            Kind::Streams(prefix) => prefix,
+        }
+    }
+
     /// Wait for `peer` at a port without blocking; see `Server`.
     pub fn serve(&self, peer: u32, port: u32) -> Result<Server, Errno> {
         match self.kind {
