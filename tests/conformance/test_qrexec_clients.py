@@ -628,7 +628,10 @@ def test_help_is_data(desk: Desk, name: str) -> None:
     ("arguments", "request_"),
     [
         (["-d", "work", "DEFAULT:ls -l"], b"Dwork\0\0ls -l"),
-        (["-d", "work", "root:nogui:a:b"], b"Dwork\0root\0a:b"),
+        (["-d", "work", "root:nogui:a:b"], b"Dwork\0root\0nogui:a:b"),
+        (["-dwork", "u:nogui:QUBESRPC a.B dom0"], b"Dwork\0u\0nogui:QUBESRPC a.B dom0"),
+        (["-edwork", "u:nogui:QUBESRPC a.B dom0"], b"Jwork\0u\0nogui:QUBESRPC a.B dom0"),
+        (["-edwork", "u:nogui:ls"], b"Jwork\0u\0nogui:(ls\n) </dev/null >/dev/null 2>&1 &"),
         (["-d", "work", "user:QUBESRPC a.B+c dom0"], b"Dwork\0user\0QUBESRPC a.B+c dom0"),
         (["-e", "-d", "work", "u:QUBESRPC a.B dom0"], b"Jwork\0u\0QUBESRPC a.B dom0"),
         (["-edwork", "u:ls"], b"Jwork\0u\0(ls\n) </dev/null >/dev/null 2>&1 &"),

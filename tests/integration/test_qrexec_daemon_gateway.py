@@ -174,6 +174,24 @@ async def test_admin_qube_runs_commands_in_the_qube_on_the_wire():
         assert (start.kind, start.rest) == (JUST_EXEC, b"user:QUBESRPC my.Service+x dom0\0")
 
 
+@pytest.mark.parametrize(
+    ("kind", "request_", "command"),
+    [
+        (EXEC, b"D%s\0root\0nogui:QUBESRPC my.A dom0", b"root:nogui:QUBESRPC my.A dom0\0"),
+        (JUST_EXEC, b"J%s\0\0nogui:QUBESRPC my.A dom0", b"user:nogui:QUBESRPC my.A dom0\0"),
+        (EXEC, b"D%s\0\0nogui:echo a", b"user:nogui:echo a\0"),
+    ],
+)
+async def test_the_qube_on_the_wire_is_told_to_wait_for_no_session(
+    kind: int, request_: bytes, command: bytes
+):
+    """`nogui:` of the admin qube's programs passes the broker, and counts at the qube's agent."""
+    async with gate() as g:
+        await g.rig.client("dom0").send(request_ % b"far")
+        start = await g.far.next()
+        assert (start.kind, start.rest) == (kind, command)
+
+
 async def test_flood_of_requests_reaches_the_broker_in_its_bounds():
     """All are answered, and then calls pass as before; so they do for others meanwhile."""
     async with gate() as g:

@@ -556,6 +556,22 @@ def test_calls_that_wait_for_the_session_share_one_wait(agent: Agent) -> None:
     assert log.read_text() == f"{ME}:one:0\n"
 
 
+def test_a_call_may_start_its_service_without_the_session(agent: Agent) -> None:
+    """Where the admin qube said `nogui:`; whether anybody waits for the service or not."""
+    asked, started = agent.home / "session-asked", agent.home / "started-alone"
+    agent.write_service("qubes.WaitForSession", f"#!/bin/sh\n: >{asked}\n")
+    agent.write_service("w.Without", f"#!/bin/sh\n: >{started}\necho up\n")
+    settings(agent, "w.Without", "wait-for-session = true")
+    assert agent.call("w.Without", flags="n") == Outcome(0, b"up\n", b"")
+    started.unlink()
+    assert agent.call("w.Without", flags="en") == Outcome(0, b"", b"")
+    eventually(started.exists)
+    assert not asked.exists()
+    assert agent.shell("nogui:echo $((6 * 7))") == Outcome(0, b"42\n", b"")
+    assert agent.call("w.Without") == Outcome(0, b"up\n", b"")
+    assert asked.exists()
+
+
 def _waiting(agent: Agent) -> int:
     """Processes that have the lock of the session open."""
     pids = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()

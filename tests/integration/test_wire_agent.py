@@ -497,6 +497,19 @@ def test_a_session_server_serves_its_users_calls() -> None:
         assert agent.outcome(f"{ME}:QUBESRPC a.Skip work")[0] == 8
 
 
+def test_a_call_may_start_its_service_without_the_session(tmp_path: Path) -> None:
+    """With `nogui:` in its command, whatever the settings of the service say."""
+    with wire_agent(CAISSON_SESSION_LOCKS=str(tmp_path)) as agent:
+        asked = tmp_path / "asked"
+        agent.write_service("qubes.WaitForSession", f"#!/bin/sh\n: >{asked}\n")
+        agent.write_service("a.Without", "#!/bin/sh\nexit 6\n")
+        (agent.home / "settings/a.Without").write_text("wait-for-session = true\n")
+        assert agent.outcome(f"{ME}:nogui:QUBESRPC a.Without work")[0] == 6
+        assert not asked.exists()
+        assert agent.outcome(f"{ME}:QUBESRPC a.Without work")[0] == 6
+        assert asked.exists()
+
+
 def test_a_session_is_waited_for_before_its_server_is_looked_for() -> None:
     """Where the service's settings say so: the server comes with the session."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:

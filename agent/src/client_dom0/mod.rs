@@ -44,7 +44,8 @@ const USAGE: &str = "\
 usage: qrexec-client -d QUBE [OPTIONS] USER:COMMAND
 
 Run COMMAND as USER (DEFAULT for the qube's default user) in a running qube.
-COMMAND is a shell command, or `QUBESRPC SERVICE[+ARGUMENT] SOURCE`.
+COMMAND is a shell command, or `QUBESRPC SERVICE[+ARGUMENT] SOURCE`;
+with `nogui:` before it, it does not wait for the user's session.
 In the admin qube, dom0, COMMAND is always a service.
 
   -d QUBE             the qube: its name, `uuid:UUID`, or dom0
@@ -154,7 +155,6 @@ impl Client {
         let wishes = &self.wishes;
         let (user, line) = split_once(wishes.command, b':')
             .ok_or((code::USAGE, String::from("expected `USER:COMMAND`, found no `:`")))?;
-        let line = line.strip_prefix(b"nogui:").unwrap_or(line);
         let user = if user == b"DEFAULT" { b"" } else { user };
         let line = if wishes.just_start { in_background(line) } else { line.to_vec() };
         let local = match wishes.local {
@@ -324,9 +324,11 @@ fn here(text: &'static [u8]) -> Result<(&'static [u8], Request<'static>), String
 }
 
 /// A command line that returns at once; for a service the agent itself sees to it.
-fn in_background(command: &[u8]) -> Vec<u8> {
-    if command.starts_with(b"QUBESRPC ") {
-        return command.to_vec();
+fn in_background(text: &[u8]) -> Vec<u8> {
+    let bare = text.strip_prefix(command::NO_GUI).unwrap_or(text);
+    if bare.starts_with(b"QUBESRPC ") {
+        return text.to_vec();
     }
-    [&b"("[..], command, b"\n) </dev/null >/dev/null 2>&1 &"].concat()
+    let before = &text[..text.len() - bare.len()];
+    [before, b"(", bare, b"\n) </dev/null >/dev/null 2>&1 &"].concat()
 }
