@@ -5,9 +5,8 @@ of which the last runs to the end. Everything that arrives here is untrusted: pa
 checked types, or refuses.
 
 A client says `C` target, service[+argument], flags, and a relay, as fourth, for which RemoteVM it
-calls; in the admin qube `D` (or `J`: start it and
-wait for nothing) qube, user, command or `QUBESRPC service[+argument] source`; `nogui:` before either
-starts it without a session of the user.
+calls; in the admin qube `D` (or `J`: start it and wait for nothing) qube, user, command or
+`QUBESRPC service[+argument] source`; `nogui:` before either starts it without the user's session.
 An agent says `H` version, report (JSON), and `X` id, exit code.
 The broker tells a client `A` with pipes (stdin, stdout, stderr), then `X` code; or `R`: refused;
 or `E` code, message. It tells an agent `W`: admitted; `N` reason; `S` id, user, service+argument,

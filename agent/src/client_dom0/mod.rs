@@ -23,10 +23,11 @@ use daemon::Daemon;
 use options::{Answer, Wishes};
 
 use crate::call::Call;
-use crate::link::{Caller, Peer};
+use crate::caller::Caller;
+use crate::link::{self, Peer};
 use crate::process::exit_code;
 use crate::service::{self, command, Request, Settings, Work};
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::{c_string, split_once};
 use crate::vchan::Place;
@@ -77,11 +78,7 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
             let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
             return 0;
         }
-        Err(text) => {
-            say!("error: {text}");
-            say!("hint: `qrexec-client --help` shows the options");
-            return code::USAGE;
-        }
+        Err(text) => return speak::wrong_usage("qrexec-client", &text),
     };
     let client = Client { wishes, environment };
     let code = client.call();
@@ -169,12 +166,7 @@ impl Client {
         Ok(Call {
             socket: wishes.socket.unwrap_or(&below_root),
             request: message::admin_request(wishes.qube, user, &line, wishes.just_start),
-            filter_stdout: wishes.filter_stdout,
-            filter_stderr: wishes.filter_stderr,
-            prefix: wishes.prefix,
-            both_ways: wishes.both_ways,
-            program: &local,
-            environment: self.environment,
+            caller: self.caller(&local),
         }
         .run())
     }
@@ -217,15 +209,20 @@ impl Client {
             Some(Work::Command(line)) => ends::shell(line),
             None => Vec::new(),
         };
-        let caller = Caller {
+        Ok(self.caller(&program).run(peer))
+    }
+
+    /// Our own streams as the options want them, or a local program.
+    fn caller<'a>(&'a self, program: &'a [&'static CStr]) -> Caller<'a> {
+        let wishes = &self.wishes;
+        Caller {
             filter_stdout: wishes.filter_stdout,
             filter_stderr: wishes.filter_stderr,
             prefix: wishes.prefix,
             both_ways: wishes.both_ways,
-            program: &program,
+            program,
             environment: self.environment,
-        };
-        Ok(caller.run(peer))
+        }
     }
 
     fn place(&self) -> Result<Place, String> {
@@ -241,6 +238,7 @@ impl Client {
     fn connect(&self, answer: &Answer) -> Result<i32, String> {
         let wishes = &self.wishes;
         command::parse(wishes.command)?;
+        call::ignore_broken_pipes();
         let mut target = Daemon::connect(&self.daemon_socket(wishes.qube))?;
         let there = target.execute(false, answer.domain, wishes.command)?;
         let mut source = Daemon::connect(&self.daemon_socket(answer.source))?;
@@ -259,7 +257,7 @@ impl Client {
         let mut daemon =
             Daemon::connect(&self.daemon_socket(answer.source)).map_err(failed(code::FAILURE))?;
         let there = daemon.serve_trigger(&answer.ident).map_err(failed(code::FAILURE))?;
-        let signals = ends::watch_signals().map_err(|error| {
+        let signals = link::watch_signals().map_err(|error| {
             (code::FAILURE, alloc::format!("cannot watch for signals: {}", Reason(error)))
         })?;
         let child = ends::start_service(request, user, self.environment).map_err(failed(code::PROBLEM))?;
