@@ -15,6 +15,7 @@ from fake_agent import (
     CONNECT,
     EXEC,
     EXIT,
+    IDENT,
     JUST_EXEC,
     REFUSED,
     STDERR,
@@ -41,7 +42,6 @@ pytestmark = [
 ]
 
 FAR = 7
-IDENT = b"SOCKET7".ljust(32, b"\0")
 POLICY = """\
 my.Denied * * * deny
 my.Remote * elsewhere vault allow
