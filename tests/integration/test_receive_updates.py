@@ -148,7 +148,7 @@ async def test_small_files_fill_no_disk():
 
 
 async def test_every_name_that_is_received_is_kept():
-    """What the receiver has taken, its sender believes to be here: apt's epochs, the longest name."""
+    """What was received, its sender believes to be here: apt's epochs, the longest name."""
     characters = [chr(byte) for byte in range(ord("!"), 0x7F)]
     names = [f"a{each}1.deb" for each in characters if each.isalnum() or each in "._+~:^%-"]
     names += ["a" * 251 + ".rpm", "0.rpm", "b_1%3a2.0-1_amd64.deb"]
@@ -158,7 +158,8 @@ async def test_every_name_that_is_received_is_kept():
         assert answer.verdict == b"X0", admin.log
         assert set(kept(admin)) == set(names)
         for other in (f"a{each}1.deb" for each in characters if f"a{each}1.deb" not in names):
-            answer = await admin.call("sys-up", "dom0", SERVICE, stream(entry(other.encode(), b"x")))
+            sent = stream(entry(other.encode(), b"x"))
+            answer = await admin.call("sys-up", "dom0", SERVICE, sent)
             assert answer.code != 0, other
         assert set(kept(admin)) == set(names)
 

@@ -1,4 +1,4 @@
-"""Attacks on the updates proxy of a network qube, by a template that may reach mirrors through it."""
+"""Attacks on the updates proxy of a network qube, by a template that it leads to mirrors."""
 
 from __future__ import annotations
 
