@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Whatever a test mounts is gone with the test run.
     """
     config.addinivalue_line("markers", "root: needs root, to start real qubes")
+    # A shell has its background jobs ignore Ctrl-C, and every program of a test would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if ROOT:
         enter_private_namespace()
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import HIDE, Daemon, Done, Whole, finished, until, whole_instance
+from grounds.daemon import HIDE, Daemon
+from grounds.processes import Done, finished, until
+from grounds.whole import Whole, whole_instance
 
 from caisson.paths import SHIPPED
 

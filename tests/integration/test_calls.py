@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import PATIENCE, Whole, until
+from grounds.processes import PATIENCE, until
+from grounds.whole import Whole
 
 from caisson.names import QubeName
 

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import Done, Whole, finished, until, whole_instance
+from grounds.processes import Done, finished, until
+from grounds.whole import Whole, whole_instance
 
 from caisson.paths import AGENT_BINARY, SHIPPED
 

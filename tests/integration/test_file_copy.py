@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from agent_rig import BINARY
-from grounds.whole import PATIENCE, Whole
+from grounds.processes import PATIENCE
+from grounds.whole import Whole
 from qfile_peer import Result, entries_of, read_stream
 
 pytestmark = pytest.mark.root

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import Whole, until, whole_instance
+from grounds.processes import until
+from grounds.whole import Whole, whole_instance
 
 from caisson.model import Host, System
 from caisson.model.volumes import ROOT

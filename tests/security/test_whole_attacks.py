@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import PATIENCE, SERVICES, Whole, machine, until, whole_instance
+from grounds.processes import PATIENCE, machine, until
+from grounds.whole import SERVICES, Whole, whole_instance
 
 from caisson.engines import BARRIERS
 from caisson.paths import SHIPPED
