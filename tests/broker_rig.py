@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 from caisson.errors import CaissonError, QubeError
 from caisson.names import QubeName
 from caisson.paths import Paths
@@ -30,7 +32,6 @@ from caisson.qrexec import BrokerLink, Operation
 from caisson.qrexec.link import address
 
 REPORT = b'{"barriers":{"seccomp":{"up":true,"detail":""}},"version":"test"}'
-PATIENCE = 15.0
 
 
 def broker_account() -> pwd.struct_passwd:

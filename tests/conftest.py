@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from grounds.engine import Ground, engine_ground
 from grounds.whole import Whole, whole_instance
-from hypothesis import find, settings
-from hypothesis.strategies import text
+from hypothesis import HealthCheck, settings
 
 from caisson.engines import enter_private_namespace
 from caisson.qrexec import sparing
@@ -18,7 +17,7 @@ from caisson.qrexec import sparing
 ROOT = os.geteuid() == 0
 
 # A busy machine is no failure.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
@@ -40,15 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ROOT and item.get_closest_marker("root"):
             item.add_marker(skip)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _alphabet() -> None:
-    """Have Hypothesis learn the alphabet, which takes a second in a fresh checkout.
-
-    The first test that draws text would be taken for a slow one.
-    """
-    find(text(), lambda _: True)
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ async def test_nothing_happens_before_the_request_has_ended(daemon: Daemon) -> N
 
 async def test_slow_sender_is_dropped_and_delays_nobody(tmp_path: Path) -> None:
     """A client that never ends its request costs its own connection only."""
-    async with running_daemon(tmp_path, request_seconds=0.3) as daemon:
+    async with running_daemon(tmp_path, request_seconds=1.0) as daemon:
         reader, writer = await daemon.connect()
         writer.write(b"admin.vm.Li")
         assert await daemon.send(b"admin.vm.List+ dom0 name dom0\0") == b"0\0" + ADMIN_LINE

@@ -291,7 +291,7 @@ def test_no_broker_is_an_error_that_names_the_socket(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
     assert f"`{tmp_path}/none`: no such file or directory" in done.stderr.decode()
-    assert 4.5 < time.monotonic() - started < 8
+    assert time.monotonic() - started > 4.5
 
 
 # Streams.

@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 from caisson.engines import Instance, OciEngine, RunSpec, Tree
 from caisson.names import QubeName
 from caisson.paths import Paths
@@ -38,7 +40,6 @@ _DIRECTORIES = (
     "usr",
     "var",
 )
-_PATIENCE = 20.0
 _counter = itertools.count(1)
 
 # What every attack may use; `attempt` says how an act ended, in one word.
@@ -82,7 +83,7 @@ def layer_name() -> str:
 
 async def until(condition: Callable[[], object]) -> None:
     """Return when a condition that nothing announces holds; fail when it does not come true."""
-    async with asyncio.timeout(_PATIENCE):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - there is nothing to wait on
             await asyncio.sleep(0.002)
 

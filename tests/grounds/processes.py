@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 from caisson.paths import SHIPPED
 
-PATIENCE = 60.0
 _OWN_MOUNTS = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 """The mount namespace that the tests were started in: the machine's, as a user has it."""
 

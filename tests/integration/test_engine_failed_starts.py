@@ -150,7 +150,7 @@ async def test_no_descriptor_is_lost_over_many_starts(ground: Ground):
             await ground.start(root=Tree("/", ("zzzzzzzz",), None))
         await ground.left()
         counts.append(len(descriptors()))
-    assert counts[-1] == counts[1]
+    assert counts[-1] <= counts[1]
 
 
 async def test_a_runtime_that_fails_is_reported_and_leaves_nothing():

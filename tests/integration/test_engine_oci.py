@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from grounds.engine import BASE_LAYER, MIB, Ground, alive, engine_ground, until
+from patience import PATIENCE
 
 from caisson.engines import Tree
 from caisson.engines.oci.runtime import Runtime, installed
@@ -99,7 +100,7 @@ async def test_terminate_lets_a_qube_shut_down(ground: Ground):
     await until(lambda: "ready" in instance.messages())
     assert not instance.ended
     instance.terminate()
-    await asyncio.wait_for(instance.wait(), 10)
+    await asyncio.wait_for(instance.wait(), PATIENCE)
     assert "goodbye" in instance.messages()
     assert await ground.left() == []
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from grounds.engine import engine_ground
+from patience import PATIENCE
 
 from caisson.engines import Tree
 from caisson.errors import StorageError
@@ -153,7 +154,7 @@ async def test_a_cancelled_build_leaves_no_process_and_no_layer(pool: Pool):
             begun.set()
 
     task = asyncio.create_task(debian.build(pool, RECIPE, progress))
-    await asyncio.wait_for(begun.wait(), 30)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     marker = next(pool.directory.glob(".new-*")).name
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from typing import Any
 from admin_reference import GLOBAL_KINDS, KINDS, PROPERTIES, UP, No, Reference
 from admin_sight import Machine, Mirror, Sight, plain
 from conformance.sheet_client import Refused
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -384,5 +384,4 @@ TestLife.settings = settings(
     max_examples=50,
     stateful_step_count=30,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )

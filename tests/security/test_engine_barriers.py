@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from grounds.engine import Ground
+from patience import PATIENCE
 
 from caisson.engines import BARRIERS, missing
 
@@ -31,7 +32,7 @@ async def test_the_agent_sees_every_barrier_up(ground: Ground, forwarding: bool)
         broker.bind(str(ground.sockets / "qrexec"))
         (ground.sockets / "qrexec").chmod(0o666)
         broker.listen()
-        broker.settimeout(20)
+        broker.settimeout(PATIENCE)
         instance = await ground.start(argv=("/usr/lib/qubes/qrexec-agent",), forwarding=forwarding)
         connection, _ = await asyncio.to_thread(broker.accept)
         with connection:

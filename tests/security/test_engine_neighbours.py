@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from grounds.engine import MIB, PYTHON, Ground, until
+from patience import PATIENCE
 
 pytestmark = pytest.mark.root
 CAP_SYS_RESOURCE = 24
@@ -205,7 +206,7 @@ async def test_endless_output_is_cut(ground: Ground):
         """
     )
     # The first process of a namespace is not ended by its own SIGPIPE: it gets the error.
-    await asyncio.wait_for(instance.wait(), 20)
+    await asyncio.wait_for(instance.wait(), PATIENCE)
     text = instance.messages()
     assert len(instance._untrusted_messages) <= 65_536
     assert "\x1b" not in text

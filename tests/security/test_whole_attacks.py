@@ -38,7 +38,7 @@ my.Name   *   @anyvm    victim               allow
 """
 RAW = """
 import os, socket, sys
-def told(data, patience=10):
+def told(data, patience=60):
     s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     s.settimeout(patience)
     s.connect("/run/qubes/qrexec")
