@@ -27,8 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     Whatever a test mounts is gone with the test run.
     """
     config.addinivalue_line("markers", "root: needs root, to start real qubes")
-    # A shell has its background jobs ignore Ctrl-C, and every program of a test would inherit it.
+    # A shell has its background jobs ignore Ctrl-C, and nohup a hang-up; every program of a test
+    # would inherit that, but no handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if ROOT:
         enter_private_namespace()
 
@@ -60,4 +63,4 @@ def whole() -> Iterator[Whole]:
     with whole_instance() as made:
         yield made
         made.down()
-        assert made.remains() == []
+        assert made.left() == []

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from caisson.paths import Paths
-from grounds.processes import finished, machine
+from grounds.processes import finished, machine, until
 
 
 class Traces:
@@ -88,6 +88,12 @@ class Traces:
                 if str(link.readlink()).startswith(root):
                     found.append(link.name)
         return found
+
+    def left(self) -> list[str]:
+        """What remains for good: what is just ending is waited for."""
+        with contextlib.suppress(AssertionError):
+            until(lambda: not self.remains())
+        return self.remains()
 
     def remains(self) -> list[str]:
         """What is left of an instance whose qubes and daemons have ended."""

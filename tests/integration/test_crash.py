@@ -53,7 +53,7 @@ def crashing() -> Iterator[Whole]:
         check(whole)
         yield whole
         whole.down()
-        assert whole.remains() == []
+        assert whole.left() == []
         assert whole.layers() == known_layers(whole)
 
 
