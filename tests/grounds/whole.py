@@ -82,7 +82,12 @@ class Whole(Traces):
             until(self._no_groups, "the control groups of the instance are empty")
             for slot in self.ranges():
                 Path("/run/caisson/ids", slot).unlink(missing_ok=True)
-            shutil.rmtree(self.paths.root)
+            until(self._erased, "the directory of the instance goes")
+
+    def _erased(self) -> bool:
+        # What was killed a moment ago may be in the middle of erasing the same.
+        shutil.rmtree(self.paths.root, ignore_errors=True)
+        return not self.paths.root.exists()
 
     def _no_groups(self) -> bool:
         for group in sorted(self.groups(), key=lambda g: -len(g.parts)):

@@ -123,7 +123,8 @@ def test_the_build_is_not_root_on_the_machine(pool: Pool, tmp_path: Path):
     """
     with pool.building() as new:
         (new.tree / "rw").mkdir()
-        command = [sys.executable, "-I", "-S", str(debian._APART), "build", str(new.tree)]
+        command = [sys.executable, "-I", "-S", str(debian._APART), str(os.getpid())]
+        command += ["build", str(new.tree)]
         done = subprocess.run(
             [*command, "sh", "-c", probe], stdout=subprocess.PIPE, check=True, text=True
         )
