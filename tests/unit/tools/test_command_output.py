@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from caisson.errors import CaissonError
 from caisson.model.declarations import PROPERTIES
@@ -397,7 +398,7 @@ def test_many_things_are_done_at_once_and_told_in_order() -> None:
     done = []
 
     def act(number: int) -> int:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         if number == 3:
             raise CaissonError("three")
         done.append(number)
