@@ -249,7 +249,7 @@ fn find_user<'a>(passwd: &'a [u8], name: &[u8]) -> Attempt<User<'a>> {
         other => other,
     };
     users::find(passwd, name)
-        .map_or_else(|| problem(alloc::format!("there is no user `{}` in this qube", Shown(name))), Ok)
+        .map_or_else(|| problem(alloc::format!("the called qube has no user `{}`", Shown(name))), Ok)
 }
 
 /// Become the user, in its home directory where there is one.

@@ -103,7 +103,7 @@ def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
     ]
     link.close()
     result, _, stderr = finish(process)
-    assert (result, stderr) == (127, b"error: there is no service `a.Missing+` in this qube\n")
+    assert (result, stderr) == (127, b"error: the called qube has no service `a.Missing+`\n")
 
 
 def test_a_socket_may_serve_a_trigger(desk: Desk) -> None:
