@@ -31,7 +31,7 @@ from structlog.testing import capture_logs
 from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import AGENT_BINARY
-from caisson.qrexec.vchan import Daemon, Settings
+from caisson.qrexec.vchan import Daemon, Settings, gateway
 from caisson.qrexec.vchan.gateway import LINGER
 from caisson.qrexec.vchan.streams import Places
 
@@ -172,6 +172,35 @@ async def test_admin_qube_runs_commands_in_the_qube_on_the_wire():
         await admin.send(b"Jfar\0\0QUBESRPC my.Service+x dom0")
         start = await g.far.next()
         assert (start.kind, start.rest) == (JUST_EXEC, b"user:QUBESRPC my.Service+x dom0\0")
+
+
+async def test_caller_leaves_room_for_calls_of_others(monkeypatch: pytest.MonkeyPatch):
+    """One qube whose calls never end cannot keep the qube on the wire from the others."""
+    monkeypatch.setattr(gateway, "MOST_SERVED", 4)
+    async with gate() as g:
+        await g.rig.run("work")
+        await g.rig.run("vault")
+        for port in (513, 514):
+            await g.rig.call("work", "far", "my.Service")
+            assert (await g.far.next()).params == (0, port)
+        refused = await g.rig.call("work", "far", "my.Service")
+        assert (await refused.receive())[0] == b"A"
+        assert (await refused.receive())[0] == b"X125"
+        await g.rig.call("vault", "far", "my.Service")
+        start = await g.far.next()
+        assert start.rest == b"user:QUBESRPC my.Service+ vault\0"
+        admin = g.rig.client("dom0")
+        await admin.send(b"Dfar\0\0true")
+        assert (await g.far.next()).rest == b"user:true\0"
+        # What has ended makes room again.
+        for port in (513, 514):
+            data = await g.far.reach(0, port)
+            await data.greet()
+            data.send(frame(STDOUT), frame(STDERR), frame(EXIT, bytes(4)))
+        await g.rig.audited(source="work", ended="exited", code=0)
+        await until(lambda: sum(r["code"] == 0 for r in g.rig.audit()) == 2)
+        await g.rig.call("work", "far", "my.Service")
+        assert (await g.far.next()).rest == b"user:QUBESRPC my.Service+ work\0"
 
 
 async def test_flood_of_requests_reaches_the_broker_in_its_bounds():

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from caisson.errors import CaissonError, DaemonError, ProtocolError
-from caisson.names import QubeName, UserName, shown
+from caisson.names import DOM0, QubeName, UserName, shown
 from caisson.qrexec.link import address
 from caisson.qrexec.wire import LONGEST, Code, parse_service
 
@@ -28,11 +28,13 @@ class Work(msgspec.Struct, frozen=True):
         id: names the call in the answer.
         command: `USER:COMMAND`, as an agent takes it.
         alone: whether nobody waits for its end.
+        source: the qube that calls.
     """
 
     id: int
     command: str
     alone: bool
+    source: str
 
 
 class BrokerSide:
@@ -58,6 +60,9 @@ class BrokerSide:
 
     def close(self) -> None:
         """Hang up."""
+        # Before another socket has its number: a reader that is left behind would stand for that.
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock)
         self._sock.close()
 
     async def send(self, message: bytes) -> None:
@@ -93,7 +98,8 @@ class BrokerSide:
         try:
             await ready
         finally:
-            loop.remove_reader(self._sock)
+            if self._sock.fileno() >= 0:
+                loop.remove_reader(self._sock)
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -120,9 +126,9 @@ def parse_work(message: bytes) -> Work:
             case b"S", [number, user, descriptor, source, "" | "e" as flags]:
                 parse_service(descriptor)
                 command = f"QUBESRPC {descriptor} {QubeName.parse(source)}"
-                return Work(int(number), f"{_user(user)}:{command}", flags == "e")
+                return Work(int(number), f"{_user(user)}:{command}", flags == "e", source)
             case b"M", [number, user, command] if command:
-                return Work(int(number), f"{_user(user)}:{command}", alone=False)
+                return Work(int(number), f"{_user(user)}:{command}", alone=False, source=DOM0)
     except (CaissonError, ValueError) as e:
         raise ProtocolError(f"a call of the broker is malformed: {shown(str(e))}") from None
     raise ProtocolError(f"unknown message `{shown(message[:1])}` of the broker")
