@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from broker_rig import until
 from fake_agent import (
     CONNECT,
     EXEC,
@@ -281,6 +286,67 @@ async def test_disposables_of_one_qube_are_bounded(monkeypatch: pytest.MonkeyPat
             assert await making.get() == "base"
 
 
+async def test_disposables_of_an_agent_that_left_count_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """One that hangs up, or says hello again, would else have any number of them."""
+    monkeypatch.setattr(peers, "MOST_DISPOSABLES", 2)
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        making: asyncio.Queue[str] = asyncio.Queue()
+        killed: asyncio.Queue[str] = asyncio.Queue()
+        go = asyncio.Event()
+
+        async def act(method: str, name: str, _payload: bytes) -> bytes:
+            if method == "admin.vm.CreateDisposable":
+                await making.put(name)
+                await go.wait()
+            else:
+                await killed.put(name)
+            return b"disp7"
+
+        rig.on_act = act
+        async with asyncio.timeout(PATIENCE):
+            for number in range(2):
+                work.send(trigger(b"@dispvm", b"my.Service\0", b"SOCKET%d" % number))
+                await making.get()
+            work.link.close()
+            await work.ready()
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
+            go.set()
+            assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await making.get() == "base"
+
+
+async def test_disposable_whose_caller_left_while_it_started_serves_nobody():
+    """Its service is not begun: it would wait for a caller that never comes."""
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        ended = asyncio.Event()
+
+        async def act(method: str, _name: str, _payload: bytes) -> bytes:
+            match method:
+                case "admin.vm.CreateDisposable":
+                    return b"vault"
+                case "admin.vm.Start":
+                    await rig.qube("vault", VAULT)
+                    work.link.close()
+                    await work.ready()
+                case _:
+                    ended.set()
+            return b""
+
+        rig.on_act = act
+        work.send(trigger(b"@dispvm", b"my.Service\0"))
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+        assert rig.acts[-1] == ("admin.vm.Kill", "vault", b"")
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
+        assert (await rig.agents[1].next()).rest == b"user:true\0"
+
+
 async def test_relay_is_told_the_transport_service():
     """What the policy puts in place of service and source is what the target is told."""
     more = {"service": "my.Ssh+far+my.Service+x", "policy_source": "elsewhere"}
@@ -325,6 +391,81 @@ async def test_name_of_a_request_may_be_used_again():
         work.send(trigger(b"vault", b"my.Fast\0"))
         assert (await vault.next()).rest == b"user:QUBESRPC my.Fast+ work\0"
         assert (await work.next()).kind == CONNECT
+
+
+@contextmanager
+def idle_programs(
+    monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> Iterator[Callable[[], list[tuple[int, bytes]]]]:
+    """Put programs that do nothing until the block ends in place of `qrexec-client`.
+
+    What is given tells their process ids, and by which name each would connect its request.
+    """
+    started, lifeline = directory / "started", directory / "lifeline"
+    os.mkfifo(lifeline)
+    program = directory / "qrexec-client"
+    program.write_text(f'#!/bin/sh\necho "$$ $*" >>{started}\nexec cat {lifeline}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+    def told() -> list[tuple[int, bytes]]:
+        lines = started.read_text().splitlines() if started.exists() else []
+        return [(int(n.split()[0]), n.split(" -c ")[1].split(",")[0].encode()) for n in lines]
+
+    held = os.open(lifeline, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield told
+    finally:
+        os.close(held)
+
+
+async def test_program_for_a_request_connects_no_later_one_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Else the caller of one service of the admin qube would get another one's output."""
+    with idle_programs(monkeypatch, tmp_path) as programs:
+        async with wire(lambda _: allow("@adminvm")) as rig:
+            work = await rig.qube("work", WORK)
+            work.send(trigger(b"dom0", b"my.Secret\0"))
+            await until(lambda: len(programs()) == 1)
+            work.send(trigger(b"dom0", b"my.Public\0"))
+            await until(lambda: len(programs()) == 2)
+            (_, former), (_, latter) = programs()
+            for name in (former, IDENT.rstrip(b"\0")):
+                late = await rig.client("work")
+                await late.command(CONNECT, 0, 0, name.ljust(32, b"\0"))
+                assert (await late.next()).kind == 0
+            client = await rig.client("work")
+            await client.command(CONNECT, 0, 0, latter.ljust(32, b"\0"))
+            assert (await client.next()).params == (WORK, 513)
+            assert await work.next() == (CONNECT, params(CONNECT, 0, 513, IDENT)[8:])
+
+
+async def test_program_for_a_request_that_is_over_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """An agent that uses one name for all would else start any number of them."""
+    with idle_programs(monkeypatch, tmp_path) as programs:
+        async with wire(lambda _: allow("@adminvm")) as rig:
+            work = await rig.qube("work", WORK)
+            work.send(trigger(b"dom0", b"my.Service\0"))
+            await until(lambda: len(programs()) == 1)
+            rig.answer = lambda _: "result=deny\n"
+            work.send(trigger(b"dom0", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
+            await until(lambda: not Path(f"/proc/{programs()[0][0]}").exists())
+
+
+async def test_log_of_a_long_request_is_short():
+    """65,000 bytes a line, ten times a second, would fill the disk."""
+    async with wire() as rig:
+        work = await rig.qube("work", WORK)
+        with capture_logs() as lines:
+            work.send(trigger(b"vault", b"my.Service+" + b"x" * 64_000 + b"\0"))
+            assert await work.next() == (REFUSED, IDENT)
+        line = next(line for line in lines if line["event"] == "decided for a qube")
+        assert line["service"].startswith("my.Service+xxx")
+        assert len(str(line)) < 2 * sparing.LONGEST
 
 
 async def test_flood_of_requests_is_refused_beyond_its_bound():

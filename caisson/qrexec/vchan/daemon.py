@@ -176,6 +176,8 @@ class Daemon:
         self._broker = settings.paths.socket_dir(settings.name) / "qrexec"
         # Once for all: that the broker is away is no reason to let others decide.
         self._by_broker = _reachable(self._broker)
+        # One for all sessions: the disposables of an agent that left count for the next one.
+        self._by_policy = self._peers()
 
     async def run(self) -> None:
         """Serve until cancelled.
@@ -216,7 +218,7 @@ class Daemon:
         """The agent said hello: from now on its qube can call, and be called."""
         self._end_session()  # where the former agent's end could not be seen
         transmit(frames.hello(greeted.version))
-        decider: Decider = self._gateway() if self._by_broker else self._peers()
+        decider: Decider = self._gateway() if self._by_broker else self._by_policy
         self._board.begin(transmit, decider)
         self._clients.open()
         sparing.info(

@@ -48,7 +48,8 @@ class Peers:
         directory: where the daemons have their sockets.
         policy: is asked.
         admin: starts qubes and makes disposables.
-        client: gives the program that serves a request in the admin qube, started.
+        client: gives the program that serves a request in the admin qube, started; it connects
+            the request by the name that it is given.
         spawn: begins a task.
     """
 
@@ -147,8 +148,13 @@ class Peers:
                 wanted.removeprefix("@"),
             )
         )
-        pending.answerable = True
-        code = await self._client(request.ident, command).wait()
+        program = self._client(self._board.offer(pending), command)
+        try:
+            code = await program.wait()
+        except asyncio.CancelledError:
+            if not pending.connected:
+                program.stop()
+            raise
         if not pending.over:
             raise DaemonError(f"the service's program ended before it was connected, with {code}")
 
@@ -198,8 +204,12 @@ class Peers:
             if pending.over:
                 return
             await self._start(name)
+            if pending.over:
+                return
             peer, sock = await self._execute(name, self._command(pending, verdict))
             with contextlib.closing(sock):
+                if pending.over:
+                    return
                 self._board.connect(pending, *peer)
                 await self._ended(peer, sock)
         finally:
