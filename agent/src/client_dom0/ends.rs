@@ -16,7 +16,7 @@ use crate::service::{self, Request, Settings, Work};
 use crate::speak::Reason;
 use crate::sys::call::{self, signal};
 use crate::text::{c_string, directories};
-use crate::{environment, run_service};
+use crate::{code, environment, run_service};
 
 /// A process of ours, and our ends of its standard streams.
 pub struct Child {
@@ -69,8 +69,10 @@ pub fn start_service(
     user: &[u8],
     environment: &'static [&'static CStr],
 ) -> Result<Child, String> {
+    let named = !matches!(user, b"" | b"DEFAULT");
     let user = local_user(user)?;
-    let settings = local_settings(environment);
+    // The errors are ours, not the caller's.
+    let settings = Settings { callers: &[1], ..local_settings(environment) };
     let start = || -> Result<Child, Errno> {
         let (stdin, its_stdin) = pair()?;
         let (stdout, its_stdout) = pair()?;
@@ -79,6 +81,10 @@ pub fn start_service(
             None => {
                 drop((stdin, stdout));
                 call::default_broken_pipes();
+                if named && rustix::thread::set_no_new_privs(true).is_err() {
+                    // Somebody else than we was named so that it has fewer rights, and gains none.
+                    call::exit(code::PROBLEM);
+                }
                 let descriptors = [Some(its_stdin), Some(its_stdout), stderr];
                 service::become_service(Work::Service(request), &user, descriptors, &settings)
             }

@@ -50,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True):
         default_user: who runs commands for `DEFAULT`.
         policy_program: asked in place of the policy socket; None: the socket.
         places: where the streams are.
+        service_user: who runs services of the admin qube; empty: whoever runs the daemon.
     """
 
     paths: Paths
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     default_user: UserName
     policy_program: Path | None
     places: Places
+    service_user: str = ""
 
 
 class _Line:
@@ -282,6 +284,8 @@ class Daemon:
 
     def _service_of_admin_qube(self, ident: bytes, command: str) -> Program:
         settings = self._settings
+        if settings.service_user:
+            command = f"{settings.service_user}:{command}"
         answers = f"{ident.decode()},{settings.name},{settings.domain}"
         arguments = ("-d", "dom0", "-c", answers, command)
         return self._qrexec_client(arguments, {})
