@@ -171,6 +171,36 @@ async def test_target_is_started_once():
         assert (await rig.agents[1].next()).rest == b"root:QUBESRPC my.Service+ work\0"
 
 
+async def test_starts_for_one_qube_are_bounded():
+    """A target without a daemon is asked for again and again: qubesd has others to serve."""
+    async with wire(lambda _: allow("nobody")) as rig:
+        work = await rig.qube("work", WORK)
+        asked: asyncio.Queue[str] = asyncio.Queue()
+        go = asyncio.Event()
+        at_once = most = 0
+
+        async def start(_method: str, name: str, _payload: bytes) -> bytes:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            await asked.put(name)
+            await go.wait()
+            at_once -= 1
+            return b""
+
+        rig.on_act = start
+        for number in range(40):
+            work.send(trigger(b"vault", b"my.Service\0", b"SOCKET%d" % number))
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(peers.MOST_STARTS):
+                await asked.get()
+            await until(lambda: len(rig.questions) == 40)
+            go.set()
+            answers = [await work.next() for _ in range(40)]
+        assert {answer.kind for answer in answers} == {REFUSED}
+        assert (most, len(rig.acts)) == (peers.MOST_STARTS, 40)
+
+
 @pytest.mark.parametrize("ends", ["call", "caller", "daemon"])
 async def test_disposable_lives_as_long_as_its_call(ends: str):
     """It is made, started, called by its uuid, and killed at the end, whoever tells of that."""

@@ -27,6 +27,8 @@ MOST_QUESTIONS = 16
 """Questions to the policy at once; a person is asked about fewer of one qube."""
 MOST_DISPOSABLES = 64
 """Disposables of one qube that are being made, or live; others are refused."""
+MOST_STARTS = 8
+"""Starts of targets, for one qube, that qubesd is asked for at once; others wait for their turn."""
 PEER_PATIENCE = 10.0
 """Seconds for the daemon of a target that runs."""
 
@@ -71,6 +73,7 @@ class Peers:
         self._client = client
         self._spawn = spawn
         self._turn = asyncio.Semaphore(MOST_QUESTIONS)
+        self._starts = asyncio.Semaphore(MOST_STARTS)
         self._disposables = 0
         self._lefts: dict[Params, asyncio.Event] = {}
 
@@ -244,8 +247,9 @@ class Peers:
         return f"{user}:QUBESRPC {descriptor} {verdict.source or self._board.name}".encode()
 
     async def _start(self, target: str) -> None:
-        with contextlib.suppress(NotHaltedError):
-            await self._admin("admin.vm.Start", target, b"")
+        async with self._starts:
+            with contextlib.suppress(NotHaltedError):
+                await self._admin("admin.vm.Start", target, b"")
 
     async def _execute(self, target: str, command: bytes) -> tuple[Params, socket.socket]:
         """Have the target's daemon run a command.
