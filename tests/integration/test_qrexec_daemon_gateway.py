@@ -238,6 +238,21 @@ async def test_what_the_broker_refuses_is_refused():
         assert await g.far.next() == (REFUSED, IDENT)
 
 
+async def test_machine_of_a_removed_qube_does_not_speak_for_the_next_one_of_its_name():
+    """The new qube has rights of its own (name reuse, #8719)."""
+    async with gate() as g:
+        await g.rig.run("vault")
+        await g.rig.link.close_qube(QubeName("far"))
+        await g.rig.add("far")
+        await g.rig.link.open_qube(QubeName("far"))
+        client = g.rig.client("far")
+        await client.send(b"Cvault\0my.Denied\0")
+        assert (await client.receive())[0] == b"R"
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        assert await g.far.next() == (REFUSED, IDENT)
+        assert {record["service"] for record in g.rig.audit()} == {"my.Denied"}
+
+
 async def test_relay_on_the_wire_calls_for_its_remote_qube():
     """For whom it calls is for the policy to believe."""
     async with gate() as g:

@@ -54,7 +54,7 @@ class BrokerSide:
         except OSError as e:
             self._sock.close()
             raise DaemonError(
-                f"the broker's socket `{path}` cannot be reached: {(e.strerror or str(e)).lower()}",
+                f"the broker's socket cannot be reached: {(e.strerror or str(e)).lower()}",
                 hint="start the daemons: caisson up",
             ) from None
 

@@ -31,6 +31,7 @@ HELLO_PATIENCE = 60.0
 """Seconds that an agent has for its hello when its stream is there."""
 LAST_PATIENCE = 10.0
 """Seconds for what still has to be told to qubesd when the daemon ends."""
+_SOCKET = "qrexec"
 _PAUSE = 0.05
 _MUCH_UNSENT = 262_144
 """Bytes that an agent does not take before nothing more is read of it."""
@@ -175,9 +176,9 @@ class Daemon:
             self._board.command,
             self._board.ended,
         )
-        self._broker = settings.paths.socket_dir(settings.name) / "qrexec"
         # Once for all: that the broker is away is no reason to let others decide.
-        self._by_broker = _reachable(self._broker)
+        self._door = _door(settings.paths.socket_dir(settings.name))
+        self._by_broker = self._door is not None
         # One for all sessions: the disposables of an agent that left count for the next one.
         self._by_policy = self._peers()
 
@@ -204,6 +205,9 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=LAST_PATIENCE)
+        if self._door is not None:
+            os.close(self._door)
+            self._door = None
 
     async def _serve(self, descriptor: int) -> None:
         """One session with an agent, from its hello to its end."""
@@ -253,7 +257,8 @@ class Daemon:
         )
 
     def _gateway(self) -> Gateway:
-        return Gateway(self._board, self._broker, self._link, self._client, self._spawn)
+        socket = Path(f"/proc/self/fd/{self._door}/{_SOCKET}")
+        return Gateway(self._board, socket, self._link, self._client, self._spawn)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -304,9 +309,16 @@ class Daemon:
         return Program(arguments, self._environment(), descriptors, quiet=True)
 
 
-def _reachable(socket: Path) -> bool:
-    """Whether a socket is there, and we may come near it: the broker's are not for every user."""
+def _door(directory: Path) -> int | None:
+    """The directory of the broker's socket for a qube; None: there is none for us.
+
+    It is held open: a qube that is removed and made anew under its name has another one, and is not
+    spoken for by whoever was connected with the former (name reuse, #8719). The broker's sockets
+    are not for every user to come near.
+    """
     try:
-        return socket.is_socket()
-    except PermissionError:
-        return False
+        if not (directory / _SOCKET).is_socket():
+            return None
+        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (PermissionError, FileNotFoundError):
+        return None
