@@ -386,6 +386,19 @@ def test_codes_of_local_programs(desk: Desk, remote: int, local: int, seen: int)
         assert finish(process)[0] == seen
 
 
+def test_socket_that_is_shared_stays_whole_for_the_next_writer(desk: Desk):
+    """A script that is a service has a socket as its output, and may call others one by one."""
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        first = desk.start("vault", "my.Service", stdin=subprocess.DEVNULL, stdout=theirs)
+        link = desk.serve()
+        link.raw(message(STDOUT, b"one,") + ENDS + code(0))
+        assert finish(first)[0] == 0
+        theirs.sendall(b"two")
+        theirs.close()
+        assert ours.makefile("rb").read() == b"one,two"
+
+
 def test_stdin_as_a_socket_takes_both(desk: Desk) -> None:
     """Input and output over descriptor 0; its reader sees the end."""
     ours, theirs = socket.socketpair()
