@@ -220,7 +220,10 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
     )
     program.chmod(0o755)
     service = place.root / "my.Good"
-    service.write_text('#!/bin/sh\nread line; echo "$line $1 $(id -un)"; exit 42\n')
+    service.write_text(
+        "#!/bin/sh\nprintf '\\033[2J\\rforged\\n%s\\n' \"$1\" >&2\n"
+        'read line; echo "$line $1 $(id -un)"; exit 42\n'
+    )
     service.chmod(0o755)
     process = await place.start(
         "-D",
@@ -253,7 +256,14 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
     assert await data.next() == (EXIT, b"*\0\0\0")
     data.close()
     process.send_signal(signal.SIGTERM)
-    assert (await ended(process))[0] == 0
+    code, said = await ended(process)
+    assert code == 0
+    # QSB-087: what a service says is a line of the log that names it, and moves no cursor.
+    lines = [line for line in said.splitlines() if "a service says" in line]
+    assert len(lines) == 2
+    assert all(line.isprintable() and "my.Good+a" in line for line in lines)
+    assert "forged" in lines[0]
+    assert "\x1b[2J" not in said
 
 
 async def test_plain_streams_take_the_place_of_sockets_by_name(place: Place):

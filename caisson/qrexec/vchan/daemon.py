@@ -15,6 +15,7 @@ from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import Paths
 from caisson.qrexec import sparing
+from caisson.qrexec.saying import Saying
 from caisson.qrexec.vchan import frames, streams
 from caisson.qrexec.vchan.broker_side import Work
 from caisson.qrexec.vchan.control import Event, Greeted, Session
@@ -293,7 +294,19 @@ class Daemon:
             command = f"{settings.service_user}:{command}"
         answers = f"{ident.decode()},{settings.name},{settings.domain}"
         arguments = ("-d", "dom0", "-c", answers, command)
-        return self._qrexec_client(arguments, {})
+        about = {"qube": settings.name, "service": command.split(" ")[1]}
+        saying = Saying(
+            lambda line: sparing.info("a service says", text=line, **about),
+            lambda count: sparing.info("lines of a service were left out", count=count, **about),
+        )
+        try:
+            program = self._qrexec_client(arguments, {2: saying.writer})
+        except BaseException:
+            saying.close()
+            raise
+        saying.begun()
+        self._spawn(_heard(saying, program))
+        return program
 
     def _client(self, work: Work, descriptors: Mapping[int, int]) -> Program:
         alone = ("-e",) if work.alone else ()
@@ -307,6 +320,14 @@ class Daemon:
     def _link(self, port: int, descriptors: Mapping[int, int]) -> Program:
         arguments = ("qrexec-link", str(self._settings.domain), str(port))
         return Program(arguments, self._environment(), descriptors, quiet=True)
+
+
+async def _heard(saying: Saying, program: Program) -> None:
+    """Hear a program to its end."""
+    try:
+        await program.wait()
+    finally:
+        saying.close()
 
 
 def _door(directory: Path) -> int | None:
