@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -302,6 +303,30 @@ async def test_end_that_is_told_again_and_again_costs_nothing(monkeypatch: pytes
         g.far.send(*[params(TERMINATED, 0, 513)] * 500, trigger(b"vault", b"+\0"))
         assert await g.far.next() == (REFUSED, IDENT)
         assert waits.count(LINGER) == 1
+        await service.end()
+
+
+async def test_daemon_without_descriptors_refuses_and_keeps_no_port(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its calls are served again as soon as there are some."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        pipe2 = os.pipe2
+
+        def none_left(flags: int) -> tuple[int, int]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(os, "pipe2", none_left)
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert await g.far.next() == (REFUSED, IDENT)
+        service.close()
+        assert g.ports == 0
+        monkeypatch.setattr(os, "pipe2", pipe2)
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).params == (0, 513)
         await service.end()
 
 

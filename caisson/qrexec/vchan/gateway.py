@@ -158,12 +158,12 @@ class Gateway:
             broker: tells the exit code.
             descriptors: the caller's ends of the pipes.
         """
-        port = self._board.ports.allocate(0)
-        if port is None:
-            raise DaemonError("no port is left")
         code_out, code_in = os.pipe2(os.O_CLOEXEC)
         ours = [code_in]
+        port = self._board.ports.allocate(0)
         try:
+            if port is None:
+                raise DaemonError("no port is left")
             to_service, from_service, errors = descriptors
             numbers = {0: from_service, 1: to_service, _CODE_IN: code_out, _STDERR_IN: errors}
             program = self._link(port, numbers)
@@ -178,7 +178,7 @@ class Gateway:
             if code_out >= 0:
                 os.close(code_out)
             close_all(ours)
-            if port not in self._carried:
+            if port is not None and port not in self._carried:
                 self._board.ports.release(0, port)
 
     async def _pass_code(self, broker: BrokerSide, program: Program, ours: list[int]) -> None:
