@@ -30,6 +30,8 @@ from caisson.qrexec.vchan.switchboard import CONTROL_RING, Decider, Switchboard,
 
 HELLO_PATIENCE = 60.0
 """Seconds that an agent has for its hello when its stream is there."""
+SERVICE_PATIENCE = 5
+"""Seconds that the caller of a service of the admin qube has for its side of the link."""
 LAST_PATIENCE = 10.0
 """Seconds for what still has to be told to qubesd when the daemon ends."""
 _SOCKET = "qrexec"
@@ -293,7 +295,7 @@ class Daemon:
         if settings.service_user:
             command = f"{settings.service_user}:{command}"
         answers = f"{ident.decode()},{settings.name},{settings.domain}"
-        arguments = ("-d", "dom0", "-c", answers, command)
+        arguments = ("-d", "dom0", "-w", str(SERVICE_PATIENCE), "-c", answers, command)
         about = {"qube": settings.name, "service": command.split(" ")[1]}
         saying = Saying(
             lambda line: sparing.info("a service says", text=line, **about),

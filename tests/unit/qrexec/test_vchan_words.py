@@ -280,13 +280,16 @@ def test_answer_that_is_none_allows_nothing(text: bytes):
 
 
 def test_work_of_the_broker_is_a_command():
-    """A service with its source, or a command line; its user in front."""
-    command = "DEFAULT:QUBESRPC a.B+x work"
-    assert parse_work(b"S7\0\0a.B+x\0work\0") == Work(7, command, alone=False, source="work")
-    command = "root:QUBESRPC a.B dom0"
-    assert parse_work(b"S7\0root\0a.B\0dom0\0e") == Work(7, command, alone=True, source="dom0")
-    command = "user:echo a:b"
-    assert parse_work(b"M8\0user\0echo a:b") == Work(8, command, alone=False, source="dom0")
+    """A service with its source, or a command line; its user and `nogui:` in front."""
+    for message, command, alone, source in (
+        (b"S7\0\0a.B+x\0work\0", "DEFAULT:QUBESRPC a.B+x work", False, "work"),
+        (b"S7\0root\0a.B\0dom0\0e", "root:QUBESRPC a.B dom0", True, "dom0"),
+        (b"S7\0u\0a.B\0dom0\0n", "u:nogui:QUBESRPC a.B dom0", False, "dom0"),
+        (b"S7\0u\0a.B\0dom0\0en", "u:nogui:QUBESRPC a.B dom0", True, "dom0"),
+        (b"M7\0user\0nogui:a", "user:nogui:a", False, "dom0"),
+        (b"M7\0user\0echo a:b", "user:echo a:b", False, "dom0"),
+    ):
+        assert parse_work(message) == Work(7, command, alone, source)
 
 
 @pytest.mark.parametrize(
