@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from grounds.whole import Whole, until
+from grounds.processes import until
+from grounds.whole import Whole
 
 from caisson.paths import SHIPPED
 

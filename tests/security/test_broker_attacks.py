@@ -224,9 +224,12 @@ async def test_silent_connection_is_closed():
         await rig.run("work")
         agent = await rig.run("vault")
         silent = [rig.client("work") for _ in range(10)]
-        assert await passes(rig, agent) < 5
-        async with asyncio.timeout(20):
-            assert [(await peer.receive(20))[0] for peer in silent] == [b""] * 10
+        await passes(rig, agent)
+        for peer in silent:
+            with pytest.raises(BlockingIOError):
+                peer.sock.recv(1)  # the others were served before it was sent away
+        async with asyncio.timeout(PATIENCE):
+            assert [(await peer.receive())[0] for peer in silent] == [b""] * 10
 
 
 async def test_endless_talker_is_cut_off():
@@ -262,9 +265,9 @@ async def test_flood_of_one_qube_neither_loses_nor_delays_anothers_calls():
             attack.kill()
             attack.wait()
             attack.stdout.close()
-        # Generous: both share this machine's cores with the flood itself and with other tests.
-        assert busy[50] < 20 * quiet[20] + 0.05
-        assert busy[-1] < 2
+        # Generous: both share this machine's cores with the flood itself and with other programs.
+        # Behind the flood's thousands of connections a call would wait for seconds.
+        assert busy[50] < 20 * quiet[20] + 0.5
 
 
 FLOOD = """
