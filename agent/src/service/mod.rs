@@ -61,6 +61,9 @@ pub struct Settings {
     pub login_shell: bool,
     /// Whether a socket may serve, or only a program.
     pub sockets: bool,
+    /// Those of the standard descriptors by which the caller hears the service: one that is somebody
+    /// else's, such as a log, stays open when the caller leaves.
+    pub callers: &'static [u8],
     /// What a service that runs as our own user inherits; `None` for nothing.
     pub inherited: Option<&'static [&'static CStr]>,
 }
@@ -78,6 +81,7 @@ impl Settings {
             agent: rustix::process::getpid().as_raw_nonzero().get(),
             login_shell: false,
             sockets: true,
+            callers: &[1, 2],
             inherited: None,
         }
     }
