@@ -163,6 +163,8 @@ class Broker:
             case Admit(name, pid):
                 endpoint = self._endpoints.get(name)
                 if endpoint is not None and endpoint.admit(pid):
+                    if endpoint.fresh:
+                        self._connector.lose_served(endpoint)
                     self._targets.settle(name, True)
                     self._connector.drain(endpoint)
             case Reject(name, pid, reason):

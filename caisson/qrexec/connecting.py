@@ -177,8 +177,14 @@ class Connector:
         self.lose_calls(endpoint)
 
     def lose_calls(self, endpoint: Endpoint) -> None:
-        """The agent that would end these calls is gone."""
-        for call in (*endpoint.serving.values(), *endpoint.waiting.take_all()):
+        """The agent that would end these calls, and begin those that wait, is gone."""
+        self.lose_served(endpoint)
+        for call in endpoint.waiting.take_all():
+            self._lose(call)
+
+    def lose_served(self, endpoint: Endpoint) -> None:
+        """Nobody will tell how the calls end that a former agent was given."""
+        for call in tuple(endpoint.serving.values()):
             self._lose(call)
 
     def _lose(self, call: Call) -> None:

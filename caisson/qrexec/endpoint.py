@@ -158,6 +158,11 @@ class Endpoint:
         return self.name == "dom0"
 
     @property
+    def fresh(self) -> bool:
+        """Whether the agent knows of no call that it was not given in this session."""
+        return self._agent_hello is not None and self._agent_hello.report.fresh
+
+    @property
     def reachable(self) -> bool:
         """Whether the socket is still where the qube looks for it."""
         return self._path.is_socket()

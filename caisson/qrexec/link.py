@@ -50,10 +50,11 @@ class Barrier(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the agent says of the walls around it."""
+    """What the agent says of the walls around it; `fresh`: it knows of no former one's calls."""
 
     barriers: dict[str, Barrier]
     version: str = ""
+    fresh: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):

@@ -33,6 +33,7 @@ from structlog.testing import capture_logs
 from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import AGENT_BINARY
+from caisson.qrexec.broker import AGENT_GRACE
 from caisson.qrexec.vchan import Daemon, Settings, gateway
 from caisson.qrexec.vchan.gateway import LINGER
 from caisson.qrexec.vchan.streams import Places
@@ -392,6 +393,22 @@ async def test_broker_that_ends_loses_calls_and_not_the_qube():
         g.far.send(trigger(b"vault", b"my.Service\0"))
         await (await again.next_call()).end()
         assert (await g.far.next()).kind == CONNECT
+
+
+async def test_agent_that_comes_back_ends_the_calls_to_the_former_one():
+    """It knows nothing of them: their callers hear of the loss all the same."""
+    async with gate() as g:
+        await g.rig.run("vault")
+        client = await g.rig.call("vault", "far", "my.Service")
+        message, descriptors = await client.receive()
+        assert message == b"A"
+        assert (await g.far.next()).kind == EXEC
+        g.far.link.close()
+        await g.far.ready()
+        told, _ = await client.receive(AGENT_GRACE / 2)
+        assert told.startswith((b"E255\0", b"X255"))
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 async def test_agent_that_leaves_ends_what_carries_its_calls():

@@ -226,7 +226,8 @@ class Gateway:
 
     async def _take_calls(self, broker: BrokerSide) -> bool:
         """Be the qube's agent until the broker hangs up; whether it ever was."""
-        report = msgspec.json.encode(Report({}, f"caisson {__version__}, by the wire protocol"))
+        version = f"caisson {__version__}, by the wire protocol"
+        report = msgspec.json.encode(Report({}, version, fresh=True))
         await broker.send(b"H1\0" + report)
         answer, descriptors = await broker.receive()
         close_all(descriptors)
