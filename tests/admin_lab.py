@@ -185,6 +185,7 @@ async def _live(
 
     def play_agent(instance: MemoryInstance) -> None:
         loop.call_soon(qubes.running.agent_said, instance.name, instance.pid, REPORT)
+        loop.call_soon(qubes.running.set_up_ended, instance.name, instance.pid, 0)
 
     engine.on_start = play_agent
     system = System(Host())

@@ -321,6 +321,17 @@ async def test_killed_broker_comes_back_to_running_qubes():
         old.close()
 
 
+async def test_an_agent_tells_once_how_the_set_up_of_its_qube_went():
+    """The number reaches qubesd with the kernel's process id; saying it twice ends the session."""
+    async with broker_rig(ALLOW) as rig:
+        agent = await rig.run("vault")
+        await agent.peer.send(b"U3")
+        await until(lambda: rig.set_up == [("vault", os.getpid(), 3)])
+        await agent.peer.send(b"U2")
+        await until(lambda: rig.gone == ["vault"])
+        assert len(rig.set_up) == 1
+
+
 async def test_calls_in_flight_outlive_qubesd():
     """Qubesd is killed and comes back: agents stay admitted, running calls go on."""
     async with broker_rig(ALLOW) as rig:
