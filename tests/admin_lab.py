@@ -13,6 +13,7 @@ from pathlib import Path
 from lifecycle_lab import Wires
 
 from caisson.admin import AdminServer, Responder, Services
+from caisson.admin.bounds import Budget
 from caisson.admin.registry import Door
 from caisson.engines import BARRIERS, MemoryEngine
 from caisson.engines.memory import MemoryInstance
@@ -36,6 +37,7 @@ from caisson.store import Store
 
 REPORT = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
 SOON = 10.0
+PLENTY = Budget(most=1_000_000, pause=0)
 
 
 class TextView:
@@ -172,6 +174,7 @@ async def _live(
     services: Services,
     core: Callable[[Qubes], Core],
     request_seconds: float,
+    words: Budget,
     ready: asyncio.Future[Daemon],
     stop: asyncio.Event,
 ) -> None:
@@ -203,7 +206,7 @@ async def _live(
             tasks=tasks,
         )
         extensions = Extensions.load(core(qubes))
-        responder = Responder(extensions, services)
+        responder = Responder(extensions, services, words)
         server = AdminServer(responder, paths, request_seconds=request_seconds)
         server.bind()
         await qubes.recover()
@@ -230,6 +233,7 @@ async def running_daemon(
     policy: str = "",
     announced: Mapping[str, Mapping[str, str]] | None = None,
     request_seconds: float = SOON,
+    words: Budget = PLENTY,
 ) -> AsyncIterator[Daemon]:
     """A daemon for as long as the context lasts.
 
@@ -239,6 +243,7 @@ async def running_daemon(
         policy: rules for others than the admin qube.
         announced: what qubes say about themselves, by their names.
         request_seconds: how long a client may take.
+        words: how often a qube may say something of itself.
     """
 
     def core(qubes: Qubes) -> Core:
@@ -250,7 +255,7 @@ async def running_daemon(
     ready: asyncio.Future[Daemon] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     life = asyncio.create_task(
-        _live(paths, services or Services(), core, request_seconds, ready, stop)
+        _live(paths, services or Services(), core, request_seconds, words, ready, stop)
     )
     await asyncio.wait({life, ready}, return_when=asyncio.FIRST_COMPLETED)
     try:

@@ -401,3 +401,15 @@ def test_a_set_up_that_goes_on_delays_nobody_without_a_terminal(whole: Whole):
     whole.said("work", "until test -e /run/begun; do sleep 0.02; done")
     assert whole.call("caisson.vm.SetUp", "work") == ""
     again(whole, "work", "rm /rw/config/rc.local")
+
+
+def test_a_qube_that_floods_the_admin_qube_is_refused(whole: Whole):
+    """After some calls in a row, with a reason; others are heard, and the log tells of it."""
+    call = "echo \"$(echo 1 | qrexec-client-vm dom0 qubes.NotifyUpdates | tr '\\0\\n' '  ')\""
+    answers = whole.said("work", f"for i in $(seq 40); do {call} & done; wait").splitlines()
+    granted = [answer for answer in answers if answer.startswith("0 ")]
+    refused = [answer for answer in answers if "qube `work` says too much of itself" in answer]
+    assert 20 <= len(granted) < 40
+    assert len(granted) + len(refused) == 40
+    assert whole.said("sys-net", call).startswith("0")
+    assert "a qube says too much of itself" in whole.qubesd.log.read_text()
