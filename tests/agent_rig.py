@@ -117,6 +117,26 @@ def read_all(descriptor: int) -> bytes:
     return bytes(found)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def links(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(entry.readlink()))
+        except FileNotFoundError:
+            continue
+    return found
+
+
 @dataclass
 class Outcome:
     """How a service ended."""
@@ -184,23 +204,28 @@ class Agent:
             self.ended[int(key)] = int(code)
         return self.ended.pop(number)
 
-    def _outcome(self, number: int, pipes: Pipes, stdin: bytes) -> Outcome:
+    def outcome(self, number: int, pipes: Pipes) -> Outcome:
+        """Read a call's output to the end and wait for it."""
+        stdout, stderr = read_all(pipes.caller[1]), read_all(pipes.caller[2])
+        outcome = Outcome(self.code_of(number), stdout, stderr)
+        shut(pipes.caller)
+        return outcome
+
+    def _answer(self, number: int, pipes: Pipes, stdin: bytes) -> Outcome:
         with contextlib.suppress(BrokenPipeError):
             os.write(pipes.caller[0], stdin)
         shut(pipes.caller, 0)
-        stdout, stderr = read_all(pipes.caller[1]), read_all(pipes.caller[2])
-        shut(pipes.caller)
-        return Outcome(self.code_of(number), stdout, stderr)
+        return self.outcome(number, pipes)
 
     def call(self, descriptor: str, stdin: bytes = b"", **more: str) -> Outcome:
         """Call a service and wait for its end."""
         pipes = Pipes.make()
-        return self._outcome(self.service(descriptor, pipes, **more), pipes, stdin)
+        return self._answer(self.service(descriptor, pipes, **more), pipes, stdin)
 
     def shell(self, line: str, stdin: bytes = b"", **more: str) -> Outcome:
         """Run a shell command and wait for its end."""
         pipes = Pipes.make()
-        return self._outcome(self.command(line, pipes, **more), pipes, stdin)
+        return self._answer(self.command(line, pipes, **more), pipes, stdin)
 
     def admit(self) -> None:
         """Take the next connection as the agent's, and admit it."""

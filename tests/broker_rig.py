@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from caisson.paths import Paths
 from caisson.qrexec import BrokerLink, Operation
 from caisson.qrexec.link import address
 
+ALLOW = "* * @anyvm @anyvm allow\n"
+"""A policy by which every qube may call every other."""
 REPORT = b'{"barriers":{"seccomp":{"up":true,"detail":""}},"version":"test"}'
 PATIENCE = 15.0
 
@@ -122,6 +124,19 @@ class Peer:
     def close(self) -> None:
         """Hang up."""
         self.sock.close()
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close what a test received."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+async def outcome(client: Peer) -> bytes:
+    """The last word of the broker to a client; pipes that come before it are closed."""
+    message, descriptors = await client.receive()
+    close_all(descriptors)
+    return (await client.receive())[0] if message == b"A" else message
 
 
 @dataclass
@@ -277,6 +292,15 @@ class Rig:
             on_request=self._asked,
         )
 
+    async def start_daemon(self, *running: str) -> None:
+        """Another qubesd takes the place of one that is gone; these qubes run."""
+        self.link = self.make_link()
+        await self.link.replace(self.domains)
+        for name in running:
+            await self.link.open_qube(QubeName(name))
+        await self.link.start()
+        await self.ready()
+
     async def ready(self) -> None:
         """Wait for the broker; it answers only after it took the first snapshot."""
         async with asyncio.timeout(PATIENCE):
@@ -419,15 +443,18 @@ def policy_query(service: str, target: str = "vault", source: str = "work", **mo
 
 
 __all__ = [
+    "ALLOW",
     "Agent",
     "CaissonError",
     "Peer",
     "Rig",
     "Service",
     "broker_rig",
+    "close_all",
     "exchange",
     "info",
     "listening",
+    "outcome",
     "policy_query",
     "prompt_agent",
     "until",

@@ -271,6 +271,21 @@ def own_name(user: int) -> str:
     return pwd.getpwuid(user).pw_name
 
 
+ME = own_name(os.geteuid())
+
+
+def ident_of(body: bytes) -> bytes:
+    """What the agent calls a client, by its trigger of protocol 4."""
+    return body[128:160]
+
+
+def forwarded(agent: WireAgent) -> bytes:
+    """The body of the trigger that comes next."""
+    kind, body = agent.daemon.receive()
+    assert kind == TRIGGER_SERVICE4
+    return body
+
+
 @contextlib.contextmanager
 def wire_agent(
     *options: str,

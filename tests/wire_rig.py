@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-from fake_agent import PATIENCE, Client, FakeAgent, Message
+from fake_agent import HELLO, PATIENCE, Client, FakeAgent, Message, frame
 
 from caisson.errors import CaissonError, QubeNotFoundError
 from caisson.names import QubeName, UserName
@@ -21,6 +21,10 @@ from caisson.qrexec.link import address
 from caisson.qrexec.vchan import Daemon, Settings
 from caisson.qrexec.vchan.streams import Places
 
+WORK, VAULT = 42, 43
+"""Ids of the qubes `work` and `vault`."""
+HELLO_3 = frame(HELLO, b"\3\0\0\0")
+"""What a program of the admin qube begins with."""
 UUIDS = {name: f"00000000-0000-4000-8000-{n:012}" for n, name in enumerate(("work", "vault"), 1)}
 Answer = Callable[[dict[str, str]], str | None]
 

@@ -352,14 +352,9 @@ impl Agent {
                 return Some(code::FAILURE);
             }
             ToAgent::ShutDown => self.leave(),
-            ToAgent::Service { id, user, descriptor, source, just_start } => {
-                self.start(
-                    id,
-                    user,
-                    Work::Service(Request::new(descriptor, source)),
-                    descriptors,
-                    just_start,
-                );
+            ToAgent::Service { id, user, descriptor, source, just_start, with_session } => {
+                let request = Request { with_session, ..Request::new(descriptor, source) };
+                self.start(id, user, Work::Service(request), descriptors, just_start);
             }
             ToAgent::Command { id, user, line } => {
                 self.start(id, user, Work::Command(line), descriptors, false);

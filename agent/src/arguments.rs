@@ -4,7 +4,8 @@
 use alloc::string::String;
 use core::ffi::CStr;
 
-use crate::speak::Shown;
+use crate::speak::{self, Shown};
+use crate::sys::call;
 use crate::text::split_once;
 
 /// An option that a program knows.
@@ -120,6 +121,34 @@ impl<'a> Options<'a> {
         }
         self.letters = b"";
         Ok((known.long, if others.is_empty() { self.following(known.long)? } else { others }))
+    }
+}
+
+/// What a program with one option beside `--help` was given: the option's value, and what follows.
+pub type Given<'a> = (Option<&'static [u8]>, &'a [&'static CStr]);
+
+/// Read the command line of such a program. Where that is the end of it, with help or an error told,
+/// the exit code.
+///
+/// Of `known` the first is the option, and the other `--help`.
+pub fn one_option<'a>(
+    program: &str,
+    usage: &str,
+    known: &'a [Known; 2],
+    arguments: &'a [&'static CStr],
+) -> Result<Given<'a>, i32> {
+    let mut options = Options::new(known, arguments);
+    let mut given = None;
+    loop {
+        match options.take() {
+            Ok(Some((name, value))) if name == known[0].long => given = Some(value),
+            Ok(Some(_)) => {
+                let _ = rustix::io::write(call::standard(1), usage.as_bytes());
+                return Err(0);
+            }
+            Ok(None) => return Ok((given, options.operands())),
+            Err(text) => return Err(speak::wrong_usage(program, &text)),
+        }
     }
 }
 

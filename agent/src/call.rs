@@ -1,20 +1,19 @@
 //! A call from its request to its exit code, for both clients.
 
 use alloc::vec::Vec;
-use core::ffi::CStr;
 
 use rustix::event::Timespec;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
 
+use crate::caller::Caller;
 use crate::connection::{Connection, Descriptors};
 use crate::local_program;
 use crate::message::{self, ToClient};
 use crate::relay::{End, Local, Relay, Stream};
 use crate::speak::{self, Reason, Shown};
 use crate::sys::call as system;
-use crate::{code, say};
+use crate::{code, process, say};
 
 /// The broker may be restarting: so long it may be away, in milliseconds.
 const PATIENCE: i64 = 5_000;
@@ -25,18 +24,8 @@ pub struct Call<'a> {
     pub socket: &'a [u8],
     /// The request, encoded; `None` where it is too long for one.
     pub request: Option<Vec<u8>>,
-    /// Replace control characters on stdout.
-    pub filter_stdout: bool,
-    /// Replace control characters on stderr.
-    pub filter_stderr: bool,
-    /// Bytes to send before our stdin.
-    pub prefix: &'a [u8],
-    /// Stdin is a socket that takes the output too.
-    pub both_ways: bool,
-    /// A program, with its arguments, that speaks with the service in our place.
-    pub program: &'a [&'static CStr],
-    /// Our own environment, for that program.
-    pub environment: &'a [&'static CStr],
+    /// What speaks with the service.
+    pub caller: Caller<'a>,
 }
 
 impl Call<'_> {
@@ -96,20 +85,20 @@ impl Call<'_> {
             say!("error: the broker accepted the call without its three pipes");
             return code::LOST;
         };
-        let errors = Stream::of_messages(End::Pipe(stderr), End::Standard(2), self.filter_stderr);
+        let errors = Stream::of_messages(End::Pipe(stderr), End::Standard(2), self.caller.filter_stderr);
         let mut relay = Relay {
             connection: Some(connection),
             input: None,
             output: None,
             errors: Some(errors),
             local: None,
-            both_ways: self.both_ways,
+            both_ways: self.caller.both_ways,
         };
-        if self.program.is_empty() {
-            let output = if self.both_ways { 0 } else { 1 };
-            relay.input = Some(Stream::new(End::Standard(0), End::Pipe(stdin), false, self.prefix));
+        if self.caller.program.is_empty() {
+            let output = if self.caller.both_ways { 0 } else { 1 };
+            relay.input = Some(Stream::new(End::Standard(0), End::Pipe(stdin), false, self.caller.prefix));
             relay.output =
-                Some(Stream::new(End::Pipe(stdout), End::Standard(output), self.filter_stdout, b""));
+                Some(Stream::new(End::Pipe(stdout), End::Standard(output), self.caller.filter_stdout, b""));
         } else {
             match self.start_program(stdin, stdout) {
                 Ok(local) => relay.local = Some(local),
@@ -124,22 +113,18 @@ impl Call<'_> {
 
     /// Start the local program with the pipes of the call as its stdin and stdout.
     fn start_program(&self, stdin: OwnedFd, stdout: OwnedFd) -> Result<Local, Errno> {
-        if !self.prefix.is_empty() {
+        if !self.caller.prefix.is_empty() {
             // The service may read it late: it has to fit into the pipe, which is made larger for that.
-            let _ = rustix::pipe::fcntl_setpipe_size(&stdin, self.prefix.len());
+            let _ = rustix::pipe::fcntl_setpipe_size(&stdin, self.caller.prefix.len());
             rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::NONBLOCK)?;
-            if rustix::io::write(&stdin, self.prefix)? < self.prefix.len() {
+            if rustix::io::write(&stdin, self.caller.prefix)? < self.caller.prefix.len() {
                 return Err(Errno::TOOBIG);
             }
             rustix::fs::fcntl_setfl(&stdin, rustix::fs::OFlags::empty())?;
         }
         match system::fork()? {
-            None => local_program::become_it(self.program, self.environment, &stdout, &stdin),
-            Some(pid) => {
-                let known = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
-                let watch = rustix::process::pidfd_open(known, PidfdFlags::empty())?;
-                Ok(Local { pid, watch })
-            }
+            None => local_program::become_it(self.caller.program, self.caller.environment, &stdout, &stdin),
+            Some(pid) => Ok(Local { pid, watch: process::watch(pid)? }),
         }
     }
 }

@@ -9,13 +9,14 @@ use rustix::net::SocketType;
 
 use crate::arguments::{Known, Options};
 use crate::call::Call;
+use crate::caller::Caller;
 use crate::client_wire;
 use crate::code;
-use crate::link::Caller;
 use crate::local_program;
 use crate::message;
 use crate::process;
 use crate::say;
+use crate::speak;
 use crate::sys::call;
 
 const SOCKET: &[u8] = b"/run/qubes/qrexec";
@@ -110,12 +111,14 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     let call = Call {
         socket: wishes.socket.unwrap_or_else(usual_socket),
         request: message::request(&target, service, wishes.just_start, source),
-        filter_stdout: wishes.filter_stdout.unwrap_or_else(|| program.is_empty() && on_terminal(1)),
-        filter_stderr: wishes.filter_stderr.unwrap_or_else(|| on_terminal(2)),
-        prefix: wishes.prefix.unwrap_or(b""),
-        both_ways: wishes.both_ways,
-        program,
-        environment,
+        caller: Caller {
+            filter_stdout: wishes.filter_stdout.unwrap_or_else(|| program.is_empty() && on_terminal(1)),
+            filter_stderr: wishes.filter_stderr.unwrap_or_else(|| on_terminal(2)),
+            prefix: wishes.prefix.unwrap_or(b""),
+            both_ways: wishes.both_ways,
+            program,
+            environment,
+        },
     };
     if let Some(code) = call.run_at_broker() {
         return code;
@@ -123,15 +126,8 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     if wishes.just_start {
         return wrong(code::FAILURE, "`--just-exec` cannot be asked for over the wire protocol");
     }
-    let caller = Caller {
-        filter_stdout: call.filter_stdout,
-        filter_stderr: call.filter_stderr,
-        prefix: call.prefix,
-        both_ways: call.both_ways,
-        program,
-        environment,
-    };
-    client_wire::Call { socket: call.socket, source, target: &target, service, caller }.run(environment)
+    let Call { socket, caller, .. } = call;
+    client_wire::Call { socket, source, target: &target, service, caller }.run(environment)
 }
 
 /// The broker's socket, or that of an agent of the wire protocol where there is no broker.
@@ -200,10 +196,10 @@ fn is_size(text: &[u8]) -> bool {
 }
 
 fn wrong(code: i32, text: &str) -> i32 {
-    say!("error: {text}");
     if code == code::USAGE {
-        say!("hint: `qrexec-client-vm --help` shows the options");
+        return speak::wrong_usage("qrexec-client-vm", text);
     }
+    say!("error: {text}");
     code
 }
 

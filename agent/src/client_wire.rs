@@ -5,8 +5,10 @@ use core::ffi::CStr;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
+use crate::caller::Caller;
 use crate::connection;
-use crate::link::{Caller, Peer};
+use crate::flow;
+use crate::link::Peer;
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
 use crate::vchan::{new_socket, Place, PATIENCE};
@@ -74,19 +76,14 @@ impl Call<'_> {
         code
     }
 
-    fn ask(&self, mut request: &[u8]) -> Result<OwnedFd, Errno> {
+    fn ask(&self, request: &[u8]) -> Result<OwnedFd, Errno> {
         let agent = new_socket()?;
         connection::connect(&agent, self.socket)?;
-        while !request.is_empty() {
-            match rustix::io::write(&agent, request) {
-                Ok(count) => request = &request[count..],
-                Err(Errno::INTR) => {}
-                // An agent that refuses at once may close before it has read everything.
-                Err(Errno::PIPE | Errno::CONNRESET) => break,
-                Err(error) => return Err(error),
-            }
+        match flow::write_all(&agent, request) {
+            // An agent that refuses at once may close before it has read everything.
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(agent),
+            Err(error) => Err(error),
         }
-        Ok(agent)
     }
 
     /// Be the server of the data link, and the caller on it.
@@ -113,15 +110,14 @@ impl Call<'_> {
 /// The agent's answer: where the data link is, or none where the call is refused.
 fn answer(agent: &OwnedFd) -> Result<Option<ExecParams>, Errno> {
     let mut bytes = [0; ExecParams::SIZE];
-    let mut used = 0;
-    while used < bytes.len() {
-        match rustix::io::read(agent, &mut bytes[used..]) {
-            Ok(0) | Err(Errno::CONNRESET) if used == 0 => return Ok(None),
-            Ok(0) => return Err(Errno::CONNRESET),
-            Ok(count) => used += count,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
+    let first = match flow::read(agent, &mut bytes) {
+        Ok(0) | Err(Errno::CONNRESET) => return Ok(None),
+        Ok(count) => count,
+        Err(error) => return Err(error),
+    };
+    let rest = &mut bytes[first..];
+    if flow::read_full(agent, rest)? < rest.len() {
+        return Err(Errno::CONNRESET);
     }
     Ok(ExecParams::split(&bytes).map(|(params, _)| params))
 }

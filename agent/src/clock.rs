@@ -12,13 +12,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{pidfd_open, Pid, PidfdFlags};
 
-use crate::arguments::{Known, Options};
+use crate::arguments::{one_option, Known};
 use crate::code;
-use crate::process::exit_code;
+use crate::process::{self, exit_code};
 use crate::say;
-use crate::speak::Reason;
+use crate::speak::{self, Reason};
 use crate::sys::call::{self, signal};
 use crate::text::{c_string, decimal};
 
@@ -33,6 +32,7 @@ const PATIENCE: i64 = 60_000;
 /// In seconds: a call without an answer ends by then, or is ended.
 const END_PATIENCE: i64 = 5;
 const OWN_PROGRAM: &[u8] = b"/proc/self/exe";
+const NAME: &str = "qvm-sync-clock";
 const KNOWN: [Known; 2] = [Known::value(b'a', "agent-socket"), Known::flag(b'h', "help")];
 const USAGE: &str = "\
 usage: qvm-sync-clock
@@ -68,21 +68,12 @@ pub fn set_from_input() -> i32 {
 
 /// `qvm-sync-clock`; the exit code.
 pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
-    let mut options = Options::new(&KNOWN, arguments);
-    let mut socket = None;
-    loop {
-        match options.take() {
-            Ok(None) => break,
-            Ok(Some(("agent-socket", value))) => socket = Some(value),
-            Ok(Some(_)) => {
-                let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
-                return 0;
-            }
-            Err(text) => return wrong(&text),
-        }
-    }
-    if !options.operands().is_empty() {
-        return wrong("expected no argument");
+    let (socket, operands) = match one_option(NAME, USAGE, &KNOWN, arguments) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    if !operands.is_empty() {
+        return speak::wrong_usage(NAME, "expected no argument");
     }
     let (answer, code) = match ask(socket, environment) {
         Ok(answer) => answer,
@@ -99,12 +90,6 @@ pub fn synchronise(arguments: &[&'static CStr], environment: &[&'static CStr]) -
             code::FAILURE
         }
     }
-}
-
-fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qvm-sync-clock --help` shows the options");
-    code::USAGE
 }
 
 /// Tell what came in a date's place, from a call that ended with `code`.
@@ -144,8 +129,7 @@ fn ask(socket: Option<&'static [u8]>, environment: &[&'static CStr]) -> Result<(
 /// End the call; its exit code. Where there was no answer it tells why, if it comes soon: whoever
 /// tells a date, or none, does not keep us waiting for its end.
 fn end(pid: i32, answered: bool) -> i32 {
-    let watch = Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    if let (false, Ok(watch)) = (answered, watch) {
+    if let (false, Ok(watch)) = (answered, process::watch(pid)) {
         let soon = Timespec { tv_sec: END_PATIENCE, tv_nsec: 0 };
         let _ = rustix::event::poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&soon));
     }

@@ -11,10 +11,10 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{sockopt, AddressFamily, Ipv4Addr, SocketAddrV4, SocketFlags, SocketType};
 
-use crate::arguments::{Known, Options};
+use crate::arguments::{one_option, Known};
 use crate::code;
 use crate::say;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call::{self, signal};
 use crate::text::{c_string, decimal};
 
@@ -22,6 +22,7 @@ use crate::text::{c_string, decimal};
 const MOST: usize = 64;
 const LONGEST_TARGET: usize = 63;
 const OWN_PROGRAM: &[u8] = b"/proc/self/exe";
+const NAME: &str = "qvm-connect-tcp";
 const KNOWN: [Known; 2] = [Known::value(b'a', "agent-socket"), Known::flag(b'h', "help")];
 const USAGE: &str = "\
 usage: qvm-connect-tcp [LOCALPORT]:[QUBE]:PORT
@@ -48,20 +49,11 @@ pub struct Way<'a> {
 
 /// `qvm-connect-tcp`; the exit code.
 pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
-    let mut options = Options::new(&KNOWN, arguments);
-    let mut socket = None;
-    loop {
-        match options.take() {
-            Ok(None) => break,
-            Ok(Some(("agent-socket", value))) => socket = Some(value),
-            Ok(Some(_)) => {
-                let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
-                return 0;
-            }
-            Err(text) => return wrong(&text),
-        }
-    }
-    let [specification] = options.operands() else {
+    let (socket, operands) = match one_option(NAME, USAGE, &KNOWN, arguments) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    let [specification] = operands else {
         return wrong("expected one `[LOCALPORT]:[QUBE]:PORT`");
     };
     let Some((port, target, remote)) = parse(specification.to_bytes()) else {
@@ -84,9 +76,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qvm-connect-tcp --help` shows the options");
-    code::USAGE
+    speak::wrong_usage(NAME, text)
 }
 
 /// `[LOCALPORT]:[QUBE]:PORT` as local port, target and remote port.

@@ -165,19 +165,7 @@ pub fn qfile_headers(data: &[u8]) {
 
 /// A stream of bytes as messages of every kind of link.
 pub fn wire_messages(mut data: &[u8]) {
-    const WAYS: [Way; 10] = [
-        Way::Opening,
-        Way::DaemonToAgent,
-        Way::AgentToDaemon(2),
-        Way::AgentToDaemon(3),
-        Way::AgentToDaemon(4),
-        Way::ClientToAgent,
-        Way::ClientToDaemon,
-        Way::DaemonToClient,
-        Way::Data(wire::OLD_CHUNK),
-        Way::Data(wire::CHUNK),
-    ];
-    let way = WAYS[usize::from(choice(&mut data)) % WAYS.len()];
+    let way = Way::SAMPLES[usize::from(choice(&mut data)) % Way::SAMPLES.len()];
     let step = usize::from(choice(&mut data)).max(1);
     let mut receiver = Receiver::new(way);
     let mut whole = Vec::new();

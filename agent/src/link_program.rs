@@ -5,7 +5,7 @@ use core::ffi::CStr;
 
 use crate::link::{Link, Peer, Process, Rules, Sink, Source, Stream};
 use crate::relay::End;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason};
 use crate::sys::call;
 use crate::text::decimal;
 use crate::vchan::{Place, PATIENCE};
@@ -72,7 +72,5 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {}", Shown(text.as_bytes()));
-    say!("hint: `qrexec-link --help` shows the options");
-    code::USAGE
+    speak::wrong_usage("qrexec-link", text)
 }

@@ -4,6 +4,7 @@
 
 use alloc::vec::Vec;
 
+use crate::service::command::NO_GUI;
 use crate::text::{decimal, split_once};
 
 /// The version of this protocol.
@@ -30,6 +31,8 @@ pub enum ToAgent<'a> {
         source: &'a [u8],
         /// True where nobody waits for input, output or the end.
         just_start: bool,
+        /// False where it starts without the user's session, whatever its settings say.
+        with_session: bool,
     },
     /// Run a command line in the user's shell; three descriptors come along.
     Command {
@@ -97,17 +100,18 @@ impl<'a> ToAgent<'a> {
             b'Q' if body.is_empty() => Ok(Self::ShutDown),
             b'S' => {
                 let [id, user, descriptor, source, flags] = fields::<5>(body)?;
-                let just_start = match flags {
-                    b"" => false,
-                    b"e" => true,
-                    _ => return Err(Malformed),
-                };
+                if flags.iter().any(|flag| !b"en".contains(flag)) {
+                    return Err(Malformed);
+                }
                 let id = decimal(id).ok_or(Malformed)?;
-                Ok(Self::Service { id, user, descriptor, source, just_start })
+                let (just_start, with_session) = (flags.contains(&b'e'), !flags.contains(&b'n'));
+                Ok(Self::Service { id, user, descriptor, source, just_start, with_session })
             }
             b'M' => {
                 let [id, user, line] = fields::<3>(body)?;
                 let id = decimal(id).ok_or(Malformed)?;
+                // Command lines wait for no session as it is.
+                let line = line.strip_prefix(NO_GUI).unwrap_or(line);
                 Ok(Self::Command { id, user, line })
             }
             _ => Err(Malformed),
@@ -204,12 +208,24 @@ mod tests {
                 user: b"user",
                 descriptor: b"a.B+c",
                 source: b"src",
-                just_start: true
+                just_start: true,
+                with_session: true
             })
         );
+        for (flags, just_start, with_session) in [("", false, true), ("n", false, false), ("en", true, false)]
+        {
+            let datagram = alloc::format!("S1\0\0a\0w\0{flags}");
+            let (user, descriptor, source) = (&b""[..], &b"a"[..], &b"w"[..]);
+            let expected = ToAgent::Service { id: 1, user, descriptor, source, just_start, with_session };
+            assert_eq!(ToAgent::parse(datagram.as_bytes()), Ok(expected));
+        }
         assert_eq!(
             ToAgent::parse(b"M3\0root\0echo a\0b"),
             Ok(ToAgent::Command { id: 3, user: b"root", line: b"echo a\0b" })
+        );
+        assert_eq!(
+            ToAgent::parse(b"M3\0root\0nogui:nogui:ls"),
+            Ok(ToAgent::Command { id: 3, user: b"root", line: b"nogui:ls" })
         );
         assert_eq!(ToClient::parse(b"A"), Ok(ToClient::Accepted));
         assert_eq!(ToClient::parse(b"X255"), Ok(ToClient::Ended(255)));

@@ -1,7 +1,9 @@
 //! How processes begin and end.
 
-use rustix::fd::AsRawFd;
+use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::sys::call;
 use crate::text::c_string;
@@ -43,6 +45,12 @@ pub fn let_go_of_standard_output() {
     {
         let _ = rustix::stdio::dup2_stdout(null);
     }
+}
+
+/// A descriptor that becomes readable when a child of ours has ended.
+pub fn watch(pid: i32) -> Result<OwnedFd, Errno> {
+    let known = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+    rustix::process::pidfd_open(known, PidfdFlags::empty())
 }
 
 /// The exit code that a caller sees: the low eight bits, or 128 + n after signal n.

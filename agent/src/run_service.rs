@@ -4,11 +4,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use crate::arguments::{Known, Options};
+use crate::arguments::{one_option, Known};
 use crate::service::{self, Request, Settings};
-use crate::sys::call;
-use crate::{code, process, say, users};
+use crate::{code, process, say, speak, users};
 
+const NAME: &str = "qrexec-run-service";
 const KNOWN: [Known; 2] = [Known::value(b'u', "user"), Known::flag(b'h', "help")];
 const USAGE: &str = "\
 usage: qrexec-run-service [--user NAME] SERVICE[+ARGUMENT] SOURCE [name|keyword TARGET]
@@ -28,24 +28,18 @@ Exit code: that of the service, 0 for one behind a socket. 125 it could not be s
 /// Run with the arguments after the program's name; the exit code.
 pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -> i32 {
     process::occupy_standard_descriptors();
-    let mut options = Options::new(&KNOWN, arguments);
-    let mut user = None;
-    loop {
-        match options.take() {
-            Ok(Some(("user", name))) => user = Some(name),
-            Ok(Some(_)) => {
-                let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
-                return 0;
-            }
-            Ok(None) => break,
-            Err(text) => return wrong(&text),
-        }
-    }
-    let words: Vec<&[u8]> = options.operands().iter().map(|word| word.to_bytes()).collect();
+    let (user, operands) = match one_option(NAME, USAGE, &KNOWN, arguments) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    let words: Vec<&[u8]> = operands.iter().map(|word| word.to_bytes()).collect();
     let (descriptor, source, rest) = match words[..] {
         [descriptor, source] => (descriptor, source, Vec::new()),
         [descriptor, source, kind, target] => (descriptor, source, [b" ", kind, b" ", target].concat()),
-        _ => return wrong("expected a service, the calling qube, and nothing or a type and a target"),
+        _ => {
+            let text = "expected a service, the calling qube, and nothing or a type and a target";
+            return speak::wrong_usage(NAME, text);
+        }
     };
     let user = match user.map_or_else(own_name, |name| Ok(name.to_vec())) {
         Ok(user) => user,
@@ -67,10 +61,4 @@ pub fn own_name() -> Result<Vec<u8>, String> {
         .and_then(|passwd| users::find_id(&passwd, id).map(|user| user.name.to_vec()))
         .filter(|name| !name.is_empty())
         .ok_or_else(|| alloc::format!("no user of this qube has the id {id}"))
-}
-
-fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qrexec-run-service --help` shows the options");
-    code::USAGE
 }

@@ -10,7 +10,7 @@ use core::ffi::CStr;
 use crate::arguments::{Known, Options};
 use crate::sys::call;
 use crate::text::{c_string, literal};
-use crate::{code, flow, program, say};
+use crate::{flow, program, speak};
 
 /// A service's name with its argument is no longer (qrexec wire protocol, `MAX_SERVICE_NAME_LEN`).
 const LONGEST_SERVICE: usize = 65_000;
@@ -56,11 +56,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
             let _ = flow::write_all(call::standard(1), USAGE.as_bytes());
             return 0;
         }
-        Err(text) => {
-            say!("error: {text}");
-            say!("hint: `qvm-run-vm --help` shows the options");
-            return code::USAGE;
-        }
+        Err(text) => return speak::wrong_usage("qvm-run-vm", &text),
     };
     let line = c_string(&[b"--prefix-data=", &wish.line]);
     let (target, service) = (c_string(&[&wish.target]), c_string(&[&wish.service]));

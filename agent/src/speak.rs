@@ -4,6 +4,7 @@ use core::fmt;
 
 use rustix::io::Errno;
 
+use crate::code;
 use crate::sys::call;
 
 /// Print one line on standard error; a reader that is gone is no error.
@@ -50,6 +51,13 @@ pub fn problem(message: &[u8]) {
             say!("{}", Shown(text));
         }
     }
+}
+
+/// Say what is wrong with a command line, and how to see what would be right; the exit code.
+pub fn wrong_usage(program: &str, text: &str) -> i32 {
+    say!("error: {text}");
+    say!("hint: `{program} --help` shows the options");
+    code::USAGE
 }
 
 /// Say that what a service sent is lost on our side.

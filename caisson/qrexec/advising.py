@@ -18,7 +18,7 @@ from caisson.errors import CaissonError, ProtocolError
 from caisson.names import QubeName
 from caisson.policy import Allow, Ask, Decision, Deny, Reason, SystemInfo
 from caisson.qrexec import evaluating, sparing
-from caisson.qrexec.answering import MOST_CONNECTIONS, Answering, AnswerTo, EndOf
+from caisson.qrexec.answering import MOST_CONNECTIONS, Answer, Answering, AnswerTo, EndOf
 from caisson.qrexec.asking import Person
 from caisson.qrexec.calls import Call, CallError, Ended
 from caisson.qrexec.deciding import after_answer
@@ -53,6 +53,7 @@ class Adviser:
         situation: gives what to decide on; a `CallError` says why nothing can be decided now.
         person: is asked where the policy says so.
         write: writes an audit record.
+        at_once: gives it without waiting, if it is there.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Adviser:
         situation: Callable[[], Awaitable[View]],
         person: Person,
         write: Callable[[dict[str, Any]], None],
+        at_once: Callable[[], View | None] = lambda: None,
     ) -> None:
         self._situation = situation
         self._person = person
         self._write = write
+        self._at_once = at_once
 
     def servers(
         self,
@@ -90,8 +93,8 @@ class Adviser:
             if path is not None
         )
 
-    async def answer(self, untrusted: bytes, uid: int) -> bytes:
-        """Answer a request at the policy socket.
+    def answer(self, untrusted: bytes, uid: int) -> Answer:
+        """Answer a request at the policy socket: at once, if nothing has to be waited for.
 
         Args:
             untrusted: the request.
@@ -103,15 +106,31 @@ class Adviser:
         query = parse_query(untrusted)
         call = _call(query, query.source)
         call.uid = uid
+        now = self._at_once()
+        if now is not None:
+            decision = _judge(query, now)
+            if not isinstance(decision, Ask):
+                return self._settle(query, call, decision, now.system)
+        return self._answer_later(query, call)
+
+    async def _answer_later(self, query: Query, call: Call) -> bytes:
         try:
             decision, system = await self._decide(query, call)
-            reply = DENIED if isinstance(decision, Deny) else allowed(decision, query, system)
         except (CallError, ProtocolError) as e:
-            self._note(query, call, Ended.REFUSED, str(e))
-            return DENIED
+            return self._refuse(query, call, str(e))
         except asyncio.CancelledError:
             self._note(query, call, Ended.CALLER_GONE, "nobody waits for the answer")
             raise
+        return self._settle(query, call, decision, system)
+
+    def _settle(
+        self, query: Query, call: Call, decision: Allow | Deny, system: SystemInfo
+    ) -> bytes:
+        """Write down what was decided; gives the answer."""
+        try:
+            reply = DENIED if isinstance(decision, Deny) else allowed(decision, query, system)
+        except ProtocolError as e:
+            return self._refuse(query, call, str(e))
         call.rule = decision.rule
         if isinstance(decision, Deny):
             call.decision = "deny"
@@ -123,6 +142,10 @@ class Adviser:
             self._tell(query, call, "allow", decision.target, wanted=decision.notify)
             self._note(query, call, Ended.DECIDED, decision.text)
         return reply
+
+    def _refuse(self, query: Query, call: Call, reason: str) -> bytes:
+        self._note(query, call, Ended.REFUSED, reason)
+        return DENIED
 
     async def _decide(self, query: Query, call: Call) -> tuple[Allow | Deny, SystemInfo]:
         now = await self._situation()

@@ -36,8 +36,9 @@ _SOCKET_MODE = 0o660
 
 _log = structlog.get_logger("policy")
 
-AnswerTo = Callable[[bytes, int], Awaitable[bytes | None]]
-"""Called with a whole request and the peer's user; None: hang up without an answer."""
+Answer = bytes | Awaitable[bytes]
+AnswerTo = Callable[[bytes, int], Answer]
+"""Called with a whole request and the peer's user; what must wait ends if the peer hangs up."""
 EndOf = Callable[[bytearray, int], bool]
 """Whether a request is whole, of which so many bytes came just now; its end of file ends it too."""
 
@@ -158,7 +159,7 @@ class Answering:
             session.add_done_callback(partial(self._forget, sock))
 
     def _forget(self, sock: socket.socket, session: asyncio.Task[None]) -> None:
-        sock.close()
+        sock.close()  # where the session was cancelled before it began
         self._sessions.discard(session)
         self._resume()
 
@@ -167,7 +168,8 @@ class Answering:
             _, uid, _ = peer_of(sock)
             async with asyncio.timeout(PATIENCE):
                 request = await self._read(sock)
-            reply = await _unless_gone(sock, lambda: self._answer(request, uid))
+            answer = self._answer(request, uid)
+            reply = answer if isinstance(answer, bytes) else await _unless_gone(sock, answer)
             if reply is not None:
                 async with asyncio.timeout(PATIENCE):
                     await asyncio.get_running_loop().sock_sendall(sock, reply)
@@ -179,6 +181,8 @@ class Answering:
             self._tell("a request is not answered", e.strerror or str(e))
         except Exception:  # noqa: BLE001 - one request must not end the others
             _log.exception("this is a bug in Caisson, report it")
+        finally:
+            sock.close()  # now: the peer waits for the end of the answer
 
     def _tell(self, event: str, reason: str) -> None:
         # Those who may connect are programs of the admin qube.
@@ -209,12 +213,10 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
-async def _unless_gone(
-    sock: socket.socket, work: Callable[[], Awaitable[bytes | None]]
-) -> bytes | None:
+async def _unless_gone(sock: socket.socket, work: Awaitable[bytes]) -> bytes | None:
     """What `work` gives; nothing, and its end, if the peer hangs up before."""
     with hang_up_of(sock) as gone:
-        task = asyncio.ensure_future(work())
+        task = asyncio.ensure_future(work)
         waiting: set[asyncio.Future[Any]] = {task, gone}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -86,7 +86,7 @@ class Broker:
         )
         self._judge = Judge(self._rules, self._known)
         person = Person(paths, self._known, self._background)
-        self._advising = Adviser(self._situation, person, self._audit.write).servers(
+        self._advising = Adviser(self._situation, person, self._audit.write, self._at_once).servers(
             Sockets(
                 paths.policy_sockets / POLICY_SOCKET,
                 paths.policy_sockets / SIMPLE_SOCKET,
@@ -209,8 +209,15 @@ class Broker:
             except DaemonError as e:
                 _log.error("cannot listen for those who ask for decisions", error=str(e))
 
-    async def _situation(self) -> View:
+    def _at_once(self) -> View | None:
         """What is decided on for others, as for calls: with a log and a live link only."""
+        if not self._audit.ready():
+            return None
+        self._link.pump()
+        return self._judge.now() if self._link.synced else None
+
+    async def _situation(self) -> View:
+        """The same, waiting for the link a little."""
         if not self._audit.ready():
             raise CallError("the audit log cannot be written")
         self._link.pump()

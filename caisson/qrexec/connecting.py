@@ -90,7 +90,7 @@ class Connector:
     def _to_agent(self, call: Call, endpoint: Endpoint, agent: Channel) -> None:
         user = call.user or str(self._known.infos.get(call.target, {}).get("default_user") or "")
         message = (
-            wire.start_command(call.id, user, call.command)
+            wire.start_command(call.id, user, call.command, call.flags)
             if call.command
             else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
         )

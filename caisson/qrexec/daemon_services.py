@@ -64,7 +64,7 @@ class DaemonServices:
             self._shares.give_back(call.source)
             raise CallError(f"qubesd takes no calls: {e.strerror}") from None
         kind, text = split_target(requested)
-        argument, just_start = f"+{call.argument}", call.flags == wire.JUST_START
+        argument, just_start = f"+{call.argument}", wire.JUST_START in call.flags
         message = Handover(
             call.id, call.service, argument, call.told_source, kind, text, just_start
         )

@@ -5,13 +5,13 @@ of which the last runs to the end. Everything that arrives here is untrusted: pa
 checked types, or refuses.
 
 A client says `C` target, service[+argument], flags, and a relay, as fourth, for which RemoteVM it
-calls; in the admin qube `D` (or `J`: start it and
-wait for nothing) qube, user, command or `QUBESRPC service[+argument] source`.
+calls; in the admin qube `D` (or `J`: start it and wait for nothing) qube, user, command or
+`QUBESRPC service[+argument] source`; `nogui:` before either starts it without the user's session.
 An agent says `H` version, report (JSON), `X` id, exit code, and once `U` failures: the set-up of
 its qube has ended.
 The broker tells a client `A` with pipes (stdin, stdout, stderr), then `X` code; or `R`: refused;
 or `E` code, message. It tells an agent `W`: admitted; `N` reason; `S` id, user, service+argument,
-source, flags, with pipes; `M` id, user, command, with pipes.
+source, flags, with pipes; `M` id, user, command, perhaps with `nogui:` before it, with pipes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ _TARGET = re.compile(r"[A-Za-z0-9_.@:-]{0,63}")
 _SOURCE = re.compile(r"[A-Za-z0-9_.:-]{0,63}")
 JUST_START = "e"
 """The flag that nobody waits for the end; from the admin qube, `J` in place of `D`."""
+WITHOUT_SESSION = "n"
+"""The flag that a service waits for no session of its user; qubes cannot give it."""
+NO_GUI = "nogui:"
+"""How the admin qube's programs, and a command line on its way, spell that flag."""
 _FLAGS = frozenset({"", JUST_START})
 _ADMIN = {b"D": "", b"J": JUST_START}
 _NUMBER = re.compile(rb"[0-9]{1,18}")
@@ -165,9 +169,12 @@ def parse_admin(untrusted: bytes) -> AdminCall:
         raise ProtocolError("expected qube, user and command") from None
     name = QubeName.parse(qube)
     account = "" if user in {"", "DEFAULT"} else UserName.parse(user)
+    flags = _ADMIN[untrusted[:1]]
+    if command.startswith(NO_GUI):
+        command = command.removeprefix(NO_GUI)
+        flags += WITHOUT_SESSION
     if not command or "\0" in command:
         raise ProtocolError("the command is empty or contains a NUL")
-    flags = _ADMIN[untrusted[:1]]
     if not command.startswith(f"{_RPC} "):
         return AdminCall(name, account, "", "dom0", command, flags)
     words = command.split(" ")
@@ -214,9 +221,10 @@ def start_service(number: int, user: str, descriptor: str, source: str, flags: s
     return f"S{number}\0{user}\0{descriptor}\0{source}\0{flags}".encode()
 
 
-def start_command(number: int, user: str, command: str) -> bytes:
+def start_command(number: int, user: str, command: str, flags: str) -> bytes:
     """To an agent: run a shell command."""
-    return f"M{number}\0{user}\0{command}".encode()
+    before = NO_GUI if WITHOUT_SESSION in flags else ""
+    return f"M{number}\0{user}\0{before}{command}".encode()
 
 
 ACCEPTED = b"A"

@@ -142,9 +142,10 @@ def _decided(arguments: argparse.Namespace, client: Client, query: Query) -> byt
             terminal.say(f"denied: {record['reason']}")
 
     async def decide() -> bytes:
-        answer = await standalone.adviser(tell).answer(encode_query(query), os.getuid())
+        answer = standalone.adviser(tell).answer(encode_query(query), os.getuid())
+        reply = answer if isinstance(answer, bytes) else await answer
         await standalone.told()
-        return answer
+        return reply
 
     return asyncio.run(decide())
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 
 import atheris
 from targets import TARGETS
+
+sys.path.append(str(Path(__file__).parents[1]))  # what targets share with tests
 
 
 def main() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 
+from wire_session import heard
+
 from caisson.errors import ProtocolError
 from caisson.qrexec.policy_messages import encode_query, parse_query
 from caisson.qrexec.vchan import frames
 from caisson.qrexec.vchan.broker_side import exit_code, parse_work
-from caisson.qrexec.vchan.control import Event, Session
 from caisson.qrexec.vchan.deciding import parse_answer
 from caisson.qrexec.vchan.frames import Kind, MalformedError, Splitter
 from caisson.qrexec.vchan.local import parse_command
@@ -17,9 +18,9 @@ from caisson.qrexec.vchan.untrusted import Requested, Unacceptable
 
 def session(data: bytes) -> None:
     """A stream of an agent: the same in one piece and in two, and clean or refused."""
-    whole = _heard(data)
+    whole = heard([data])
     at = zlib.crc32(data) % (len(data) + 1)
-    assert _heard(data[:at], data[at:]) == whole, f"cut at {at} it means something else"
+    assert heard([data[:at], data[at:]]) == whole, f"cut at {at} it means something else"
     events, error = whole
     assert error.isprintable(), "the error is no text for a log"
     for event in events:
@@ -64,18 +65,6 @@ def answer(data: bytes) -> None:
 
 def _harmless(error: ProtocolError) -> None:
     assert error.message.isprintable(), "the error is no text for a log"
-
-
-def _heard(*pieces: bytes) -> tuple[list[Event], str]:
-    heard, events = Session(), []
-    try:
-        for piece in pieces:
-            for event in heard.receive(piece):
-                events.append(event)  # noqa: PERF402 - the error comes in between
-        heard.end()
-    except MalformedError as e:
-        return events, e.message
-    return events, ""
 
 
 def _check(request: Requested) -> None:

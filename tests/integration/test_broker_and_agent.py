@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broker_rig import PATIENCE, Rig, broker_rig, until
@@ -30,8 +31,9 @@ class Qubes:
         self.services = rig.paths.root / "services"
         self.programs = rig.paths.root / "programs"
         self.agents: list[subprocess.Popen[bytes]] = []
-        self.services.mkdir()
-        self.programs.mkdir()
+        self.settings = rig.paths.root / "settings"
+        for directory in (self.services, self.programs, self.settings):
+            directory.mkdir()
         for name in ("qrexec-client-vm", "qrexec-client"):
             (self.programs / name).symlink_to(AGENT_BINARY)
 
@@ -42,7 +44,12 @@ class Qubes:
         path.chmod(0o755)
 
     def _agent(self, socket: Path) -> subprocess.Popen[bytes]:
-        environment = {"CAISSON_SOCKET": str(socket), "QREXEC_SERVICE_PATH": str(self.services)}
+        environment = {
+            "CAISSON_SOCKET": str(socket),
+            "CAISSON_SESSION_LOCKS": str(self.rig.paths.root),
+            "QREXEC_SERVICE_PATH": str(self.services),
+            "QUBES_RPC_CONFIG_PATH": str(self.settings),
+        }
         return subprocess.Popen([AGENT_BINARY], env=os.environ | environment)
 
     async def start(self, name: str) -> None:
@@ -142,6 +149,29 @@ async def test_service_goes_on_while_the_broker_is_killed():
         await pair.rig.ready()
         pair.service("my.True", "exit 0")
         assert (await pair.call("vault", "my.True"))[0] == 0
+
+
+async def test_admin_qube_starts_a_service_without_waiting_for_the_session():
+    """`nogui:` passes the broker; other calls of that service go on waiting (sheet, 2.2)."""
+    async with qubes("") as pair:
+        root = pair.rig.paths.root
+        os.mkfifo(root / "gate")
+        pair.service("qubes.WaitForSession", f"touch {root}/asked; read line <{root}/gate")
+        pair.service("my.Window", "echo up")
+        (pair.settings / "my.Window").write_text("wait-for-session = true\n")
+
+        def call(command: str) -> Coroutine[Any, Any, tuple[int, bytes, bytes]]:
+            return pair.call("-d", "vault", command, program="qrexec-client")
+
+        assert await call("root:nogui:QUBESRPC my.Window dom0") == (0, b"up\n", b"")
+        assert not (root / "asked").exists()
+        waiting = asyncio.create_task(call("root:QUBESRPC my.Window dom0"))
+        await until((root / "asked").exists)
+        assert await call("root:nogui:QUBESRPC my.Window dom0") == (0, b"up\n", b"")
+        assert await call("root:nogui:echo up") == (0, b"up\n", b"")
+        assert not waiting.done()
+        (root / "gate").write_text("\n")
+        assert await waiting == (0, b"up\n", b"")
 
 
 async def test_admin_qube_runs_a_service_and_a_command():

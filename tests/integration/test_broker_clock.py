@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from admin_rig import AdminRig, served_by
-from broker_rig import Agent, Peer, info, until
+from broker_rig import Agent, Peer, info, outcome, until
 
 from caisson.qrexec import AdminCall
 
@@ -19,14 +17,6 @@ qubes.GetDate  *  @anyvm     @default  allow  target=dom0
 qubes.GetDate  *  @anyvm     @adminvm  allow  user=root
 my.Other       *  @anyvm     @adminvm  allow
 """
-
-
-async def outcome(client: Peer) -> bytes:
-    """The last word of the broker to a client."""
-    message, descriptors = await client.receive()
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return (await client.receive())[0] if message == b"A" else message
 
 
 async def name_clock(admin: AdminRig, clockvm: str | None) -> None:

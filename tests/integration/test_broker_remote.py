@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from broker_rig import Agent, Peer, Rig, broker_rig, until
+from broker_rig import Agent, Rig, broker_rig, outcome, until
 
 from caisson.names import QubeName
 
@@ -23,14 +21,6 @@ async def add_remote(rig: Rig, **more: object) -> None:
     await rig.add(
         "far", **{"type": "RemoteVM", "relayvm": "relay", "transport_rpc": "my.Ssh"} | more
     )
-
-
-async def outcome(client: Peer) -> bytes:
-    """The last word of the broker to a client."""
-    message, descriptors = await client.receive()
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return (await client.receive())[0] if message == b"A" else message
 
 
 @pytest.mark.parametrize(

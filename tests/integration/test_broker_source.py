@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from admin_rig import served_by
-from broker_rig import Agent, Peer, Rig, broker_rig, prompt_agent
+from broker_rig import Agent, Peer, Rig, broker_rig, outcome, prompt_agent
 
 from caisson.qrexec import AdminCall
 
@@ -28,14 +26,6 @@ async def call_for(rig: Rig, caller: str, source: str, service: str, target: str
     peer = rig.client(caller)
     await peer.send(f"C{target}\0{service}\0\0{source}".encode())
     return peer
-
-
-async def outcome(client: Peer) -> bytes:
-    """The last word of the broker to a client."""
-    message, descriptors = await client.receive()
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return (await client.receive())[0] if message == b"A" else message
 
 
 async def prepare(rig: Rig) -> Agent:

@@ -183,12 +183,7 @@ async def test_a_grant_ends_while_qubesd_is_away():
         grant = await grants.seen_and_short(agent)
         await rig.link.close()
         await until(lambda: grants.over(grant))
-        rig.link = rig.make_link()
-        await rig.link.replace(rig.domains)
-        for name in ("work", "vault"):
-            await rig.link.open_qube(QubeName(name))
-        await rig.link.start()
-        await rig.ready()
+        await rig.start_daemon("work", "vault")
         assert not await passes(rig, agent)
 
 

@@ -11,22 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from broker_rig import PATIENCE, Agent, Peer, Rig, Service, broker_rig, prompt_agent
+from broker_rig import PATIENCE, Agent, Rig, Service, broker_rig, outcome, prompt_agent
 from grounds.whole import Whole
 
 pytestmark = pytest.mark.root
 
 POLICY = "my.Service * work @anyvm ask\n"
-
-
-async def outcome(client: Peer) -> bytes:
-    """The last word of the broker; pipes are closed."""
-    while True:
-        message, descriptors = await client.receive()
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if message != b"A":
-            return message
 
 
 async def read_all(descriptor: int) -> bytes:

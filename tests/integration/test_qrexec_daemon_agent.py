@@ -12,17 +12,23 @@ from pathlib import Path
 import msgspec
 import pytest
 from broker_rig import until
-from fake_agent import PATIENCE
+from fake_agent import PATIENCE, trigger
 from wire_rig import Wire, allow, wire
 
 from caisson.names import UserName
 from caisson.paths import AGENT_BINARY
-from caisson.qrexec.vchan import Daemon
+from caisson.qrexec.vchan import Daemon, daemon
 
 pytestmark = pytest.mark.skipif(not AGENT_BINARY.exists(), reason="the agent is not built")
 
 DOMAINS = {"work": 42, "vault": 43}
 ME = UserName(getpass.getuser())
+
+
+def write_script(path: Path, script: str) -> None:
+    """A program of the shell."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 class Qubes:
@@ -41,9 +47,7 @@ class Qubes:
 
     def service(self, name: str, script: str) -> None:
         """Offer a service, in all qubes and in the admin qube."""
-        path = self.services / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
+        write_script(self.services / name, script)
 
     def environment(self, domain: int) -> dict[str, str]:
         """Of the programs in a qube."""
@@ -154,6 +158,38 @@ async def test_calls_pass_between_our_own_programs(monkeypatch: pytest.MonkeyPat
         client = ("qrexec-client", "-d", "vault", command)
         assert await made.run(0, *client, stdin=b"hello") == (7, b"HELLO", b"")
         await ports_free(made)
+
+
+async def test_a_service_of_the_admin_qube_gives_its_caller_five_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The program that carries it is told so (sheet, section 1.3), whatever its own default is."""
+    async with qubes() as made:
+        monkeypatch.setenv("QREXEC_SERVICE_PATH", str(made.services))
+        made.service("my.Carrier", "cat /proc/$PPID/cmdline")
+        code, out, _ = await made.call("work", "dom0", "my.Carrier")
+        words = out.split(b"\0")
+        assert (code, words[words.index(b"-w") + 1]) == (0, b"5")
+        await ports_free(made)
+
+
+async def test_a_service_of_the_admin_qube_ends_without_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A qube that asks for a service and opens no link keeps nothing running here."""
+    monkeypatch.setattr(daemon, "SERVICE_PATIENCE", 1)
+    async with wire(lambda _: allow("@adminvm")) as rig:
+        services, told = rig.paths.root / "services", rig.paths.root / "told"
+        services.mkdir()
+        monkeypatch.setenv("QREXEC_SERVICE_PATH", str(services))
+        carrier = "tr '\\0' '\\n' </proc/$PPID/cmdline"
+        write_script(services / "my.Left", f"{carrier} >{told}; cat; echo left >>{told}")
+        agent = await rig.qube("work", DOMAINS["work"])
+        agent.send(trigger(b"dom0", b"my.Left\0"))
+        assert (await agent.next()).params == (0, 513)
+        await until(lambda: told.is_file() and told.read_text().endswith("\nleft\n"))
+        words = told.read_text().splitlines()
+        assert words[words.index("-w") + 1] == "1"
 
 
 async def test_many_calls_pass_at_once():

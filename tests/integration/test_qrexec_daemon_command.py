@@ -22,6 +22,7 @@ from fake_agent import (
     CONNECT,
     EXEC,
     EXIT,
+    IDENT,
     JUST_EXEC,
     PATIENCE,
     REFUSED,
@@ -43,7 +44,6 @@ from caisson.tools import command, qrexec_daemon
 
 PROGRAM = Path(sys.executable).parent / "qrexec-daemon"
 UUID = "00000000-0000-4000-8000-000000000042"
-IDENT = b"SOCKET7".ljust(32, b"\0")
 
 
 @dataclass

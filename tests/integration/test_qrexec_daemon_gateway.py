@@ -15,6 +15,7 @@ from fake_agent import (
     CONNECT,
     EXEC,
     EXIT,
+    IDENT,
     JUST_EXEC,
     REFUSED,
     STDERR,
@@ -41,7 +42,6 @@ pytestmark = [
 ]
 
 FAR = 7
-IDENT = b"SOCKET7".ljust(32, b"\0")
 POLICY = """\
 my.Denied * * * deny
 my.Remote * elsewhere vault allow
@@ -172,6 +172,24 @@ async def test_admin_qube_runs_commands_in_the_qube_on_the_wire():
         await admin.send(b"Jfar\0\0QUBESRPC my.Service+x dom0")
         start = await g.far.next()
         assert (start.kind, start.rest) == (JUST_EXEC, b"user:QUBESRPC my.Service+x dom0\0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "command"),
+    [
+        (EXEC, b"D%s\0root\0nogui:QUBESRPC my.A dom0", b"root:nogui:QUBESRPC my.A dom0\0"),
+        (JUST_EXEC, b"J%s\0\0nogui:QUBESRPC my.A dom0", b"user:nogui:QUBESRPC my.A dom0\0"),
+        (EXEC, b"D%s\0\0nogui:echo a", b"user:nogui:echo a\0"),
+    ],
+)
+async def test_the_qube_on_the_wire_is_told_to_wait_for_no_session(
+    kind: int, request_: bytes, command: bytes
+):
+    """`nogui:` of the admin qube's programs passes the broker, and counts at the qube's agent."""
+    async with gate() as g:
+        await g.rig.client("dom0").send(request_ % b"far")
+        start = await g.far.next()
+        assert (start.kind, start.rest) == (kind, command)
 
 
 async def test_flood_of_requests_reaches_the_broker_in_its_bounds():

@@ -40,10 +40,15 @@ def test_the_call_of_a_relay_is_read_as_it_was_written(target: str, service: str
 
 @given(NAMES, NAMES, SERVICES, ARGUMENTS)
 def test_admin_call_is_read_as_it_was_written(qube: str, source: str, service: str, argument: str):
-    """A service for the admin qube's client, with and without waiting for its end."""
-    message = f"{qube}\0root\0QUBESRPC {service}+{argument} {source}".encode()
-    for kind, flags in ((b"D", ""), (b"J", "e")):
-        call = wire.parse_admin(kind + message)
+    """A service for the admin qube's client, with and without waiting for end and session."""
+    for kind, before, flags in (
+        ("D", "", ""),
+        ("J", "", "e"),
+        ("D", "nogui:", "n"),
+        ("J", "nogui:", "en"),
+    ):
+        message = f"{kind}{qube}\0root\0{before}QUBESRPC {service}+{argument} {source}"
+        call = wire.parse_admin(message.encode())
         assert (call.qube, call.user, call.source) == (qube, "root", source)
         assert (call.service, call.flags) == (f"{service}+{argument}", flags)
 
@@ -94,8 +99,25 @@ def test_command_of_the_admin_qube_keeps_its_text():
     """A shell command may hold any text but a NUL."""
     call = wire.parse_admin("Dwork\0\0printf 'é\n'".encode())
     assert (call.command, call.user, call.service) == ("printf 'é\n'", "", "")
+    for wrong in (b"Dwork\0\0a\0b", b"Dwork\0\0", b"Dwork\0\0nogui:"):
+        with pytest.raises(CaissonError):
+            wire.parse_admin(wrong)
+
+
+@pytest.mark.parametrize("command", ["ls", "nogui:ls", "nogui:nogui:ls"])
+def test_command_of_the_admin_qube_reaches_the_agent_as_it_was_given(command: str):
+    """One `nogui:` is the admin qube's word to the agent; what follows is the shell's."""
+    call = wire.parse_admin(f"Dwork\0\0{command}".encode())
+    sent = wire.start_command(1, "user", call.command, call.flags)
+    assert sent == f"M1\0user\0{command}".encode()
+    assert call.command == command.removeprefix("nogui:")
+
+
+@pytest.mark.parametrize("flags", ["n", "en", "ne"])
+def test_a_qube_cannot_start_services_without_a_session(flags: str):
+    """A service that waits for its user's session does so for every other qube."""
     with pytest.raises(CaissonError):
-        wire.parse_admin(b"Dwork\0\0a\0b")
+        wire.parse_client(f"Cwork\0a.B\0{flags}".encode())
 
 
 INFOS = st.dictionaries(

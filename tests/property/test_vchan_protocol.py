@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from wire_session import heard
 
 from caisson.errors import ProtocolError
 from caisson.qrexec.policy_messages import encode_query, parse_query
 from caisson.qrexec.vchan import frames, ports
-from caisson.qrexec.vchan.control import Event, Session, Terminated
+from caisson.qrexec.vchan.control import Session, Terminated
 from caisson.qrexec.vchan.deciding import parse_answer
-from caisson.qrexec.vchan.frames import Kind, MalformedError, Splitter
+from caisson.qrexec.vchan.frames import Kind, Splitter
 from caisson.qrexec.vchan.local import Command
 from caisson.qrexec.vchan.ports import FIRST, LAST, Ports
 from caisson.qrexec.vchan.switchboard import MOST_PENDING, Pending, Switchboard
@@ -49,19 +49,6 @@ MESSAGES = st.one_of(
     ),
     st.builds(lambda domain, port: frames.params(Kind.TERMINATED, domain, port), WORDS, PORTS),
 )
-
-
-def heard(pieces: Iterable[bytes]) -> tuple[list[Event], str]:
-    """What a session makes of the pieces of a stream, and the error that ends it."""
-    session, events = Session(), []
-    try:
-        for piece in pieces:
-            for event in session.receive(piece):
-                events.append(event)  # noqa: PERF402 - the error comes in between
-        session.end()
-    except MalformedError as e:
-        return events, e.message
-    return events, ""
 
 
 def cut(stream: bytes, at: list[int]) -> list[bytes]:

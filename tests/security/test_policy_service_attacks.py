@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,12 @@ from pathlib import Path
 import pytest
 from admin_rig import Answer, Daemon, daemon_rig
 from broker_rig import PATIENCE, until
-from security.test_broker_admin_attacks import Attacker
+from forged_calls import Attacker, forged
 
 pytestmark = pytest.mark.root
 
 CANARY = "canary-90d1"
+LIST = {"service": "policy.List"}
 POLICY = f"""\
 policy.List              *         mgmt  @adminvm  allow
 policy.Get               +30-user  ro    @adminvm  allow
@@ -25,23 +25,6 @@ policy.Replace           +50-no    mgmt  @adminvm  deny
 policy.RegisterArgument  +my.Back  key   work      allow target=dom0
 secret.Service           *         {CANARY} work   deny
 """
-
-
-async def forged(
-    daemon: Daemon, payload: bytes = b"", **changed: str
-) -> tuple[bytes, bytes, bytes]:
-    """A call that the broker's user hands over though the broker judged none; what comes of it."""
-    attacker = Attacker(daemon.rig.paths.admin_calls)
-    attacker.call(**{"service": "policy.List", **changed})
-    in_read, in_write, out_read, out_write, err_read, err_write = attacker.ends
-    os.write(in_write, payload)
-    for end in (in_read, in_write, out_write, err_write):
-        os.close(end)
-    attacker.ends = [out_read, err_read]
-    answer = await attacker.answer()
-    out, err = os.read(out_read, 65_536), os.read(err_read, 65_536)
-    attacker.close()
-    return answer, out, err
 
 
 def folder(daemon: Daemon) -> Path:
@@ -71,12 +54,12 @@ async def test_a_broker_cannot_read_or_write_policy_that_the_policy_does_not_let
             {**register, "source": "mgmt", "requested": "work"},
             {**replace, "requested": "work"},
         ):
-            code, out, err = await forged(daemon, b"any\n* * * * allow\n", **changed)
+            code, out, err = await forged(daemon, b"any\n* * * * allow\n", **(LIST | changed))
             assert (code, out) == (b'{"code":1}', b""), changed
             name = err.split(b" ")[0]
             assert name in {b"PermissionDenied", b"QubesVMNotFoundError"}, (changed, err)
             assert CANARY.encode() not in err
-        assert await forged(daemon, source="dom0") == (b"", b"", b"")
+        assert await forged(daemon, **LIST, source="dom0") == (b"", b"", b"")
         assert {path.name for path in folder(daemon).iterdir()} == {"30-user.policy"}
         assert (folder(daemon) / "30-user.policy").read_text() == POLICY
         done = await forged(daemon, b"any\n# Hi.\n", **replace, source="mgmt")
@@ -94,7 +77,7 @@ async def test_policy_services_have_no_other_way_and_no_other_service_their_way(
         ):  # fmt: skip
             assert await forged(daemon, service=service) == (b'{"code":127}', b"", b""), service
         for changed in ({"requested": "default"}, {"requested": "dispvm:mgmt"}):
-            code, out, err = await forged(daemon, target_type="keyword", **changed)
+            code, out, err = await forged(daemon, target_type="keyword", **(LIST | changed))
             assert (code, out) == (b'{"code":1}', b"")
             assert err.startswith(b"PolicyAdminProtocolException ")
 
@@ -115,7 +98,7 @@ async def test_payloads_of_those_who_may_not_write_are_not_even_read():
         await until(lambda: "mgmt" in lines and lines["mgmt"].calls == len(waiting))
         assert lines["mgmt"].turns.locked()
         # The others still have their turns.
-        assert (await forged(daemon, source="work"))[0] == b'{"code":1}'
+        assert (await forged(daemon, **LIST, source="work"))[0] == b'{"code":1}'
         for each in waiting:
             each.close()
         await until(lambda: not lines)

@@ -40,7 +40,7 @@ pub fn hand_over(pattern: &[u8], call: &DataProcess, params: ExecParams, setting
 /// The connection, and the command without its user.
 fn find<'a>(pattern: &[u8], call: &'a DataProcess, settings: &Settings) -> Option<(OwnedFd, &'a [u8])> {
     let (user, line) = split_once(&call.line, b':')?;
-    if line.starts_with(b"nogui:") {
+    if line.starts_with(command::NO_GUI) {
         return None;
     }
     let mut user = user.to_vec();

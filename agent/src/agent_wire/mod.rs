@@ -26,7 +26,7 @@ use self::data_process::DataProcess;
 use crate::arguments::{Known, Options};
 use crate::environment;
 use crate::process;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call::{self, signal};
 use crate::text::{c_string, decimal};
 use crate::users::read_file;
@@ -75,11 +75,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
             let _ = rustix::io::write(call::standard(2), USAGE.as_bytes());
             return code::USAGE;
         }
-        Err(text) => {
-            say!("error: {text}");
-            say!("hint: `qrexec-agent --help` shows the options");
-            return code::USAGE;
-        }
+        Err(text) => return speak::wrong_usage("qrexec-agent", &text),
     };
     call::block_signals();
     call::default_signals();

@@ -7,8 +7,8 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::SendFlags;
 
+use crate::exchange::{self, Refusal};
 use crate::speak::{Reason, Shown};
 use crate::sys::call;
 use crate::wire::{self, ExecParams, Ident, Kind, Receiver, Version, Way};
@@ -86,39 +86,11 @@ impl Daemon {
     }
 
     fn send(&self, message: &[u8]) -> Result<(), String> {
-        let until = call::milliseconds() + PATIENCE;
-        let mut rest = message;
-        while !rest.is_empty() {
-            match rustix::net::send(&self.stream, rest, SendFlags::NOSIGNAL) {
-                Ok(count) => rest = &rest[count..],
-                Err(Errno::AGAIN) => wait(&self.stream, PollFlags::OUT, until)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(lost(error)),
-            }
-        }
-        Ok(())
+        exchange::send(&self.stream, message, call::milliseconds() + PATIENCE).map_err(told)
     }
 
     fn receive(&mut self) -> Result<(Kind, Vec<u8>), String> {
-        let until = call::milliseconds() + PATIENCE;
-        let mut bytes = [0; 256];
-        loop {
-            let wanted = self.receiver.wanted().min(bytes.len());
-            match rustix::io::read(&self.stream, &mut bytes[..wanted]) {
-                Ok(0) => return Err("the daemon closed the connection without an answer".into()),
-                Ok(count) => {
-                    let taken = self.receiver.take(&bytes[..count]);
-                    if let Some(message) =
-                        taken.map_err(|wrong| alloc::format!("the daemon sent a {wrong}"))?
-                    {
-                        return Ok(message);
-                    }
-                }
-                Err(Errno::AGAIN) => wait(&self.stream, PollFlags::IN, until)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(lost(error)),
-            }
-        }
+        exchange::receive(&self.stream, &mut self.receiver, call::milliseconds() + PATIENCE).map_err(told)
     }
 }
 
@@ -134,18 +106,11 @@ fn open(path: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(stream)
 }
 
-fn wait(stream: &OwnedFd, flags: PollFlags, until: i64) -> Result<(), String> {
-    let left = until - call::milliseconds();
-    if left <= 0 {
-        return Err("the daemon does not answer".into());
+fn told(refusal: Refusal) -> String {
+    match refusal {
+        Refusal::Lost(Errno::CONNRESET) => "the daemon closed the connection without an answer".into(),
+        Refusal::Lost(Errno::TIMEDOUT) => "the daemon does not answer".into(),
+        Refusal::Lost(error) => alloc::format!("the connection to the daemon broke: {}", Reason(error)),
+        Refusal::Malformed(malformed) => alloc::format!("the daemon sent a {malformed}"),
     }
-    let timeout = call::timeout(left);
-    match rustix::event::poll(&mut [PollFd::new(stream, flags)], Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(lost(error)),
-    }
-}
-
-fn lost(error: Errno) -> String {
-    alloc::format!("the connection to the daemon broke: {}", Reason(error))
 }

@@ -10,22 +10,13 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 
 use super::options::Wishes;
-use crate::link::{pair, Link, Peer, Process, Rules, Sink, Source, Stream, Watch};
+use crate::link::{self, Child, Forked, Link, Peer, Rules, Sink, Source, Stream};
 use crate::relay::End;
 use crate::service::{self, Request, Settings, Work};
 use crate::speak::Reason;
-use crate::sys::call::{self, signal};
+use crate::sys::call;
 use crate::text::{c_string, directories};
 use crate::{environment, run_service};
-
-/// A process of ours, and our ends of its standard streams.
-pub struct Child {
-    process: Process,
-    /// Takes what it reads.
-    stdin: OwnedFd,
-    /// Gives what it writes.
-    stdout: OwnedFd,
-}
 
 /// Our side of a call that only starts something: nothing is said, and nothing but the code is told.
 pub fn starter(peer: Peer) -> Link {
@@ -47,20 +38,9 @@ pub fn calling_service(wishes: &Wishes, child: Child, peer: Peer) -> Link {
 
 /// Our side where a service of ours is called. Its errors stay here: no qube is to read them.
 pub fn service(child: Child, signals: OwnedFd, peer: Peer) -> Link {
-    let mut link = Link::new(Rules::of_service(), peer);
+    let mut link = child.serving(signals, peer);
     link.rules.ended(Stream::Errors);
-    link.both_ways = rustix::io::fcntl_dupfd_cloexec(&child.stdin, 3).ok();
-    link.sources.push((Stream::Output, Source::new(End::Pipe(child.stdout))));
-    link.sinks.push((Stream::Input, Sink::new(End::Pipe(child.stdin))));
-    link.process = child.process;
-    link.signals = Some(Watch(signals));
     link
-}
-
-/// The signals that a data process takes.
-pub fn watch_signals() -> Result<OwnedFd, Errno> {
-    call::block_signals();
-    call::signal_descriptor(&[signal::USER_1, signal::TERMINATE, signal::INTERRUPT])
 }
 
 /// Start a service of ours.
@@ -72,17 +52,14 @@ pub fn start_service(
     let user = local_user(user)?;
     let settings = local_settings(environment);
     let start = || -> Result<Child, Errno> {
-        let (stdin, its_stdin) = pair()?;
-        let (stdout, its_stdout) = pair()?;
         let stderr = rustix::io::fcntl_dupfd_cloexec(call::standard(2), 3).ok();
-        match call::fork()? {
-            None => {
-                drop((stdin, stdout));
+        match link::fork()? {
+            Forked::New { stdin, stdout } => {
                 call::default_broken_pipes();
-                let descriptors = [Some(its_stdin), Some(its_stdout), stderr];
+                let descriptors = [Some(stdin), Some(stdout), stderr];
                 service::become_service(Work::Service(request), &user, descriptors, &settings)
             }
-            Some(pid) => Ok(Child { process: Process::of_child(pid)?, stdin, stdout }),
+            Forked::Ours(child) => Ok(child),
         }
     };
     start().map_err(|error| alloc::format!("cannot make a process: {}", Reason(error)))

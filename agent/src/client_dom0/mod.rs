@@ -23,10 +23,11 @@ use daemon::Daemon;
 use options::{Answer, Wishes};
 
 use crate::call::Call;
-use crate::link::{Caller, Peer};
+use crate::caller::Caller;
+use crate::link::{self, Peer};
 use crate::process::exit_code;
 use crate::service::{self, command, Request, Settings, Work};
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::{c_string, split_once};
 use crate::vchan::Place;
@@ -44,7 +45,8 @@ const USAGE: &str = "\
 usage: qrexec-client -d QUBE [OPTIONS] USER:COMMAND
 
 Run COMMAND as USER (DEFAULT for the qube's default user) in a running qube.
-COMMAND is a shell command, or `QUBESRPC SERVICE[+ARGUMENT] SOURCE`.
+COMMAND is a shell command, or `QUBESRPC SERVICE[+ARGUMENT] SOURCE`;
+with `nogui:` before it, it does not wait for the user's session.
 In the admin qube, dom0, COMMAND is always a service.
 
   -d QUBE             the qube: its name, `uuid:UUID`, or dom0
@@ -76,11 +78,7 @@ pub fn run(arguments: &[&'static CStr], environment: &'static [&'static CStr]) -
             let _ = rustix::io::write(call::standard(1), USAGE.as_bytes());
             return 0;
         }
-        Err(text) => {
-            say!("error: {text}");
-            say!("hint: `qrexec-client --help` shows the options");
-            return code::USAGE;
-        }
+        Err(text) => return speak::wrong_usage("qrexec-client", &text),
     };
     let client = Client { wishes, environment };
     let code = client.call();
@@ -154,7 +152,6 @@ impl Client {
         let wishes = &self.wishes;
         let (user, line) = split_once(wishes.command, b':')
             .ok_or((code::USAGE, String::from("expected `USER:COMMAND`, found no `:`")))?;
-        let line = line.strip_prefix(b"nogui:").unwrap_or(line);
         let user = if user == b"DEFAULT" { b"" } else { user };
         let line = if wishes.just_start { in_background(line) } else { line.to_vec() };
         let local = match wishes.local {
@@ -169,12 +166,7 @@ impl Client {
         Ok(Call {
             socket: wishes.socket.unwrap_or(&below_root),
             request: message::admin_request(wishes.qube, user, &line, wishes.just_start),
-            filter_stdout: wishes.filter_stdout,
-            filter_stderr: wishes.filter_stderr,
-            prefix: wishes.prefix,
-            both_ways: wishes.both_ways,
-            program: &local,
-            environment: self.environment,
+            caller: self.caller(&local),
         }
         .run())
     }
@@ -217,15 +209,20 @@ impl Client {
             Some(Work::Command(line)) => ends::shell(line),
             None => Vec::new(),
         };
-        let caller = Caller {
+        Ok(self.caller(&program).run(peer))
+    }
+
+    /// Our own streams as the options want them, or a local program.
+    fn caller<'a>(&'a self, program: &'a [&'static CStr]) -> Caller<'a> {
+        let wishes = &self.wishes;
+        Caller {
             filter_stdout: wishes.filter_stdout,
             filter_stderr: wishes.filter_stderr,
             prefix: wishes.prefix,
             both_ways: wishes.both_ways,
-            program: &program,
+            program,
             environment: self.environment,
-        };
-        Ok(caller.run(peer))
+        }
     }
 
     fn place(&self) -> Result<Place, String> {
@@ -241,6 +238,7 @@ impl Client {
     fn connect(&self, answer: &Answer) -> Result<i32, String> {
         let wishes = &self.wishes;
         command::parse(wishes.command)?;
+        call::ignore_broken_pipes();
         let mut target = Daemon::connect(&self.daemon_socket(wishes.qube))?;
         let there = target.execute(false, answer.domain, wishes.command)?;
         let mut source = Daemon::connect(&self.daemon_socket(answer.source))?;
@@ -259,7 +257,7 @@ impl Client {
         let mut daemon =
             Daemon::connect(&self.daemon_socket(answer.source)).map_err(failed(code::FAILURE))?;
         let there = daemon.serve_trigger(&answer.ident).map_err(failed(code::FAILURE))?;
-        let signals = ends::watch_signals().map_err(|error| {
+        let signals = link::watch_signals().map_err(|error| {
             (code::FAILURE, alloc::format!("cannot watch for signals: {}", Reason(error)))
         })?;
         let child = ends::start_service(request, user, self.environment).map_err(failed(code::PROBLEM))?;
@@ -324,9 +322,11 @@ fn here(text: &'static [u8]) -> Result<(&'static [u8], Request<'static>), String
 }
 
 /// A command line that returns at once; for a service the agent itself sees to it.
-fn in_background(command: &[u8]) -> Vec<u8> {
-    if command.starts_with(b"QUBESRPC ") {
-        return command.to_vec();
+fn in_background(text: &[u8]) -> Vec<u8> {
+    let bare = text.strip_prefix(command::NO_GUI).unwrap_or(text);
+    if bare.starts_with(b"QUBESRPC ") {
+        return text.to_vec();
     }
-    [&b"("[..], command, b"\n) </dev/null >/dev/null 2>&1 &"].concat()
+    let before = &text[..text.len() - bare.len()];
+    [before, b"(", bare, b"\n) </dev/null >/dev/null 2>&1 &"].concat()
 }

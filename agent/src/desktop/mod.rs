@@ -22,7 +22,7 @@ use crate::desktop::entry::Entry;
 use crate::desktop::exec::Fields;
 use crate::desktop::find::Id;
 use crate::flow;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::c_string;
 use crate::{code, process, program, say};
@@ -57,9 +57,7 @@ pub fn run(name: &[u8], arguments: &[&'static CStr], environment: &[&'static CSt
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qubes-desktop-run --help` shows the options");
-    code::USAGE
+    speak::wrong_usage("qubes-desktop-run", text)
 }
 
 fn failed(text: &str, path: &[u8]) -> i32 {

@@ -21,7 +21,7 @@ use crate::code;
 use crate::environment;
 use crate::flow;
 use crate::say;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use store::{Facts, Places};
 
@@ -103,9 +103,7 @@ impl Command {
     }
 
     fn wrong(&self, text: &str) -> i32 {
-        say!("error: {text}");
-        say!("hint: `{} --help` shows the options", self.name);
-        code::USAGE
+        speak::wrong_usage(self.name, text)
     }
 }
 

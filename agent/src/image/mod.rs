@@ -25,7 +25,7 @@ use crate::flow;
 use crate::image::receive::Wish;
 use crate::image::request::Request;
 use crate::image::size::{LARGEST, LARGEST_ICON};
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::{code, process, say};
 
@@ -103,8 +103,5 @@ fn open(path: &[u8]) -> rustix::io::Result<OwnedFd> {
 }
 
 fn wrong(converting: bool, text: &str) -> i32 {
-    say!("error: {text}");
-    let name = if converting { "qvm-convert-img" } else { "qubes-get-image" };
-    say!("hint: `{name} --help` shows the options");
-    code::USAGE
+    speak::wrong_usage(if converting { "qvm-convert-img" } else { "qubes-get-image" }, text)
 }

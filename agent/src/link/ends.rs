@@ -223,16 +223,13 @@ impl Sink {
         }
     }
 
-    /// Let the reader see the end: of a shared descriptor we close our part where that is possible.
+    /// Let the reader see the end, and leave to others what we share with them: whoever started us
+    /// may go on writing to its standard output.
     pub fn close(self) {
         match &self.end {
-            End::Standard(number) => {
-                if self.manner == Manner::Socket {
-                    let _ = rustix::net::shutdown(&self.end, Shutdown::Write);
-                } else if *number == 1 {
-                    crate::process::let_go_of_standard_output();
-                }
-            }
+            End::Standard(0) => drop(rustix::net::shutdown(&self.end, Shutdown::Write)),
+            End::Standard(1) => crate::process::let_go_of_standard_output(),
+            End::Standard(_) => {}
             // A socket may have another holder on our side, for the other direction.
             End::Pipe(own) => drop(rustix::net::shutdown(own, Shutdown::Write)),
         }

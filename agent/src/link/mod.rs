@@ -12,9 +12,11 @@
 //! | `run` | the loop that brings them together |
 //! | `caller` | the calling side: our own streams, or a local program |
 //! | `log` | a copy of a service's errors for this machine's log |
+//! | `child` | a process on our side, and our ends of its streams |
 //! | `serve` | the service's side: a process for each call |
 
 mod caller;
+mod child;
 mod ends;
 mod log;
 mod peer;
@@ -24,9 +26,9 @@ pub mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use caller::{pair, Caller};
+pub use child::{fork, watch_signals, Child, Forked};
 pub use ends::{Sink, Source};
 pub use log::{Log, SOCKET as LOG};
-pub use peer::{Peer, Refusal};
+pub use peer::Peer;
 pub use rules::{Due, Ending, Rules, Side, Stream};
 pub use run::{Link, Process, Watch};

@@ -1,7 +1,6 @@
 //! The stream to the peer of a data link: HELLO, then messages in and out through two buffers.
 
 use alloc::vec::Vec;
-use core::fmt;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
@@ -9,42 +8,13 @@ use rustix::io::{Errno, IoSliceMut};
 
 use super::ends::{Moved, Source};
 use super::rules::Stream;
-use crate::code;
-use crate::speak::Reason;
-use crate::sys::call;
+use crate::exchange::{self, Refusal};
 use crate::wire::{self, Header, Kind, Malformed, Receiver, Version, Way, HEADER};
 
 /// Messages that one reading of a source fills at most.
 const BATCH: usize = 4;
 /// What one reading of the peer takes at most.
 const INBOX: usize = 4 * (wire::CHUNK + HEADER);
-
-/// Why a link did not come up.
-pub enum Refusal {
-    /// The stream broke or nothing came in time.
-    Lost(Errno),
-    /// The peer does not speak the protocol.
-    Malformed(Malformed),
-}
-
-impl Refusal {
-    /// The exit code of a call whose link did not come up.
-    pub fn code(&self) -> i32 {
-        match self {
-            Self::Lost(_) => code::LOST,
-            Self::Malformed(_) => code::FAILURE,
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lost(error) => Reason(*error).fmt(out),
-            Self::Malformed(malformed) => malformed.fmt(out),
-        }
-    }
-}
 
 /// What is next in the inbox.
 pub enum Next<'a> {
@@ -83,33 +53,9 @@ pub struct Peer {
 impl Peer {
     /// Exchange HELLOs: ours goes out at once, theirs has to come before `until`.
     pub fn open(stream: OwnedFd, until: i64) -> Result<Self, Refusal> {
-        let hello = wire::hello(Version::NEWEST);
-        let mut sent = 0;
-        while sent < hello.len() {
-            match rustix::io::write(&stream, &hello[sent..]) {
-                Ok(count) => sent += count,
-                Err(Errno::AGAIN) => wait(&stream, PollFlags::OUT, until)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Refusal::Lost(error)),
-            }
-        }
-        let mut receiver = Receiver::new(Way::Opening);
-        let version = loop {
-            let mut bytes = [0; HEADER];
-            let wanted = receiver.wanted().min(HEADER);
-            match rustix::io::read(&stream, &mut bytes[..wanted]) {
-                Ok(0) => return Err(Refusal::Lost(Errno::CONNRESET)),
-                Ok(count) => {
-                    if let Some((_, body)) = receiver.take(&bytes[..count]).map_err(Refusal::Malformed)? {
-                        let theirs = wire::parse_hello(&body).map_err(Refusal::Malformed)?;
-                        break Version::negotiate(theirs).map_err(Refusal::Malformed)?;
-                    }
-                }
-                Err(Errno::AGAIN) => wait(&stream, PollFlags::IN, until)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Refusal::Lost(error)),
-            }
-        };
+        exchange::send(&stream, &wire::hello(Version::NEWEST), until)?;
+        let (_, body) = exchange::receive(&stream, &mut Receiver::new(Way::Opening), until)?;
+        let version = Version::negotiate(wire::parse_hello(&body)?)?;
         Ok(Self::new(stream, version.chunk()))
     }
 
@@ -318,17 +264,5 @@ impl Peer {
                 return;
             }
         }
-    }
-}
-
-fn wait(stream: &OwnedFd, flags: PollFlags, until: i64) -> Result<(), Refusal> {
-    let left = until - call::milliseconds();
-    if left <= 0 {
-        return Err(Refusal::Lost(Errno::TIMEDOUT));
-    }
-    let timeout = call::timeout(left);
-    match rustix::event::poll(&mut [PollFd::new(stream, flags)], Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(Refusal::Lost(error)),
     }
 }

@@ -4,14 +4,13 @@ use alloc::vec::Vec;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags};
 
 use super::ends::{Moved, Sink, Source};
 use super::log::Log;
 use super::peer::{Next, Peer};
 use super::rules::{Due, Ending, Heard, Rules, Side, Stream};
 use crate::filter;
-use crate::process::exit_code;
+use crate::process::{self, exit_code};
 use crate::speak;
 use crate::sys::call;
 use crate::wire;
@@ -43,9 +42,7 @@ pub enum Process {
 impl Process {
     /// Watch a child that was forked just now.
     pub fn of_child(pid: i32) -> Result<Self, rustix::io::Errno> {
-        let known = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH)?;
-        let watch = rustix::process::pidfd_open(known, PidfdFlags::empty())?;
-        Ok(Self::Child { pid, watch })
+        Ok(Self::Child { pid, watch: process::watch(pid)? })
     }
 }
 

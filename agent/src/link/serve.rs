@@ -1,21 +1,20 @@
 //! The process that serves one call: the data link on one side, the service on the other.
 
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use super::caller::pair;
-use super::ends::{Sink, Source};
+use super::child::{self, watch_signals, Forked};
+use super::ends::Source;
 use super::log::Log;
 use super::peer::Peer;
 use super::rules::{Rules, Stream};
-use super::run::{Link, Process, Watch};
-use crate::connection::Descriptors;
+use super::run::Link;
 use crate::process::exit_code;
 use crate::relay::End;
 use crate::service::{self, command, Request, Settings, Work};
 use crate::speak::Reason;
-use crate::sys::call::{self, signal};
+use crate::sys::call;
 use crate::{code, say};
 
 /// What to serve.
@@ -49,14 +48,21 @@ impl Call<'_> {
             let code = start(work, user, settings, errors);
             return Link::new(Rules::of_started_service(code), peer).run();
         }
-        match spawn() {
-            Ok(Forked::Service(descriptors)) => {
+        let begin = || -> Result<_, Errno> {
+            let (stderr, its_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            Ok((watch_signals()?, stderr, its_stderr, child::fork()?))
+        };
+        match begin() {
+            Ok((signals, stderr, its_stderr, Forked::New { stdin, stdout })) => {
                 // It may wait for long before it executes anything.
-                drop(peer);
+                drop((peer, signals, stderr));
+                let descriptors = [Some(stdin), Some(stdout), Some(its_stderr)];
                 service::become_service(work, user, descriptors, settings)
             }
-            Ok(Forked::Serving(service)) => {
-                let mut link = service.link(peer);
+            Ok((signals, stderr, its_stderr, Forked::Ours(service))) => {
+                drop(its_stderr);
+                let mut link = service.serving(signals, peer);
+                link.sources.push((Stream::Errors, Source::new(End::Pipe(stderr))));
                 if let Work::Service(request) = work {
                     link.log = Log::open(self.log, request.descriptor, request.source);
                 }
@@ -110,49 +116,5 @@ fn log_errors(log: &[u8], request: Request<'_>) -> Option<OwnedFd> {
             }
             call::exit(0)
         }
-    }
-}
-
-/// A service that runs, and our ends of its streams.
-struct Service {
-    process: Process,
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    signals: OwnedFd,
-}
-
-/// Which of the two processes we are.
-enum Forked {
-    /// The new one, with its streams, and nothing of the other's.
-    Service(Descriptors),
-    /// The one that serves the link.
-    Serving(Service),
-}
-
-fn spawn() -> Result<Forked, Errno> {
-    let (stdin, its_stdin) = pair()?;
-    let (stdout, its_stdout) = pair()?;
-    let (stderr, its_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    let signals = call::signal_descriptor(&[signal::USER_1, signal::TERMINATE, signal::INTERRUPT])?;
-    match call::fork()? {
-        None => Ok(Forked::Service([Some(its_stdin), Some(its_stdout), Some(its_stderr)])),
-        Some(pid) => {
-            let process = Process::of_child(pid)?;
-            Ok(Forked::Serving(Service { process, stdin, stdout, stderr, signals }))
-        }
-    }
-}
-
-impl Service {
-    fn link(self, peer: Peer) -> Link {
-        let mut link = Link::new(Rules::of_service(), peer);
-        link.both_ways = rustix::io::fcntl_dupfd_cloexec(&self.stdin, self.stdin.as_raw_fd()).ok();
-        link.sources.push((Stream::Output, Source::new(End::Pipe(self.stdout))));
-        link.sources.push((Stream::Errors, Source::new(End::Pipe(self.stderr))));
-        link.sinks.push((Stream::Input, Sink::new(End::Pipe(self.stdin))));
-        link.process = self.process;
-        link.signals = Some(Watch(self.signals));
-        link
     }
 }

@@ -1,6 +1,6 @@
 //! Whole links over real sockets and pipes.
 
-use super::caller::pair;
+use super::child::pair;
 use super::{Link, Peer, Process, Rules, Sink, Source, Stream};
 use crate::relay::End;
 use crate::sys::call;

@@ -22,7 +22,7 @@ use crate::arguments::{Known, Options};
 use crate::flow::{self, Line};
 use crate::open::opener::Kind;
 use crate::open::sender::Wish;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::decimal;
 use crate::{code, environment, process, say};
@@ -143,7 +143,5 @@ fn refuse(wrong: &url::Wrong) -> i32 {
 }
 
 fn wrong(disposable: bool, text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qvm-open-in-{} --help` shows the options", if disposable { "dvm" } else { "vm" });
-    code::USAGE
+    speak::wrong_usage(if disposable { "qvm-open-in-dvm" } else { "qvm-open-in-vm" }, text)
 }

@@ -8,7 +8,7 @@ use core::ffi::CStr;
 use super::survey::{survey, Survey};
 use crate::arguments::{Known, Options};
 use crate::environment::{self, Environment};
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::c_string;
 use crate::{code, program, say};
@@ -68,9 +68,7 @@ impl Program {
     }
 
     fn wrong(self, text: &str) -> i32 {
-        say!("error: {text}");
-        say!("hint: `{name} --help` shows the options", name = self.name);
-        code::USAGE
+        speak::wrong_usage(self.name, text)
     }
 }
 

@@ -15,7 +15,7 @@ use super::send::{Sender, Stop};
 use super::wire::Outcome;
 use crate::arguments::{Known, Options};
 use crate::process::occupy_standard_descriptors;
-use crate::speak::Shown;
+use crate::speak::{self, Shown};
 use crate::sys::call;
 use crate::text::split_once;
 use crate::{code, say};
@@ -76,9 +76,7 @@ fn wishes(options: &mut Options<'_>) -> Result<Option<Wishes>, String> {
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qfile-agent --help` shows the options");
-    code::USAGE
+    speak::wrong_usage("qfile-agent", text)
 }
 
 fn send(files: &[&'static CStr], wishes: &Wishes, environment: &[&'static CStr]) -> i32 {

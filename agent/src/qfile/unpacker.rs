@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use crate::arguments::{Known, Options};
-use crate::speak::Shown;
+use crate::speak::{self, Shown};
 use crate::sys::call;
 use crate::text::decimal;
 use crate::{code, say};
@@ -76,9 +76,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qfile-unpacker --help` shows the options");
-    code::USAGE
+    speak::wrong_usage("qfile-unpacker", text)
 }
 
 fn count(name: &str, value: &[u8]) -> Result<u64, String> {

@@ -20,7 +20,7 @@ use crate::open::name::harmless;
 use crate::program::{self, Streams};
 use crate::remote_log::line::Priority;
 use crate::remote_log::store::Store;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::{decimal, literal};
 use crate::{code, environment, process, say};
@@ -223,7 +223,5 @@ fn failed(text: &str) -> i32 {
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `qvm-log --help` shows the options");
-    code::USAGE
+    speak::wrong_usage("qvm-log", text)
 }

@@ -62,7 +62,7 @@ impl Store {
     pub fn keep(&self, priority: Priority, text: &str) -> Result<(), Errno> {
         match self {
             Self::File(files) => {
-                let now = line::time(call::unix_time());
+                let now = line::time(call::seconds());
                 files.append(alloc::format!("{now} {}: {text}\n", priority.severity()).as_bytes())
             }
             Self::Syslog(socket, tag) => {

@@ -9,6 +9,8 @@ use crate::text::split_once;
 
 /// Longest service name with its argument.
 pub const LONGEST_DESCRIPTOR: usize = 65_000;
+/// Before a call that starts without the user's session.
+pub const NO_GUI: &[u8] = b"nogui:";
 const KEYWORD: &[u8] = b"QUBESRPC";
 
 /// A call of a service.
@@ -120,7 +122,7 @@ pub fn parse(text: &[u8]) -> Result<(&[u8], Work<'_>), Wrong> {
 
 /// Read what follows the user.
 pub fn parse_work(text: &[u8]) -> Result<Work<'_>, Wrong> {
-    let (text, with_session) = match text.strip_prefix(b"nogui:") {
+    let (text, with_session) = match text.strip_prefix(NO_GUI) {
         Some(rest) => (rest, false),
         None => (text, true),
     };

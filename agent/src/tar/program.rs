@@ -17,7 +17,7 @@ use crate::qfile::input::Input;
 use crate::qfile::output::Output;
 use crate::qfile::progress::Progress;
 use crate::qfile::sender;
-use crate::speak::{Reason, Shown};
+use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::c_string;
 use crate::{code, say};
@@ -96,9 +96,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
 }
 
 fn wrong(text: &str) -> i32 {
-    say!("error: {text}");
-    say!("hint: `tar2qfile --help` shows the options");
-    code::USAGE
+    speak::wrong_usage("tar2qfile", text)
 }
 
 fn failed(text: &str) -> i32 {

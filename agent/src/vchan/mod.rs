@@ -3,10 +3,12 @@
 //! Two kinds, and nobody above this room knows which one it has. *Sockets*: the one side, the
 //! server, waits at `$VCHAN_SOCKET_DIR/vchan.SERVER.CLIENT.PORT.sock`, the other connects; domains
 //! are numbers, `VCHAN_DOMAIN` is our own. *Plain streams*: port N is the character device (of a
-//! virtual machine) or the unix socket `$CAISSON_VCHAN_STREAMS.N`, and it is always we who open it.
+//! virtual machine) or the unix socket `$CAISSON_VCHAN_STREAMS.N`, and it is always we who open it;
+//! those for data, which one process after the other uses, begin with a rendezvous.
 //! Whoever can put files there is trusted to be the peer.
 
 mod address;
+mod rendezvous;
 mod server;
 
 pub use address::bind;
@@ -22,6 +24,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use self::rendezvous::Side;
 use crate::speak::Shown;
 use crate::sys::call;
 use crate::text::{c_string, decimal};
@@ -76,25 +79,31 @@ impl Place {
         Self::of(environment)
     }
 
-    /// Wait for `peer` at a port without blocking; see `Server`.
+    /// Wait for `peer` at the port of the control link without blocking; see `Server`.
     pub fn serve(&self, peer: u32, port: u32) -> Result<Server, Errno> {
+        self.server(peer, port, None)
+    }
+
+    /// Be the server for `peer` at a port for data until it has come; `TIMEDOUT` where it does not.
+    pub fn accept(&self, peer: u32, port: u32, until: i64) -> Result<OwnedFd, Errno> {
+        self.server(peer, port, Some(Side::Waiting))?.wait(until)
+    }
+
+    fn server(&self, peer: u32, port: u32, side: Option<Side>) -> Result<Server, Errno> {
         match self.kind {
             Kind::Sockets(directory) => Server::listen(socket_path(directory, self.own, peer, port)),
-            Kind::Streams(prefix) => Ok(Server::stream(stream_path(prefix, port))),
+            Kind::Streams(prefix) => Ok(Server::stream(stream_path(prefix, port), side)),
         }
     }
 
-    /// Be the server for `peer` at a port until it has come; `TIMEDOUT` where it does not.
-    pub fn accept(&self, peer: u32, port: u32, until: i64) -> Result<OwnedFd, Errno> {
-        self.serve(peer, port)?.wait(until)
-    }
-
-    /// Connect to the server `peer` at a port, which may still be on its way; `TIMEDOUT` where it
-    /// does not come.
+    /// Connect to the server `peer` at a port for data, which may still be on its way; `TIMEDOUT`
+    /// where it does not come.
     pub fn connect(&self, peer: u32, port: u32, until: i64) -> Result<OwnedFd, Errno> {
         let path = match self.kind {
             Kind::Sockets(directory) => socket_path(directory, peer, self.own, port),
-            Kind::Streams(prefix) => return Server::stream(stream_path(prefix, port)).wait(until),
+            Kind::Streams(prefix) => {
+                return Server::stream(stream_path(prefix, port), Some(Side::Coming)).wait(until)
+            }
         };
         let mut pause = FIRST_PAUSE;
         loop {

@@ -8,12 +8,15 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use super::rendezvous::{Rendezvous, Side};
 use super::{bind, new_socket, open_stream, ready};
 use crate::sys::call;
 
-/// Between two looks at a plain stream that nobody uses yet, in milliseconds: first and longest.
+/// Between two looks at a plain stream that nobody uses yet, in milliseconds: first and longest,
+/// and longest where somebody is known to come.
 const FIRST_PAUSE: i64 = 1;
 const LONGEST_PAUSE: i64 = 500;
+const LONGEST_WHERE_EXPECTED: i64 = 50;
 
 /// Waits for the one peer of a port.
 pub enum Server {
@@ -30,6 +33,10 @@ pub enum Server {
     Stream {
         /// The device or socket.
         path: CString,
+        /// How to meet the other side there; none where its first word is enough.
+        side: Option<Side>,
+        /// Where it is open and the other side is not met yet.
+        meeting: Option<Rendezvous>,
         /// Until the next look, in milliseconds.
         pause: i64,
         /// When that is.
@@ -54,15 +61,16 @@ impl Server {
         Ok(server)
     }
 
-    pub(super) fn stream(path: CString) -> Self {
-        Self::Stream { path, pause: FIRST_PAUSE, retry_at: 0 }
+    /// Look at `path` for the other side.
+    pub(super) fn stream(path: CString, side: Option<Side>) -> Self {
+        Self::Stream { path, side, meeting: None, pause: FIRST_PAUSE, retry_at: 0 }
     }
 
     /// What to wait for before `take`, where it can be waited for.
     pub fn poll_entry(&self) -> Option<PollFd<'_>> {
         match self {
             Self::Listening { socket, .. } => Some(PollFd::new(socket, PollFlags::IN)),
-            Self::Stream { .. } => None,
+            Self::Stream { meeting, .. } => meeting.as_ref().map(Rendezvous::poll_entry),
         }
     }
 
@@ -70,6 +78,7 @@ impl Server {
     pub fn retry_at(&self) -> Option<i64> {
         match self {
             Self::Listening { .. } => None,
+            Self::Stream { meeting: Some(meeting), .. } => meeting.retry_at(),
             Self::Stream { retry_at, .. } => Some(*retry_at),
         }
     }
@@ -84,17 +93,19 @@ impl Server {
                     Err(error) => Err(error),
                 }
             }
-            Self::Stream { path, pause, retry_at } => {
-                if call::milliseconds() < *retry_at {
+            Self::Stream { path, side, meeting, pause, retry_at } => {
+                if meeting.is_none() && call::milliseconds() < *retry_at {
                     return Ok(None);
                 }
-                match open_stream(path) {
-                    Ok(stream) => return Ok(Some(stream)),
+                match look(path, *side, meeting) {
                     Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::BUSY) => {}
-                    Err(error) => return Err(error),
+                    Err(Errno::CONNRESET | Errno::PIPE) if side.is_some() => {}
+                    other => return other,
                 }
+                *meeting = None;
                 *retry_at = call::milliseconds() + *pause;
-                *pause = (*pause * 2).min(LONGEST_PAUSE);
+                let longest = if side.is_some() { LONGEST_WHERE_EXPECTED } else { LONGEST_PAUSE };
+                *pause = (*pause * 2).min(longest);
                 Ok(None)
             }
         }
@@ -137,6 +148,20 @@ impl Drop for Server {
             }
         }
     }
+}
+
+/// Open a plain stream and meet the other side on it, as far as that can be done now.
+fn look(path: &CStr, side: Option<Side>, meeting: &mut Option<Rendezvous>) -> Result<Option<OwnedFd>, Errno> {
+    let mut met = match (meeting.take(), side) {
+        (Some(begun), _) => begun,
+        (None, Some(side)) => Rendezvous::new(open_stream(path)?, side)?,
+        (None, None) => return open_stream(path).map(Some),
+    };
+    if met.advance()? {
+        return Ok(Some(met.into_stream()));
+    }
+    *meeting = Some(met);
+    Ok(None)
 }
 
 fn identity(path: &CStr) -> Result<(u64, u64), Errno> {

@@ -102,6 +102,23 @@ pub enum Way {
     Data(usize),
 }
 
+#[cfg(any(test, fuzzing))]
+impl Way {
+    /// One of each, for tests; the corpora of the fuzzer name them by their places.
+    pub const SAMPLES: [Self; 10] = [
+        Self::Opening,
+        Self::DaemonToAgent,
+        Self::AgentToDaemon(2),
+        Self::AgentToDaemon(3),
+        Self::AgentToDaemon(4),
+        Self::ClientToAgent,
+        Self::ClientToDaemon,
+        Self::DaemonToClient,
+        Self::Data(super::OLD_CHUNK),
+        Self::Data(super::CHUNK),
+    ];
+}
+
 impl Way {
     /// Whether a message of this kind and length may come this way.
     fn check(self, kind: Kind, length: u32) -> Result<(), Malformed> {
@@ -221,18 +238,6 @@ mod tests {
     use super::*;
     use crate::text::tests_support::Generator;
 
-    const WAYS: [Way; 9] = [
-        Way::Opening,
-        Way::DaemonToAgent,
-        Way::AgentToDaemon(2),
-        Way::AgentToDaemon(3),
-        Way::AgentToDaemon(4),
-        Way::ClientToAgent,
-        Way::ClientToDaemon,
-        Way::DaemonToClient,
-        Way::Data(super::super::CHUNK),
-    ];
-
     fn allowed(way: Way, kind: Kind, length: u32) -> bool {
         let header = Header { kind, length };
         let parsed = Header::parse(header.bytes(), way);
@@ -296,7 +301,7 @@ mod tests {
                 let length = *random.pick(&[0, 4, 8, 9, 32, 128, 161, 65_535, 65_536, 70_000]);
                 bytes = Header { kind, length }.bytes();
             }
-            let way = *random.pick(&WAYS);
+            let way = *random.pick(&Way::SAMPLES);
             if let Ok(header) = Header::parse(bytes, way) {
                 assert_eq!(header.bytes(), bytes);
                 assert!(header.length <= 65_536 && way.check(header.kind, header.length).is_ok());

@@ -14,10 +14,18 @@ import msgspec
 from caisson.errors import CaissonError, DaemonError, ProtocolError
 from caisson.names import QubeName, UserName, shown
 from caisson.qrexec.link import address
-from caisson.qrexec.wire import LONGEST, Code, parse_service
+from caisson.qrexec.wire import (
+    JUST_START,
+    LONGEST,
+    NO_GUI,
+    WITHOUT_SESSION,
+    Code,
+    parse_service,
+)
 
 PIPES = 3
 _INT = array.array("i").itemsize
+_FLAGS = frozenset({JUST_START, WITHOUT_SESSION})
 _CODE = re.compile(rb"X([0-9]{1,3})")
 
 
@@ -117,10 +125,11 @@ def parse_work(message: bytes) -> Work:
     try:
         fields = message[1:].decode("ascii").split("\0")
         match message[:1], fields:
-            case b"S", [number, user, descriptor, source, "" | "e" as flags]:
+            case b"S", [number, user, descriptor, source, flags] if _FLAGS.issuperset(flags):
                 parse_service(descriptor)
-                command = f"QUBESRPC {descriptor} {QubeName.parse(source)}"
-                return Work(int(number), f"{_user(user)}:{command}", flags == "e")
+                before = NO_GUI if WITHOUT_SESSION in flags else ""
+                command = f"{before}QUBESRPC {descriptor} {QubeName.parse(source)}"
+                return Work(int(number), f"{_user(user)}:{command}", JUST_START in flags)
             case b"M", [number, user, command] if command:
                 return Work(int(number), f"{_user(user)}:{command}", alone=False)
     except (CaissonError, ValueError) as e:

@@ -29,6 +29,8 @@ from caisson.qrexec.vchan.switchboard import CONTROL_RING, Decider, Switchboard,
 
 HELLO_PATIENCE = 60.0
 """Seconds that an agent has for its hello when its stream is there."""
+SERVICE_PATIENCE = 5
+"""Seconds that the caller of a service of the admin qube has for its side of the link."""
 LAST_PATIENCE = 10.0
 """Seconds for what still has to be told to qubesd when the daemon ends."""
 _PAUSE = 0.05
@@ -281,7 +283,7 @@ class Daemon:
     def _service_of_admin_qube(self, ident: bytes, command: str) -> Program:
         settings = self._settings
         answers = f"{ident.decode()},{settings.name},{settings.domain}"
-        arguments = ("-d", "dom0", "-c", answers, command)
+        arguments = ("-d", "dom0", "-w", str(SERVICE_PATIENCE), "-c", answers, command)
         return self._qrexec_client(arguments, {})
 
     def _client(self, work: Work, descriptors: Mapping[int, int]) -> Program:

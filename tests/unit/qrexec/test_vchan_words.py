@@ -278,9 +278,12 @@ def test_answer_that_is_none_allows_nothing(text: bytes):
 
 
 def test_work_of_the_broker_is_a_command():
-    """A service with its source, or a command line; its user in front."""
+    """A service with its source, or a command line; its user and `nogui:` in front."""
     assert parse_work(b"S7\0\0a.B+x\0work\0") == Work(7, "DEFAULT:QUBESRPC a.B+x work", alone=False)
     assert parse_work(b"S7\0root\0a.B\0dom0\0e") == Work(7, "root:QUBESRPC a.B dom0", alone=True)
+    assert parse_work(b"S7\0u\0a.B\0dom0\0n") == Work(7, "u:nogui:QUBESRPC a.B dom0", alone=False)
+    assert parse_work(b"S7\0u\0a.B\0dom0\0en") == Work(7, "u:nogui:QUBESRPC a.B dom0", alone=True)
+    assert parse_work(b"M8\0user\0nogui:a") == Work(8, "user:nogui:a", alone=False)
     assert parse_work(b"M8\0user\0echo a:b") == Work(8, "user:echo a:b", alone=False)
 
 

@@ -1,0 +1,300 @@
+//! Meeting on a stream that has no beginning.
+//!
+//! A port of a virtual machine outlives the processes that use it. What one of them did not read
+//! may reach the next, and what was said to one that is about to go is lost. So both sides skip
+//! everything until they have heard a number of their own, which nobody could have said before:
+//!
+//! | step | who says it | number of the one that comes | number of the one that waits |
+//! |---|---|---|---|
+//! | 1 | who comes, again and again | fresh | zeros |
+//! | 2 | who waits, once for each number | as heard | fresh |
+//! | 3 | who comes, once | its own | as heard |
+//!
+//! Each side's own bytes begin right behind the last step that the other side hears. A record is
+//! `MAGIC`, the step as one byte, and the two numbers.
+
+use alloc::vec::Vec;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
+
+use crate::sys::call;
+
+const MAGIC: [u8; 7] = *b"\xffqrexec";
+const NUMBER: usize = 16;
+/// Bytes of a record.
+pub const RECORD: usize = MAGIC.len() + 1 + 2 * NUMBER;
+/// Between two times of saying the first step, in milliseconds: the other side may not be there yet.
+const AGAIN: i64 = 100;
+
+type Number = [u8; NUMBER];
+
+/// Which of the two sides we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Connects, as the service's side of a data link does.
+    Coming,
+    /// Is connected to.
+    Waiting,
+}
+
+/// A stream on which the other side has not been met yet.
+pub struct Rendezvous {
+    stream: OwnedFd,
+    side: Side,
+    own: Number,
+    /// The other side's number, when it is known.
+    theirs: Option<Number>,
+    /// The beginning of what may be a record.
+    window: [u8; RECORD],
+    held: usize,
+    /// What is still to be said of the record that has been begun.
+    outbox: Vec<u8>,
+    /// A step is to be said as soon as there is room.
+    due: bool,
+    say_again_at: i64,
+}
+
+impl Rendezvous {
+    /// Begin; the stream must not block.
+    pub fn new(stream: OwnedFd, side: Side) -> Result<Self, Errno> {
+        let mut own = [0; NUMBER];
+        // So few bytes come at once or not at all.
+        if rustix::rand::getrandom(&mut own, GetRandomFlags::empty())? != NUMBER {
+            return Err(Errno::IO);
+        }
+        Ok(Self {
+            stream,
+            side,
+            own,
+            theirs: None,
+            window: [0; RECORD],
+            held: 0,
+            outbox: Vec::new(),
+            due: side == Side::Coming,
+            say_again_at: call::milliseconds() + AGAIN,
+        })
+    }
+
+    /// For `poll`.
+    pub fn poll_entry(&self) -> PollFd<'_> {
+        let out = if self.outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        PollFd::new(&self.stream, PollFlags::IN | out)
+    }
+
+    /// When to call `advance` whatever `poll` says.
+    pub fn retry_at(&self) -> Option<i64> {
+        (self.side == Side::Coming).then_some(self.say_again_at)
+    }
+
+    /// Do what can be done now: true where both sides have met. `CONNRESET` where the other side
+    /// has gone.
+    pub fn advance(&mut self) -> Result<bool, Errno> {
+        if self.side == Side::Coming && call::milliseconds() >= self.say_again_at {
+            self.due = true;
+        }
+        loop {
+            self.say()?;
+            if self.side == Side::Coming && self.theirs.is_some() {
+                // Nothing more is read: it is the other side's own.
+                return Ok(!self.due && self.outbox.is_empty());
+            }
+            match rustix::io::read(&self.stream, &mut self.window[self.held..]) {
+                Ok(0) => return Err(Errno::CONNRESET),
+                Ok(count) => self.held += count,
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error),
+            }
+            self.align(0);
+            while self.held == RECORD {
+                if self.hear() {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// The stream, when both sides have met.
+    pub fn into_stream(self) -> OwnedFd {
+        self.stream
+    }
+
+    /// Take a whole record; true where it is the last step.
+    fn hear(&mut self) -> bool {
+        let (head, numbers) = self.window.split_at(MAGIC.len() + 1);
+        let step = head[MAGIC.len()];
+        let (mut coming, mut waiting) = ([0; NUMBER], [0; NUMBER]);
+        coming.copy_from_slice(&numbers[..NUMBER]);
+        waiting.copy_from_slice(&numbers[NUMBER..]);
+        match (self.side, step) {
+            (Side::Waiting, 1) => {
+                // Said twice, it is answered once: what follows an answer is our own.
+                self.due |= self.theirs != Some(coming);
+                self.theirs = Some(coming);
+            }
+            (Side::Waiting, 3) if waiting == self.own && self.theirs == Some(coming) => return true,
+            (Side::Coming, 2) if coming == self.own => {
+                self.theirs = Some(waiting);
+                self.due = true;
+            }
+            // Another's, or cut off: a whole one may begin within it.
+            _ => {
+                self.align(1);
+                return false;
+            }
+        }
+        self.held = 0;
+        false
+    }
+
+    /// Let the window begin where a record may begin, at `from` or behind it.
+    fn align(&mut self, from: usize) {
+        let begins = |bytes: &[u8]| bytes.iter().zip(MAGIC).all(|(&byte, magic)| byte == magic);
+        let found = (from..self.held).find(|&at| begins(&self.window[at..self.held]));
+        let start = found.unwrap_or(self.held);
+        self.window.copy_within(start..self.held, 0);
+        self.held -= start;
+    }
+
+    /// Say what is to be said, as far as there is room.
+    fn say(&mut self) -> Result<(), Errno> {
+        loop {
+            if self.outbox.is_empty() {
+                if !core::mem::take(&mut self.due) {
+                    return Ok(());
+                }
+                self.outbox = self.step();
+                self.say_again_at = call::milliseconds() + AGAIN;
+            }
+            match rustix::io::write(&self.stream, &self.outbox) {
+                Ok(count) => drop(self.outbox.drain(..count)),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Our next step.
+    fn step(&self) -> Vec<u8> {
+        let (step, coming, waiting) = match (self.side, self.theirs) {
+            (Side::Coming, None) => (1, self.own, [0; NUMBER]),
+            (Side::Coming, Some(theirs)) => (3, self.own, theirs),
+            (Side::Waiting, theirs) => (2, theirs.unwrap_or_default(), self.own),
+        };
+        [&MAGIC[..], &[step], &coming, &waiting].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap()
+    }
+
+    fn write(stream: &OwnedFd, bytes: &[u8]) {
+        assert_eq!(rustix::io::write(stream, bytes), Ok(bytes.len()));
+    }
+
+    fn read(stream: &OwnedFd) -> Result<Vec<u8>, Errno> {
+        let mut found = std::vec![0; 4096];
+        rustix::io::read(stream, &mut found).map(|count| found[..count].to_vec())
+    }
+
+    fn record(step: u8, coming: u8, waiting: u8) -> Vec<u8> {
+        [&MAGIC[..], &[step], &[coming; NUMBER], &[waiting; NUMBER]].concat()
+    }
+
+    /// Let both sides do what they can, until they have met.
+    fn meet(coming: &mut Rendezvous, waiting: &mut Rendezvous) {
+        let (mut come, mut waited) = (false, false);
+        for _ in 0..16 {
+            come = come || coming.advance().unwrap();
+            waited = waited || waiting.advance().unwrap();
+        }
+        assert!(come && waited);
+    }
+
+    /// Each side reads the other's bytes from the first on, and nothing else.
+    fn talk(coming: Rendezvous, waiting: Rendezvous) {
+        let (coming, waiting) = (coming.into_stream(), waiting.into_stream());
+        write(&coming, b"hello");
+        write(&waiting, b"there");
+        assert_eq!(read(&waiting).unwrap(), b"hello");
+        assert_eq!(read(&coming).unwrap(), b"there");
+        assert!(read(&coming).is_err() && read(&waiting).is_err());
+    }
+
+    /// Whatever lies in the stream from before, in each direction, no byte of it is heard: noise,
+    /// beginnings of records, and steps of others wherever they may be cut off.
+    #[test]
+    fn nothing_from_before_is_heard() {
+        let mut former = std::vec![b"".to_vec(), MAGIC.to_vec(), MAGIC.repeat(9), std::vec![0xff; 300]];
+        for step in 0..5 {
+            let whole = record(step, 7, 0);
+            former.extend((1..=RECORD).map(|cut| whole[..cut].to_vec()));
+            former.push([&whole[..20], &whole].concat());
+        }
+        for former in former {
+            let (ours, theirs) = pair();
+            write(&ours, &former);
+            write(&theirs, &former);
+            let mut coming = Rendezvous::new(ours, Side::Coming).unwrap();
+            let mut waiting = Rendezvous::new(theirs, Side::Waiting).unwrap();
+            // What was cut off may swallow the first step: it is said again.
+            coming.advance().unwrap();
+            waiting.advance().unwrap();
+            coming.say_again_at = 0;
+            meet(&mut coming, &mut waiting);
+            talk(coming, waiting);
+        }
+    }
+
+    /// Who comes says so again, until somebody hears it; being heard twice changes nothing.
+    #[test]
+    fn the_first_step_is_said_again() {
+        let (ours, theirs) = pair();
+        let mut coming = Rendezvous::new(ours, Side::Coming).unwrap();
+        assert_eq!(coming.advance(), Ok(false));
+        assert_eq!(read(&theirs).unwrap().len(), RECORD);
+        for _ in 0..3 {
+            coming.say_again_at = 0;
+            assert_eq!(coming.advance(), Ok(false));
+        }
+        let mut waiting = Rendezvous::new(theirs, Side::Waiting).unwrap();
+        meet(&mut coming, &mut waiting);
+        talk(coming, waiting);
+    }
+
+    /// An answer to another one is none; neither is another's last step.
+    #[test]
+    fn numbers_of_others_do_not_count() {
+        let (ours, theirs) = pair();
+        let mut coming = Rendezvous::new(ours, Side::Coming).unwrap();
+        write(&theirs, &record(2, 1, 1));
+        assert_eq!(coming.advance(), Ok(false));
+        assert_eq!(coming.theirs, None);
+        let (ours, theirs) = pair();
+        let mut waiting = Rendezvous::new(ours, Side::Waiting).unwrap();
+        for step in [1, 3] {
+            write(&theirs, &record(step, 1, 2));
+            assert_eq!(waiting.advance(), Ok(false));
+        }
+        assert_eq!(read(&theirs).unwrap().len(), RECORD);
+    }
+
+    /// A stream whose other end has gone is given up.
+    #[test]
+    fn an_end_is_told() {
+        let (ours, theirs) = pair();
+        let mut waiting = Rendezvous::new(ours, Side::Waiting).unwrap();
+        drop(theirs);
+        assert_eq!(waiting.advance(), Err(Errno::CONNRESET));
+    }
+}
