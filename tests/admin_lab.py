@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle_lab import Wires
+from patience import PATIENCE
 
 from caisson.admin import AdminServer, Responder, Services
 from caisson.admin.bounds import Budget
@@ -36,7 +37,7 @@ from caisson.storage import Pool
 from caisson.store import Store
 
 REPORT = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
-SOON = 10.0
+SOON = PATIENCE
 PLENTY = Budget(most=1_000_000, pause=0)
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 BINARY = Path(__file__).parents[1] / "agent/target/release/qrexec-agent"
 ME = getpass.getuser()
-PATIENCE = 20.0
 LONGEST = 66_000
 
 

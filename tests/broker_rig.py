@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 from caisson.errors import CaissonError, QubeError
 from caisson.names import QubeName
 from caisson.paths import Paths
@@ -32,7 +34,6 @@ from caisson.qrexec.link import address
 ALLOW = "* * @anyvm @anyvm allow\n"
 """A policy by which every qube may call every other."""
 REPORT = b'{"barriers":{"seccomp":{"up":true,"detail":""}},"version":"test"}'
-PATIENCE = 15.0
 
 
 def broker_account() -> pwd.struct_passwd:

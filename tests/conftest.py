@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from grounds.engine import Ground, engine_ground
 from grounds.whole import Whole, whole_instance
-from hypothesis import find, settings
-from hypothesis.strategies import text
+from hypothesis import HealthCheck, settings
 
 from caisson.engines import enter_private_namespace
 from caisson.qrexec import sparing
@@ -17,7 +17,7 @@ from caisson.qrexec import sparing
 ROOT = os.geteuid() == 0
 
 # A busy machine is no failure.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
@@ -27,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     Whatever a test mounts is gone with the test run.
     """
     config.addinivalue_line("markers", "root: needs root, to start real qubes")
+    # A shell has its background jobs ignore Ctrl-C, and nohup a hang-up; every program of a test
+    # would inherit that, but no handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if ROOT:
         enter_private_namespace()
 
@@ -37,15 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ROOT and item.get_closest_marker("root"):
             item.add_marker(skip)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _alphabet() -> None:
-    """Have Hypothesis learn the alphabet, which takes a second in a fresh checkout.
-
-    The first test that draws text would be taken for a slow one.
-    """
-    find(text(), lambda _: True)
 
 
 @pytest.fixture(autouse=True)
@@ -67,4 +63,4 @@ def whole() -> Iterator[Whole]:
     with whole_instance() as made:
         yield made
         made.down()
-        assert made.remains() == []
+        assert made.left() == []

@@ -13,9 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from patience import PATIENCE
+
 from caisson.qrexec.link import address
 
-PATIENCE = 15.0
 HELLO, EXEC, JUST_EXEC, CONNECT, REFUSED = 0x300, 0x200, 0x201, 0x202, 0x203
 TRIGGER, TERMINATED, TRIGGER3, TRIGGER4 = 0x210, 0x211, 0x212, 0x213
 STDIN, STDOUT, STDERR, EXIT = 0x190, 0x191, 0x192, 0x193

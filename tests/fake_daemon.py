@@ -13,9 +13,10 @@ from pathlib import Path
 from socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
 
 import pytest
+from patience import PATIENCE
 
 BIN = Path(sys.executable).parent
-SOON = 60.0
+SOON = PATIENCE
 _READING = (".List", ".Get", ".GetAll", ".Info", ".ListSnapshots", ".Available", ".Assigned")
 
 

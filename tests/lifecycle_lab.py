@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 from caisson.engines import BARRIERS, MemoryEngine
 from caisson.engines.memory import MemoryInstance
 from caisson.errors import CaissonError, NetworkError
@@ -28,7 +30,6 @@ TEMPLATE = QubeName("tpl")
 WORK = QubeName("work")
 BASE = QubeName("base")
 NET = QubeName("sys-net")
-PATIENCE = 20.0
 
 
 def report(*down: str) -> dict[str, Any]:

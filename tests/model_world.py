@@ -9,6 +9,11 @@ from caisson.model import Change, Host, Klass, Qube, System
 from caisson.names import DOM0, QubeName
 
 
+def create(world: World, klass: Klass, name: str, label: str = "red", template: str | None = None):
+    """Plan a qube that the admin qube asks for."""
+    return world.system.plan_create(klass, name, label, template, DOM0)
+
+
 class World:
     """A system, the qubes that run in it, and every change made to it.
 

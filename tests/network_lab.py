@@ -17,12 +17,13 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, ClassVar
 
+from patience import PATIENCE
+
 from caisson.names import QubeName
 from caisson.network import Endpoint, Network, Uplink, nft
 from caisson.network.addresses import ipv4_of
 from caisson.network.namespaces import Namespace, Worker
 
-PATIENCE = 5.0
 RESOLVER = IPv4Address("192.0.2.53")
 SERVER = IPv4Address("198.51.100.7")
 CONTROL = b"the control packet"

@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{sockopt, AddressFamily, Ipv4Addr, SocketAddrV4, SocketFlags, SocketType};
@@ -21,6 +21,8 @@ use crate::text::{c_string, decimal};
 /// Connections at once; more wait until one ends.
 const MOST: usize = 64;
 const LONGEST_TARGET: usize = 63;
+/// Until it is tried again to take a connection that there was no room for.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const OWN_PROGRAM: &[u8] = b"/proc/self/exe";
 const NAME: &str = "qvm-connect-tcp";
 const KNOWN: [Known; 2] = [Known::value(b'a', "agent-socket"), Known::flag(b'h', "help")];
@@ -131,6 +133,10 @@ pub fn serve(way: &Way<'_>, environment: &[&'static CStr], ready: impl FnOnce())
             },
             // It has gone already.
             Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => {}
+            // Short for a moment, be it by a neighbour's doing: the connection stays in the queue.
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                let _ = rustix::event::poll(&mut [PollFd::new(&signals, PollFlags::IN)], Some(&PAUSE));
+            }
             Err(error) => return Err(error),
         }
     }

@@ -29,7 +29,8 @@ from caisson.paths import QFILE_UNPACKER, Paths
 from caisson.qrexec import AdminCall, sparing
 
 SUFFIXES = (".rpm", ".deb")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:^-]{0,250}")
+# What the receiver takes by `--flat` (agent/src/qfile/names.rs).
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:^%-]{0,254}")
 _CHUNK = 1024 * 1024
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 

@@ -23,6 +23,8 @@ from caisson.names import FeatureName, shown
 REQUESTS = "features-request/"
 TOOLS = "qubes-tools/"
 MOST_ANNOUNCED = 1_000
+LEFT_TO_OTHERS = 100
+"""Features that a qube cannot take by announcing: room for its administrator, and for updates."""
 _VALUE = re.compile(r"[A-Za-z0-9.,_= -]{0,255}")
 # Taken over as soon as a template says so, and only if nothing is stored yet.
 _ONCE = frozenset({"gui", "gui-emulated", "qrexec", "vmexec"})
@@ -55,7 +57,7 @@ class CoreFeaturesExtension(Extension):
     def _planned(self, qube: Qube, requested: Mapping[str, str]) -> Change:
         system = self.core.system
         changes: list[Change] = []
-        room = MOST_FEATURES - len(qube.features)
+        room = MOST_FEATURES - LEFT_TO_OTHERS - len(qube.features)
         for name, value in requested.items():
             stored = qube.features.get(FeatureName(name))
             once = name in _ONCE and stored is None and value == "1"

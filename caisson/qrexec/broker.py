@@ -15,7 +15,7 @@ import structlog
 from caisson.errors import CaissonError, DaemonError
 from caisson.names import DOM0, QubeName
 from caisson.paths import Paths
-from caisson.qrexec import sparing, wire
+from caisson.qrexec import dates, sparing, wire
 from caisson.qrexec.admin_messages import MOST_CALLS as MOST_TO_DAEMON
 from caisson.qrexec.advising import DESCRIPTORS, Adviser, Sockets
 from caisson.qrexec.answering import MOST_CONNECTIONS as MOST_ADVISED
@@ -71,7 +71,13 @@ class Broker:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
         most_to_daemon = min(MOST_TO_DAEMON, descriptors // 8)
         most_advised = min(MOST_ADVISED, descriptors // 64)
-        self._budget = descriptors - most_to_daemon - DESCRIPTORS * most_advised
+        most_dates = min(dates.MOST_DATES, descriptors // 64)
+        self._budget = (
+            descriptors
+            - most_to_daemon
+            - DESCRIPTORS * most_advised
+            - dates.DESCRIPTORS * most_dates
+        )
         self._connections = 0
         self._targets = Targets(self._link, self._endpoints, self._background)
         self._connector = Connector(
@@ -81,6 +87,7 @@ class Broker:
             self._targets,
             DaemonServices(paths.admin_calls, daemon_uid, most_to_daemon),
             self._budget,
+            most_dates,
             still=lambda call: self._decider.still(call),  # noqa: PLW0108 - it is made below
             sweep_later=self._sweep_later,
         )

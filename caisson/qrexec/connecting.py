@@ -11,6 +11,7 @@ from caisson.qrexec.audit import Audit
 from caisson.qrexec.calls import Call, CallError, Ended, PipeBudget, Pipes, Untaken
 from caisson.qrexec.channel import Channel
 from caisson.qrexec.daemon_services import DaemonServices
+from caisson.qrexec.dates import Dates
 from caisson.qrexec.endpoint import MOST_WAITING, Endpoint
 from caisson.qrexec.known import Known
 from caisson.qrexec.targets import AGENT_TIMEOUT, Targets
@@ -28,6 +29,7 @@ class Connector:
         targets: discards what was made for a call.
         daemon: takes calls for the admin qube.
         descriptors: how many the broker may hold.
+        most_dates: how many dates may be asked for at once.
         still: whether a call that waited would be decided in the same way now.
         sweep_later: have `expire` called soon.
     """
@@ -40,6 +42,7 @@ class Connector:
         targets: Targets,
         daemon: DaemonServices,
         descriptors: int,
+        most_dates: int,
         *,
         still: Callable[[Call], bool],
         sweep_later: Callable[[], None],
@@ -53,6 +56,7 @@ class Connector:
         self._sweep_later = sweep_later
         self._loop = asyncio.get_running_loop()
         self._pipes = PipeBudget()
+        self._dates = Dates(most_dates, lambda call: self.fail(call, "the clock does not answer"))
         # Half of what the kernel lets lie unread in our sockets, at three descriptors a call.
         self._untaken = Untaken(descriptors // 6)
         self._behind: set[Endpoint] = set()
@@ -95,13 +99,20 @@ class Connector:
             else wire.start_service(call.id, user, call.descriptor, call.told_source, call.flags)
         )
 
-        def give(pipes: Pipes) -> None:
-            if self._pipes.take(call):
-                pipes.enlarge()
-            if not agent.send(message, pipes.service):
+        def start(service: tuple[int, int, int]) -> None:
+            if not agent.send(message, service):
                 raise CallError("the target does not take the call")
             call.serving = endpoint.serving
             call.serving[call.id] = call
+
+        def give(pipes: Pipes) -> None:
+            if call.redirected:
+                with self._dates.between(call, pipes) as service:
+                    start(service)
+                return
+            if self._pipes.take(call):
+                pipes.enlarge()
+            start(pipes.service)
 
         self._hand_over(call, give)
 
@@ -198,6 +209,12 @@ class Connector:
         if call.ended:
             return
         call.ended = True
+        if how is Ended.EXITED and call.redirected:
+            # Not even the code of the clock is told: who just starts it hears nothing more.
+            right = code == 0 and (bool(call.flags) or self._dates.answer(call))
+            code = 0 if right else wire.Code.PROBLEM
+            message = wire.exited(code)
+        self._dates.give_back(call)
         self._audit.write(call.record(how, code, reason))
         if call.slot is not None:
             self._audit.end(call.slot)

@@ -1,6 +1,6 @@
 """Work on the trees of layers, apart from the daemon: erase, merge a stack, build a system.
 
-Run as a program of its own (`python -I -S apart.py …`), never imported by the daemon.
+Run as a program of its own (`python -I -S apart.py PARENT …`), never imported by the daemon.
 It enters a private mount namespace first, so that no mount of it can leak or stay behind,
 and dies with the thread that started it.
 
@@ -59,11 +59,10 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
     _checked(_libc.mount(*arguments), f"mount {kind or '/'}")
 
 
-def _apart() -> None:
+def _apart(parent: int) -> None:
     """Tie our life to our parent's and take a mount namespace of our own."""
-    parent = os.getppid()
     _die_with_parent()
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it may have died before we could be tied to it
         sys.exit("the parent is gone")
     os.nice(_BACKGROUND)
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
@@ -184,20 +183,25 @@ def build(tree: str, command: list[str]) -> None:
 
 
 def main() -> None:
-    """Do what the arguments say: `erase DIR`, `merge POOL NEW LOWER…`, `build TREE COMMAND…`."""
+    """Do what the arguments say: `erase DIR`, `merge POOL NEW LOWER…`, `build TREE COMMAND…`.
+
+    Before them stands the process id of whoever started us.
+    """
     match sys.argv[1:]:
-        case ["erase", directory]:
-            _apart()
+        case [parent, "erase", directory]:
+            _apart(int(parent))
             erase(directory)
-        case ["merge", pool, new, *lower]:
-            _apart()
+        case [parent, "merge", pool, new, *lower]:
+            _apart(int(parent))
             os.chdir(pool)
             merge(new, lower)
-        case ["build", tree, *command]:
-            _apart()
+        case [parent, "build", tree, *command]:
+            _apart(int(parent))
             build(tree, command)
         case _:
-            sys.exit("usage: apart.py erase DIR | merge POOL NEW LOWER… | build TREE COMMAND…")
+            sys.exit(
+                "usage: apart.py PARENT (erase DIR | merge POOL NEW LOWER… | build TREE COMMAND…)"
+            )
 
 
 if __name__ == "__main__":

@@ -158,7 +158,8 @@ async def build(pool: Pool, recipe: Recipe, progress: Progress) -> LayerId:
     environment = {**os.environ, "CAISSON_APT_CONFIG": await asyncio.to_thread(_apt_options)}
     progress(f"building `{recipe.name}` from {_described(sources)}")
     with pool.building(sync=False) as new:
-        command = [sys.executable, "-I", "-S", str(_APART), "build", str(new.tree)]
+        command = [sys.executable, "-I", "-S", str(_APART), str(os.getpid())]
+        command += ["build", str(new.tree)]
         await _run([*command, *_mmdebstrap(recipe, sources)], environment, progress)
         progress("writing the new template to disk")
         await asyncio.to_thread(pool.sync)

@@ -321,7 +321,7 @@ class Pool:
                 _log.warning("erasing is put off to the next start", error=str(error))
 
     def _apart(self, *arguments: str) -> None:
-        command = [sys.executable, "-I", "-S", str(_APART), *arguments]
+        command = [sys.executable, "-I", "-S", str(_APART), str(os.getpid()), *arguments]
         with storage_errors("start `apart.py`"):
             done = subprocess.run(
                 command,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
+import resource
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -218,6 +220,27 @@ def test_a_refusal_closes_the_connection_and_the_port_goes_on(desk: Desk):
             peer.receive()
             peer.send(b"R")
             assert connection.recv(1) == b""
+
+
+def test_a_shortage_of_descriptors_ends_no_port(desk: Desk):
+    """The connection waits until there is room: else a neighbour could cut off updates for good."""
+    child, port = connected(desk, "vault")
+    status, used = Path(f"/proc/{child.pid}/status"), Path(f"/proc/{child.pid}/fd")
+
+    def waits() -> int:
+        return int(re.findall(r"(?m)^voluntary_ctxt_switches:\s*(\d+)$", status.read_text())[0])
+
+    usual = resource.prlimit(child.pid, resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in used.iterdir())
+    resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (highest + 1, usual[1]))
+    before = waits()
+    with socket.create_connection(("127.0.0.1", port), PATIENCE):
+        eventually(lambda: child.poll() is not None or waits() >= before + 3)
+        assert child.poll() is None
+        resource.prlimit(child.pid, resource.RLIMIT_NOFILE, usual)
+        desk.listener.accept().receive()
+    child.terminate()
+    assert child.wait(PATIENCE) == 0
 
 
 def test_connections_at_once_are_bounded(desk: Desk):

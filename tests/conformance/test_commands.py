@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from admin_lab import Daemon, running_daemon
+from admin_lab import SOON, Daemon, running_daemon
 from listing_2017 import DOM0_2017, GLOBAL_2017, WORK_2017
 
 from caisson.admin import Services
@@ -402,7 +402,7 @@ async def test_disposable_is_gone_when_its_command_could_not_run(daemon: Daemon)
     before = await daemon.ok("admin.vm.List")
     code, _, _ = await daemon.command("qvm-run", "-p", "--dispvm=base", "true")
     assert code != 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON):
         while await daemon.ok("admin.vm.List") != before:
             pass
 

@@ -217,11 +217,15 @@ def test_the_fixture_calls_the_service_beside_the_test(pytester: pytest.Pytester
             assert qrexec_service("my.Other", path="other") == (137, b"other\\n", b"")
 
         def test_hanging(qrexec_service):
-            place = str(pathlib.Path(__file__).parent)
-            with pytest.raises(subprocess.TimeoutExpired):
-                qrexec_service("my.Hang", timeout=0.5, environment={"PLACE": place})
-            child = pathlib.Path(place, "child").read_text().strip()
-            status = pathlib.Path("/proc", child, "status")
+            place = pathlib.Path(__file__).parent
+            told, patience = place / "child", 0.5
+            while not (told.exists() and told.read_text()):
+                with pytest.raises(subprocess.TimeoutExpired):
+                    qrexec_service(
+                        "my.Hang", timeout=patience, environment={"PLACE": str(place)}
+                    )
+                patience *= 2  # a slow machine may not have come so far
+            status = pathlib.Path("/proc", told.read_text().strip(), "status")
             while status.exists() and "\tZ (zombie)" not in status.read_text():
                 time.sleep(0.005)
 

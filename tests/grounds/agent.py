@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from agent_rig import BINARY, Listener, Outcome, Peer, Pipes, read_all, shut
 
@@ -29,6 +29,20 @@ class Visitor:
     def service(self, descriptor: str, stdin: bytes = b"", user: str = "") -> Outcome:
         """Call a service of the qube."""
         return self._call(f"S1\0{user}\0{descriptor}\0dom0\0", stdin)
+
+    @contextmanager
+    def behind(self, line: str) -> Iterator[None]:
+        """Run a command in the background of the qube; its input ends with the block."""
+        pipes = Pipes.make()
+        # Of itself the shell gives what is in the background an empty input.
+        message = f"M1\0root\0exec 3<&0; {line} <&3 >/dev/null 2>&1 &"
+        self.peer.send(message.encode(), pipes.service)
+        shut(pipes.service)
+        try:
+            assert self.peer.receive() == b"X1\x000"
+            yield
+        finally:
+            shut(pipes.caller)
 
     def _call(self, message: str, stdin: bytes) -> Outcome:
         pipes = Pipes.make()

@@ -12,14 +12,17 @@ import shutil
 import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from patience import PATIENCE
 
 from caisson.engines import Instance, OciEngine, RunSpec, Tree
 from caisson.names import QubeName
 from caisson.paths import Paths
 
+PYTHON = os.path.realpath("/usr/bin/python3")
 BASE = "aaaaaaaa"
 MIB = 1 << 20
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
@@ -37,7 +40,6 @@ _DIRECTORIES = (
     "usr",
     "var",
 )
-_PATIENCE = 20.0
 _counter = itertools.count(1)
 
 # What every attack may use; `attempt` says how an act ended, in one word.
@@ -81,9 +83,16 @@ def layer_name() -> str:
 
 async def until(condition: Callable[[], object]) -> None:
     """Return when a condition that nothing announces holds; fail when it does not come true."""
-    async with asyncio.timeout(_PATIENCE):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - there is nothing to wait on
             await asyncio.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 class Ground:
@@ -195,7 +204,7 @@ def furnish(ground: Ground) -> None:
     programs = ground.qube_files / "usr/lib/qubes"
     programs.mkdir(parents=True)
     # The agent of these tests is the machine's Python, so that it can run scripts.
-    shutil.copy(os.path.realpath("/usr/bin/python3"), programs / "qrexec-agent")
+    shutil.copy(PYTHON, programs / "qrexec-agent")
     ground.sockets.mkdir()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import PATIENCE, Whole, whole_instance
+from grounds.processes import PATIENCE
+from grounds.whole import Whole, whole_instance
 
 pytestmark = pytest.mark.root
 

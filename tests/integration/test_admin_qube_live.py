@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from grounds.whole import Whole, until
+from grounds.processes import until
+from grounds.whole import Whole
 
 from caisson.paths import SHIPPED
 
@@ -22,6 +23,12 @@ qubes.ReceiveUpdates     *  caller  @adminvm  allow
 my.Where                 *  far     @adminvm  allow
 """
 CLOCK = "2001-02-03T04:05:06+00:00"
+HOSTILE_CLOCK = f"""\
+cat >/tmp/heard
+echo "$QREXEC_REMOTE_DOMAIN" >/tmp/asks
+cat /tmp/answer 2>/dev/null || echo {CLOCK}
+echo secret >&2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def served(whole: Whole) -> Iterator[Whole]:
     try:
         for name in ("caller", "clock"):
             whole.app(name, start=True)
-        whole.service("clock", "qubes.GetDate", f'echo "{CLOCK}"; echo "$QREXEC_REMOTE_DOMAIN" >&2')
+        whole.service("clock", "qubes.GetDate", HOSTILE_CLOCK)
         whole.policy(POLICY)
         yield whole
     finally:
@@ -69,11 +76,16 @@ def test_the_admin_qube_tells_the_time(served: Whole) -> None:
 
 
 def test_the_clock_qube_tells_it_where_there_is_one(served: Whole) -> None:
-    """To others than itself; in the admin qube's name."""
+    """To others than itself; in the admin qube's name, and nothing but the time."""
     served.call("admin.property.Set+clockvm", payload=b"clock")
     ask = "qrexec-client-vm dom0 qubes.GetDate"
+    done = served.inside("caller", ask, stdin=b"secret" * 100_000)
+    assert (done.code, done.out, done.err) == (0, f"{CLOCK}\n", "")
+    assert served.said("clock", "cat /tmp/heard /tmp/asks") == "dom0"
+    served.said("clock", "echo secret >/tmp/answer")
     done = served.inside("caller", ask)
-    assert (done.code, done.out, done.err) == (0, f"{CLOCK}\n", "dom0\n")
+    assert (done.code, done.out, done.err) == (125, "", "")
+    served.said("clock", "rm /tmp/answer")
     record = served.audited(service="qubes.GetDate", target="clock")
     assert (record["source"], record["redirected_from"]) == ("caller", "dom0")
     assert served.said("clock", ask) != CLOCK

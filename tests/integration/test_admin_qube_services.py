@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from broker_rig import until
+from broker_rig import PATIENCE, until
 from dom0_rig import SHORT, ServiceRig, service_rig
 
 from caisson.daemons.logs import _harmless
@@ -165,7 +165,7 @@ async def test_what_a_service_says_is_for_the_log(admin: ServiceRig):
     """QSB-087: the caller's stderr ends at once; lines are escaped, cut, and bounded in number."""
     admin.lay("my.Talk", "printf '\\033]0;owned\\007\\rerror: all is well\\n\\303\\244' >&2; cat")
     session = await admin.begin("work", "dom0", "my.Talk")
-    assert await asyncio.wait_for(asyncio.to_thread(os.read, session.stderr, 1), 10) == b""
+    assert await asyncio.wait_for(asyncio.to_thread(os.read, session.stderr, 1), PATIENCE) == b""
     session.end_input()
     assert (await session.finish()).verdict == b"X0"
     said = [line["text"] for line in admin.told("a service says")]
@@ -179,18 +179,26 @@ async def test_what_a_service_says_is_for_the_log(admin: ServiceRig):
     assert max(len(str(line.get("text", ""))) for line in lines) < 4100
 
 
+def marks_of(admin: ServiceRig) -> Path:
+    """A directory that services may write to."""
+    marks = admin.rig.paths.root / "marks"
+    marks.mkdir()
+    marks.chmod(0o777)
+    return marks
+
+
 async def test_a_caller_that_leaves_takes_its_service_along():
     """It sees the end of its input; one that does not care is ended, with what it started."""
-    async with service_rig(POLICY, "work", patience=SHORT) as admin:
-        marks = admin.rig.paths.root / "marks"
-        marks.mkdir()
-        marks.chmod(0o777)
+    async with service_rig(POLICY, "work") as admin:
+        marks = marks_of(admin)
         admin.lay("my.Polite", f"echo ready; cat >{marks}/polite; mv {marks}/polite {marks}/ended")
         session = await admin.begin("work", "dom0", "my.Polite")
         assert await session.read(6) == b"ready\n"
         session.leave()
         await until((marks / "ended").exists)
         await alone(admin)
+    async with service_rig(POLICY, "work", patience=SHORT) as admin:
+        marks = marks_of(admin)
         admin.lay(
             "my.Stubborn",
             "trap '' TERM HUP PIPE; (trap '' TERM; while :; do sleep 1000; done) &\n"

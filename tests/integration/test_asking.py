@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_rig import info, until
+from broker_rig import PATIENCE, info, until
 
 from caisson.errors import CaissonError
 from caisson.paths import Paths
@@ -109,7 +109,7 @@ class Desk:
         finally:
             server.close()
             place.unlink(missing_ok=True)
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*filter(None, sessions))
 
 
@@ -205,7 +205,7 @@ async def test_question_that_nobody_answers_is_over_in_time(desk: Desk):
     question = prompt.Question("work", "a.B", "+", ["vault"])
     async with desk.agent(never) as first, desk.agent(never, "-1") as second:
         with pytest.raises(prompt.PromptError, match="nobody answered"):
-            await prompt.ask(desk.paths.prompt_agent, question, patience=0.2)
+            await prompt.ask(desk.paths.prompt_agent, question, patience=1.0)
         await until(lambda: len(first) == len(second) == 2)
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import HIDE, Daemon, Done, Whole, finished, until, whole_instance
+from grounds.daemon import HIDE, Daemon
+from grounds.processes import Done, finished, until
+from grounds.whole import Whole, whole_instance
 
 from caisson.paths import SHIPPED
 
@@ -183,7 +185,7 @@ def test_supervisor_killed() -> None:
         refused(whole.command("caisson", "up"), "run already", "caisson down")
         assert whole.command("qvm-kill", "work").code == 0
         assert whole.command("caisson", "down").code == 0
-        assert whole.remains() == []
+        assert whole.left() == []
         refused(whole.command("caisson", "down"), "no daemons", "systemctl")
     finally:
         whole.remove()
@@ -261,7 +263,7 @@ def test_no_crun() -> None:
         whole.shut_down("work")
         whole.start("work")
         whole.down()
-        assert whole.remains() == []
+        assert whole.left() == []
 
 
 def test_no_control_groups() -> None:

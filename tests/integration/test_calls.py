@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import PATIENCE, Whole, until
+from grounds.processes import PATIENCE, until
+from grounds.whole import Whole
 
 from caisson.names import QubeName
 
@@ -19,6 +20,7 @@ my.AsRoot     *      caller  @anyvm          allow  user=root
 my.Default    *      caller  @default        allow  target=callee
 my.Disposable *      caller  @dispvm         allow
 my.Nested     *      caller  @dispvm:base    allow
+my.Staying    *      caller  @dispvm         allow
 my.Tagged     *      caller  @tag:server     allow
 my.Typed      *      caller  @type:AppVM     allow
 my.Sleeper    *      caller  sleeper         allow
@@ -266,9 +268,9 @@ def test_a_disposable_goes_when_its_caller_does(calls: Whole) -> None:
     """A call that is broken off does not leave its disposable running."""
     before = calls.states()
     calls.start("base")
-    calls.service("base", "my.Disposable", "echo here; exec cat\n")
+    calls.service("base", "my.Staying", "echo here; exec cat\n")
     calls.shut_down("base")
-    child = calls.begin("caller", "exec qrexec-client-vm @dispvm my.Disposable")
+    child = calls.begin("caller", "exec qrexec-client-vm @dispvm my.Staying")
     assert child.stdout is not None
     assert child.stdout.readline() == b"here\n"
     assert any(name.startswith("disp") for name in calls.states())

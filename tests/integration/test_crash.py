@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from grounds.whole import PATIENCE, Daemon, Whole, until, whole_instance
+from grounds.daemon import Daemon
+from grounds.processes import PATIENCE, until
+from grounds.whole import Whole, whole_instance
 
 from caisson.errors import CaissonError, QubeNotFoundError
 from caisson.model import Host, System
@@ -51,7 +53,7 @@ def crashing() -> Iterator[Whole]:
         check(whole)
         yield whole
         whole.down()
-        assert whole.remains() == []
+        assert whole.left() == []
         assert whole.layers() == known_layers(whole)
 
 

@@ -15,7 +15,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import Done, Whole, finished, until, whole_instance
+from grounds.processes import Done, finished, until
+from grounds.whole import Whole, whole_instance
 
 from caisson.paths import AGENT_BINARY, SHIPPED
 
@@ -295,7 +296,7 @@ def test_a_template_announces_its_features_and_reaches_the_updates_proxy(whole: 
     done = service(whole, "host", "qubes.PostInstall")
     assert (done.code, done.err) == (0, "")
     told = whole.command("qvm-features", "host").out
-    found = dict(line.split(None, 1) for line in told.splitlines())
+    found = dict((*line.split(None, 1), "")[:2] for line in told.splitlines())
     assert {"qrexec": "1", "vmexec": "1", "os": "Linux"}.items() <= found.items()
     assert found["supported-rpc.qubes.PostInstall"] == "1"
     assert found["supported-rpc.qubes.ConnectTCP"] == "1"
@@ -325,6 +326,7 @@ def test_a_count_of_updates_reaches_the_record(whole: Whole):
     """The template counts what apt would install."""
     fake = "/usr/local/bin/apt-get"
     script = "#!/bin/sh\necho 'Inst a [1] (2)'\necho 'Conf a (2)'\n"
+    whole.start("host")
     whole.said("host", f"cat >{fake}; chmod +x {fake}", user="root", stdin=script.encode())
     whole.said("host", "/usr/lib/qubes/upgrades-status-notify", user="root")
     assert whole.call("admin.vm.feature.Get+updates-available", "host") == "1"

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from agent_rig import BINARY
-from grounds.whole import PATIENCE, Whole
+from grounds.processes import PATIENCE
+from grounds.whole import Whole
 from qfile_peer import Result, entries_of, read_stream
 
 pytestmark = pytest.mark.root
@@ -101,7 +102,7 @@ def test_the_receiver_is_confined_in_a_qube(qubes: Whole) -> None:
     """Landlock and openat2 are there for it: `host` template, container, user without privilege."""
     qubes.said("taker", "rm -rf QubesIncoming && mkdir elsewhere && ln -s ../elsewhere x")
     qubes.said("taker", "mkdir QubesIncoming && ln -s ../elsewhere QubesIncoming/giver")
-    done = qubes.inside("giver", "qvm-copy other")
+    done = qubes.inside("giver", "touch other; qvm-copy other")
     assert done.code == 1
     assert "must be directories of this user, not links" in done.err
     assert qubes.said("taker", "ls elsewhere; rm -r QubesIncoming") == ""

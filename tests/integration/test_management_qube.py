@@ -18,7 +18,8 @@ from conformance.sheet_client import (
     Told,
     over_socket,
 )
-from grounds.whole import Whole, until
+from grounds.processes import until
+from grounds.whole import Whole
 
 pytestmark = pytest.mark.root
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from admin_lab import running_daemon
 from grounds.whole import Whole
+from patience import PATIENCE
 
 from caisson.daemons.offline import take_over
 from caisson.model import System
@@ -29,7 +30,6 @@ TESTS = Path(__file__).parent.parent
 GOLDEN = TESTS / "unit/store/data/qubes.xml"
 IMPORTER = TESTS / "grounds/importer.py"
 CAISSON = Path(sys.executable).parent / "caisson"
-PATIENCE = 60
 
 
 def caisson(root: Path, *argv: object, stdin: bytes = b"") -> tuple[int, str, str]:

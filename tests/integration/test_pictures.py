@@ -161,6 +161,16 @@ def test_a_converter_is_told_the_kind(desk: Desk) -> None:
     assert desk.run("qubes-image-source", stdin=b"svg:-\n" + SVG).stdout == RGBA
 
 
+@pytest.mark.parametrize("name", ["gm", "convert", "giftopnm"])
+def test_a_converter_has_bounds_that_are_not_its_own(desk: Desk, name: str) -> None:
+    """A picture that keeps one busy for good costs a minute and 4 GiB of addresses, no more."""
+    (desk.home / "pam").write_bytes(PAM)
+    limits = "$(ulimit -t) $(ulimit -v) $(ulimit -c)"
+    desk.script(f"bin/{name}", f'[ "{limits}" = "60 4194304 0" ] && exec cat {desk.home}/pam')
+    outcome = desk.run("qubes-image-source", stdin=b"-\n" + GIF)
+    assert (outcome.code, outcome.stdout) == (0, RGBA)
+
+
 @pytest.mark.parametrize(
     "script",
     [

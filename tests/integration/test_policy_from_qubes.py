@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
-from grounds.whole import Done, Whole
+from grounds.processes import Done
+from grounds.whole import Whole
 
 pytestmark = pytest.mark.root
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_rig import until
+from broker_rig import PATIENCE, until
 from textual import events
 from textual.pilot import Pilot
 from textual.widgets import OptionList
@@ -74,7 +74,7 @@ class Seat:
 
     async def shows(self, text: str) -> None:
         """Wait until this is on the screen."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             while text not in self.text():
                 await self.pilot.pause()
 
@@ -95,7 +95,7 @@ class Seat:
 
 async def until_pilot(pilot: Pilot[None], condition: Any) -> None:
     """Wait until the screen has come so far."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await pilot.pause()
 

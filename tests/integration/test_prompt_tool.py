@@ -7,6 +7,7 @@ import contextlib
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 import pytest
 from broker_rig import broker_rig, until
+from patience import PATIENCE
 
 from caisson.paths import Paths
 from caisson.qrexec import prompt
@@ -35,7 +37,6 @@ QUESTION = Question(
     isolation={"work": "container"},
 )
 T = TypeVar("T")
-PATIENCE = 15.0
 RUN = "import sys; from caisson.tools import umbrella; sys.exit(umbrella.main())"
 
 
@@ -72,6 +73,11 @@ class Terminal:
         async with asyncio.timeout(PATIENCE):
             while text not in self.seen:
                 self.seen += await asyncio.to_thread(os.read, self.master, 4096)
+
+    async def reads(self, patience: float) -> None:
+        """Take what is printed within so many seconds, if anything is."""
+        if (await asyncio.to_thread(select.select, [self.master], [], [], patience))[0]:
+            self.seen += os.read(self.master, 4096)
 
     def type(self, keys: bytes) -> None:
         """Press keys."""
@@ -111,9 +117,17 @@ async def answered(path: Path, question: Question = QUESTION) -> str | None:
 
 
 async def listening(agent: Terminal) -> None:
-    """Wait out the time in which keys do not count."""
-    await agent.shows(b"Escape to deny: ")
-    await asyncio.sleep(1.1)
+    """Wait until keys count: a digit is shown then, and taken back."""
+    invitation = b"Escape to deny: "
+    await agent.shows(invitation)
+    tries = 0
+    while not agent.seen.rpartition(invitation)[2].count(b"9"):
+        agent.type(b"9")
+        tries += 1
+        await agent.reads(1.2)  # keys count after a second without any
+    agent.type(b"\x7f" * tries)
+    while (said := agent.seen.rpartition(invitation)[2]).count(b"\b \b") < said.count(b"9"):
+        await agent.reads(PATIENCE)
 
 
 async def test_question_shows_who_wants_what_and_a_number_allows():
@@ -203,6 +217,7 @@ async def test_question_that_is_taken_back_is_said_so():
         await agent.shows(b"Escape to deny: ")
         asking.cancel()
         await agent.shows(b"taken back")
+        agent.seen = b""
         asking = asyncio.create_task(answered(path))
         await listening(agent)
         agent.type(b"1\r")

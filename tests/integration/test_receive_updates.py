@@ -147,6 +147,23 @@ async def test_small_files_fill_no_disk():
         assert "4000 bytes of packages" in admin.told("a service is not served")[0]["reason"]
 
 
+async def test_every_name_that_is_received_is_kept():
+    """What was received, its sender believes to be here: apt's epochs, the longest name."""
+    characters = [chr(byte) for byte in range(ord("!"), 0x7F)]
+    names = [f"a{each}1.deb" for each in characters if each.isalnum() or each in "._+~:^%-"]
+    names += ["a" * 251 + ".rpm", "0.rpm", "b_1%3a2.0-1_amd64.deb"]
+    async with service_rig(POLICY, "sys-up", updatevm=lambda: "sys-up") as admin:
+        sent = stream(*(entry(name.encode(), b"x") for name in names))
+        answer = await admin.call("sys-up", "dom0", SERVICE, sent)
+        assert answer.verdict == b"X0", admin.log
+        assert set(kept(admin)) == set(names)
+        for other in (f"a{each}1.deb" for each in characters if f"a{each}1.deb" not in names):
+            sent = stream(entry(other.encode(), b"x"))
+            answer = await admin.call("sys-up", "dom0", SERVICE, sent)
+            assert answer.code != 0, other
+        assert set(kept(admin)) == set(names)
+
+
 # A receiver that was taken over leaves what it likes.
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from grounds.engine import engine_ground
+from patience import PATIENCE
 
 from caisson.engines import Tree
 from caisson.errors import StorageError
@@ -122,7 +123,8 @@ def test_the_build_is_not_root_on_the_machine(pool: Pool, tmp_path: Path):
     """
     with pool.building() as new:
         (new.tree / "rw").mkdir()
-        command = [sys.executable, "-I", "-S", str(debian._APART), "build", str(new.tree)]
+        command = [sys.executable, "-I", "-S", str(debian._APART), str(os.getpid())]
+        command += ["build", str(new.tree)]
         done = subprocess.run(
             [*command, "sh", "-c", probe], stdout=subprocess.PIPE, check=True, text=True
         )
@@ -153,7 +155,7 @@ async def test_a_cancelled_build_leaves_no_process_and_no_layer(pool: Pool):
             begun.set()
 
     task = asyncio.create_task(debian.build(pool, RECIPE, progress))
-    await asyncio.wait_for(begun.wait(), 30)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     marker = next(pool.directory.glob(".new-*")).name
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -245,6 +245,17 @@ def test_a_very_deep_tree_is_erased(pool: Pool):
     assert trash_of(pool) == []
 
 
+def test_nothing_is_erased_once_the_daemon_is_gone(tmp_path: Path):
+    """Also if it died before the child that erases could be tied to it: the next start erases."""
+    (tmp_path / "kept").touch()
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    command = [sys.executable, "-I", "-S", str(pool_module._APART), str(nobody.pid)]
+    done = subprocess.run([*command, "erase", str(tmp_path)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"the parent is gone\n")
+    assert names_in(tmp_path) == ["kept"]
+
+
 def test_the_next_start_cleans_up_after_a_kill(pool: Pool):
     """Half-made layers and half-erased ones are gone after `recover`; whole ones stay."""
     whole = pool.new_layer()

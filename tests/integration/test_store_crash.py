@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from grounds.store_writer import QUBES, change
+from patience import PATIENCE
 
 from caisson.model import AddQube, AddTag, Op, SetFeature, SetProperty, System
 from caisson.store import Store
 
 TESTS = Path(__file__).parent.parent
 WRITER = TESTS / "grounds/store_writer.py"
-PATIENCE = 60
 
 
 def start(path: Path, steps: int = 0) -> subprocess.Popen[str]:

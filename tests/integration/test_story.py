@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import PATIENCE, Whole, machine
+from grounds.processes import PATIENCE, machine
+from grounds.whole import Whole
 
 from caisson.paths import SHIPPED
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from caisson.admin.client import Client
 from caisson.errors import DaemonError
@@ -97,7 +98,7 @@ def _kept(client: Client) -> bool:
 
 def _until(condition: Callable[[], bool]) -> None:
     """Wait for other processes to bring something about."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

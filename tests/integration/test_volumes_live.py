@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import Whole, until, whole_instance
+from grounds.processes import until
+from grounds.whole import Whole, whole_instance
 
 from caisson.model import Host, System
 from caisson.model.volumes import ROOT
@@ -22,13 +23,15 @@ pytestmark = pytest.mark.root
 
 PROGRAMS = ("bash", "cat", "env", "hostname", "id", "ls", "mkdir", "mv", "rm", "sh", "touch")
 RESTARTS = 2 * DEEPEST + 4
+WITH_HISTORY = ("back", "cleared", "still")
 
 
 @pytest.fixture(scope="module")
 def volumes(whole: Whole) -> Iterator[Whole]:
-    """The qubes of these tests, made by them, are removed at the end."""
+    """`app` runs; what the tests make besides is removed at the end, too."""
+    whole.app("app", start=True)
     yield whole
-    for name in ("app", "twin", "named", "deep", "gone", "borrower", "source", "clone"):
+    for name in ("named", "app", "twin", "deep", "gone", "source", "clone", *WITH_HISTORY):
         whole.discard(name)
 
 
@@ -40,7 +43,6 @@ def restart(whole: Whole, name: str) -> None:
 
 def test_an_app_qube_keeps_its_private_volume_and_nothing_else(volumes: Whole) -> None:
     """Home, /usr/local and /rw stay; what root wrote elsewhere is gone with the run."""
-    volumes.app("app", start=True)
     kept = ("/home/user/kept", "/usr/local/bin/kept", "/rw/kept")
     lost = ("/etc/lost", "/var/lib/lost", "/lost", "/tmp/lost", "/run/lost")
     for path in kept + lost:
@@ -66,8 +68,9 @@ def test_files_keep_their_owners_whatever_range_of_ids_runs_them(volumes: Whole)
     """The next run may have another range; the qube sees the same owners."""
     volumes.said("app", "install -o 1000 -g 33 -m 640 /dev/null /rw/owned", user="root")
     volumes.shut_down("app")
-    volumes.app("twin", start=True)  # takes the lowest range
+    volumes.app("other", start=True)  # takes the lowest range
     volumes.start("app")
+    volumes.discard("other")
     assert volumes.said("app", "stat -c %u:%g:%a /rw/owned", user="root") == "1000:33:640"
     assert volumes.said("app", "stat -c %u:%g /rw/home/user") == "1000:1000"
 
@@ -82,6 +85,7 @@ def test_a_killed_qube_keeps_what_it_had_written(volumes: Whole) -> None:
 
 def test_qubes_of_one_template_do_not_see_each_other(volumes: Whole) -> None:
     """They share its layers, and not one byte that either writes."""
+    volumes.app("twin", start=True)
     volumes.said("app", "echo x >/etc/mine; echo x >/home/user/mine", user="root")
     assert volumes.inside("twin", "test -e /etc/mine -o -e /home/user/mine").code == 1
 
@@ -99,6 +103,7 @@ def test_the_system_of_the_machine_cannot_be_changed_from_a_qube(volumes: Whole)
 
 def test_a_named_disposable_keeps_nothing(volumes: Whole) -> None:
     """It is itself again after each start: what its base has, and no more."""
+    volumes.said("app", "echo survived >/home/user/plug")
     volumes.shut_down("app")
     volumes.call("admin.vm.property.Set+template_for_dispvms", "app", b"True")
     volumes.call("admin.vm.Create.DispVM+app", payload=b"name=named label=red")
@@ -163,61 +168,67 @@ def test_a_clone_has_what_its_source_had_and_goes_its_own_way(volumes: Whole) ->
 
 def test_a_reverted_volume_is_what_it_was_and_can_be_what_it_is(volumes: Whole) -> None:
     """Back by one state and forth again, as the qube sees it."""
-    volumes.said("clone", "echo three >~/d/f; rm ~/twin; mv ~/d ~/moved")
-    volumes.shut_down("clone")
-    revision = volumes.call("admin.vm.volume.ListSnapshots+private", "clone").split()[-1]
-    volumes.call("admin.vm.volume.Revert+private", "clone", revision.encode())
-    volumes.start("clone")
-    assert volumes.said("clone", "cat ~/d/f ~/twin") == "two\none"
-    assert volumes.inside("clone", "test -e ~/moved").code == 1
-    volumes.shut_down("clone")
-    present = volumes.call("admin.vm.volume.ListSnapshots+private", "clone").split()[-1]
-    volumes.call("admin.vm.volume.Revert+private", "clone", present.encode())
-    volumes.start("clone")
-    assert volumes.said("clone", "cat ~/moved/f") == "three"
-    assert volumes.inside("clone", "test -e ~/twin -o -e ~/d").code == 1
-    volumes.shut_down("clone")
+    volumes.app("back", start=True)
+    volumes.said("back", "mkdir ~/d; echo two >~/d/f; echo one >~/twin")
+    restart(volumes, "back")
+    volumes.said("back", "echo three >~/d/f; rm ~/twin; mv ~/d ~/moved")
+    volumes.shut_down("back")
+    revision = volumes.call("admin.vm.volume.ListSnapshots+private", "back").split()[-1]
+    volumes.call("admin.vm.volume.Revert+private", "back", revision.encode())
+    volumes.start("back")
+    assert volumes.said("back", "cat ~/d/f ~/twin") == "two\none"
+    assert volumes.inside("back", "test -e ~/moved").code == 1
+    volumes.shut_down("back")
+    present = volumes.call("admin.vm.volume.ListSnapshots+private", "back").split()[-1]
+    volumes.call("admin.vm.volume.Revert+private", "back", present.encode())
+    volumes.start("back")
+    assert volumes.said("back", "cat ~/moved/f") == "three"
+    assert volumes.inside("back", "test -e ~/twin -o -e ~/d").code == 1
+    volumes.shut_down("back")
 
 
 def test_a_cleared_volume_is_that_of_a_new_qube(volumes: Whole) -> None:
     """It starts, its user has a home, nothing of before is there; going back brings it back."""
-    volumes.call("admin.vm.volume.Clear+private", "clone")
-    volumes.start("clone")
-    assert volumes.inside("clone", "test -e ~/moved -o -e /rw/home/user/moved").code == 1
-    volumes.said("clone", "echo fresh >~/fresh; test -O ~ -a -d /usr/local/bin")
-    volumes.call("admin.vm.Kill", "clone")
-    cleared = volumes.call("admin.vm.volume.ListSnapshots+private", "clone").split()[-1]
-    volumes.call("admin.vm.volume.Revert+private", "clone", cleared.encode())
-    volumes.start("clone")
-    assert volumes.inside("clone", "test -e ~/fresh").code == 1
-    volumes.shut_down("clone")
+    volumes.app("cleared", start=True)
+    volumes.said("cleared", "touch ~/moved")
+    volumes.shut_down("cleared")
+    volumes.call("admin.vm.volume.Clear+private", "cleared")
+    volumes.start("cleared")
+    assert volumes.inside("cleared", "test -e ~/moved -o -e /rw/home/user/moved").code == 1
+    volumes.said("cleared", "echo fresh >~/fresh; test -O ~ -a -d /usr/local/bin")
+    volumes.call("admin.vm.Kill", "cleared")
+    cleared = volumes.call("admin.vm.volume.ListSnapshots+private", "cleared").split()[-1]
+    volumes.call("admin.vm.volume.Revert+private", "cleared", cleared.encode())
+    volumes.start("cleared")
+    assert volumes.inside("cleared", "test -e ~/fresh").code == 1
+    volumes.shut_down("cleared")
 
 
 def test_a_volume_that_may_not_be_written_is_read_only_inside(volumes: Whole) -> None:
     """For root in the qube too; files in it are as they were left, and the qube works."""
-    volumes.start("clone")
-    volumes.said("clone", "echo kept >~/kept")
-    volumes.shut_down("clone")
-    volumes.call("admin.vm.volume.Set.rw+private", "clone", b"False")
-    volumes.start("clone")
-    assert volumes.said("clone", "cat ~/kept") == "kept"
+    volumes.app("still", start=True)
+    volumes.said("still", "echo kept >~/kept")
+    volumes.shut_down("still")
+    volumes.call("admin.vm.volume.Set.rw+private", "still", b"False")
+    volumes.start("still")
+    assert volumes.said("still", "cat ~/kept") == "kept"
     for path in ("/rw/x", "/home/user/x", "/usr/local/bin/x"):
-        done = volumes.inside("clone", f"touch {path}", user="root")
+        done = volumes.inside("still", f"touch {path}", user="root")
         assert "Read-only file system" in done.err
-    assert volumes.inside("clone", "mount -o remount,rw /rw", user="root").code != 0
-    volumes.said("clone", "touch /etc/own", user="root")
-    volumes.shut_down("clone")
-    volumes.call("admin.vm.volume.Set.rw+private", "clone", b"True")
-    volumes.start("clone")
-    volumes.said("clone", "echo again >>~/kept; test ! -e /etc/own")
-    volumes.shut_down("clone")
-    volumes.call("admin.vm.volume.Set.rw+root", "clone", b"False")
-    volumes.start("clone")
+    assert volumes.inside("still", "mount -o remount,rw /rw", user="root").code != 0
+    volumes.said("still", "touch /etc/own", user="root")
+    volumes.shut_down("still")
+    volumes.call("admin.vm.volume.Set.rw+private", "still", b"True")
+    volumes.start("still")
+    volumes.said("still", "echo again >>~/kept; test ! -e /etc/own")
+    volumes.shut_down("still")
+    volumes.call("admin.vm.volume.Set.rw+root", "still", b"False")
+    volumes.start("still")
     for path in ("/etc/x", "/var/lib/x", "/x"):
-        done = volumes.inside("clone", f"touch {path}", user="root")
+        done = volumes.inside("still", f"touch {path}", user="root")
         assert "Read-only file system" in done.err
-    volumes.said("clone", "echo and again >>~/kept")
-    volumes.shut_down("clone")
+    volumes.said("still", "echo and again >>~/kept")
+    volumes.shut_down("still")
 
 
 def small_system(tree: Path, like: Path) -> None:
@@ -245,6 +256,8 @@ def small_system(tree: Path, like: Path) -> None:
 def own_template() -> Iterator[Whole]:
     """An instance whose template `small` has a root of its own, laid in behind the daemon's back.
 
+    `app` is based on it.
+
     Such a root is what `caisson template build` makes, in minutes and from the network.
     """
     with whole_instance() as whole:
@@ -258,23 +271,24 @@ def own_template() -> Iterator[Whole]:
         host = system.qube("host").volumes[ROOT].layers[0]
         with pool.building() as new:
             small_system(new.tree, pool.path(host) / "d")
+            (new.tree / "usr/bin/mine").write_text("of small\n")
         small = system.qube("small")
         plan = plan_replace(small.volumes[ROOT], [new.id], now=int(time.time()))
         store.write(system.plan_volume(small, plan.state).ops)
         store.close()
         pool.close()
         whole.qubesd.start()
+        whole.call("admin.vm.Create.AppVM+small", payload=b"name=app label=red")
+        for name in ("app", "small"):
+            whole.call("admin.vm.property.Set+netvm", name, b"")
         yield whole
         whole.down()
-        assert whole.remains() == []
+        assert whole.left() == []
 
 
 def test_what_a_template_changes_its_qubes_see_after_its_shutdown(own_template: Whole) -> None:
     """Not while the template runs, not in a qube that runs already; from the next start on."""
     whole = own_template
-    whole.call("admin.vm.Create.AppVM+small", payload=b"name=app label=red")
-    whole.call("admin.vm.property.Set+netvm", "app", b"")
-    whole.call("admin.vm.property.Set+netvm", "small", b"")
     whole.start("small")
     whole.said("small", "echo new >/usr/bin/tool; rm /usr/bin/hostname", user="root")
     whole.start("app")
@@ -291,11 +305,12 @@ def test_what_an_app_qube_changes_in_its_root_never_reaches_the_template(
 ) -> None:
     """Its root may write anywhere in its own view, which ends with the run."""
     whole = own_template
-    whole.said("app", "echo evil >/usr/bin/tool; rm /usr/bin/cat", user="root")
+    whole.start("app")
+    whole.said("app", "echo evil >/usr/bin/mine; rm /usr/bin/cat", user="root")
     restart(whole, "app")
-    assert whole.said("app", "cat /usr/bin/tool") == "new"
+    assert whole.said("app", "cat /usr/bin/mine") == "of small"
     whole.start("small")
-    assert whole.said("small", "cat /usr/bin/tool") == "new"
+    assert whole.said("small", "cat /usr/bin/mine") == "of small"
     whole.shut_down("small")
 
 
@@ -310,5 +325,6 @@ def test_a_template_keeps_its_changes_over_a_crash_of_the_daemon(own_template: W
     whole.shut_down("small")
     whole.qubesd.crash()
     whole.qubesd.start()
+    whole.start("app")
     restart(whole, "app")
     assert whole.said("app", "cat /etc/kept") == "crashed"

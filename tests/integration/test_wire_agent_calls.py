@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pty
 import signal
 import socket
-import struct
 import subprocess
-import tempfile
-import tty
 from pathlib import Path
 
 from agent_rig import PATIENCE, eventually
 from wire_peer import (
-    CONTROL_PORT,
     EXEC_CMDLINE,
     JUST_EXEC,
     ME,
     OWN,
-    PEER,
     SERVICE_CONNECT,
-    STDIN,
-    STDOUT,
     TERMINATED,
-    TRIGGER_SERVICE4,
-    Wire,
     code_of,
     forwarded,
-    hello,
     ident_of,
-    joined,
-    message,
     numbers,
-    trigger,
     wire_agent,
 )
 
@@ -107,57 +92,6 @@ def test_calls_between_two_machines() -> None:
             assert (client.returncode, out, err) == (number, data, b"oops\n")
         for agent in (source, target):
             assert {agent.daemon.receive()[0] for _ in clients} == {TERMINATED}
-
-
-def test_plain_streams_in_the_place_of_named_sockets() -> None:
-    """Port N is whatever lies at PREFIX.N; the machine opens it, whoever serves it comes later."""
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        prefix = Path(directory) / "port"
-
-        def listen(port: int) -> socket.socket:
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            listener.settimeout(PATIENCE)
-            listener.bind(f"{prefix}.{port}")
-            listener.listen(1)
-            return listener
-
-        def accept(listener: socket.socket) -> Wire:
-            return stack.enter_context(Wire(listener.accept()[0]))
-
-        agent = stack.enter_context(wire_agent(connect=False, CAISSON_VCHAN_STREAMS=str(prefix)))
-        agent.daemon = accept(listen(CONTROL_PORT))
-        assert agent.daemon.exactly(12) == hello()
-        agent.daemon.raw(hello())
-        line = agent.script("exec cat").encode()
-        agent.daemon.send(EXEC_CMDLINE, numbers(PEER, 514) + line + b"\0")
-        link = accept(listen(514))
-        assert link.greet() == 4
-        link.raw(message(STDIN, b"x") + message(STDIN))
-        found = link.rest()
-        assert (joined(found, STDOUT), code_of(found)) == (b"x", 0)
-        assert agent.daemon.receive() == (TERMINATED, numbers(PEER, 514))
-
-
-def test_a_character_device_is_a_plain_stream_too() -> None:
-    """As the port of a virtual machine is: no socket, and opened by us."""
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        master, slave = pty.openpty()
-        stack.callback(os.close, master)
-        stack.callback(os.close, slave)
-        tty.setraw(slave)
-        (Path(directory) / f"port.{CONTROL_PORT}").symlink_to(os.ttyname(slave))
-        prefix = f"{directory}/port"
-        agent = stack.enter_context(wire_agent(connect=False, CAISSON_VCHAN_STREAMS=prefix))
-        found = b""
-        while len(found) < 12:
-            found += os.read(master, 12)
-        assert found == hello()
-        os.write(master, hello())
-        agent.ask(trigger(b"a.B"))
-        found = b""
-        while len(found) < 8 + 164:
-            found += os.read(master, 4096)
-        assert found[:8] == struct.pack("<II", TRIGGER_SERVICE4, 164)
 
 
 def test_errors_of_services_reach_the_log_without_escapes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lifecycle_lab import BASE, RED, TEMPLATE, Lab, report, until
@@ -364,5 +364,4 @@ TestLife.settings = settings(
     max_examples=15,
     stateful_step_count=30,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )

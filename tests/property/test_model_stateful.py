@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -354,5 +354,4 @@ TestLife.settings = settings(
     max_examples=60,
     stateful_step_count=50,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )

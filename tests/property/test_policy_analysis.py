@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_policy_language import policies, systems, texts
 
 from caisson.policy import (
     Decision,
@@ -36,7 +37,6 @@ from caisson.policy.analysis.outcome import content
 from caisson.policy.analysis.slices import slices
 from caisson.policy.rules import EVERY, Action
 from caisson.policy.tokens import Kind, Token
-from tests.property.test_policy_language import policies, systems, texts
 
 NIL = "00000000-0000-0000-0000-000000000000"
 ADMIN = Domain("dom0", "AdminVM", uuid=NIL, power_state="Running")

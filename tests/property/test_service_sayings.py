@@ -48,4 +48,4 @@ async def test_lines_are_told_in_order_up_to_a_number(chunks: list[bytes]):
     expected = [harmless(line, Saying.LONGEST_LINE) for line in lines]
     assert told == expected[: Saying.MOST_LINES]
     assert sum(left_out) == max(0, len(lines) - Saying.MOST_LINES)
-    assert descriptors() == before
+    assert descriptors() <= before

@@ -119,7 +119,7 @@ async def test_a_malformed_message_is_dropped_with_its_descriptors(
         attacker.close()
         assert not made.served
         assert await made.passes() == b'{"code":3}'
-        await until(lambda: descriptors() == before)
+        await until(lambda: descriptors() <= before)
 
 
 def _pipe_ends(count: int) -> list[int]:
@@ -162,7 +162,7 @@ async def test_only_three_pipes_are_taken(kind: str):
         attacker.close()
         assert not made.served
         assert await made.passes() == b'{"code":3}'
-        await until(lambda: descriptors() == before)
+        await until(lambda: descriptors() <= before)
 
 
 async def test_a_pipe_that_the_broker_makes_blocking_stops_nobody():
@@ -204,7 +204,7 @@ async def test_a_second_message_is_not_a_second_call():
         assert await attacker.answer() == b""
         attacker.close()
         assert [call.argument for call in made.served] == ["gone"]
-        await until(lambda: descriptors() == before)
+        await until(lambda: descriptors() <= before)
 
 
 async def test_calls_in_flight_are_bounded_for_each_qube_and_in_all():

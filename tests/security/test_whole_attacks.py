@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grounds.whole import PATIENCE, SERVICES, Whole, machine, until, whole_instance
+from grounds.processes import PATIENCE, machine, until
+from grounds.whole import SERVICES, Whole, whole_instance
 
 from caisson.engines import BARRIERS
 from caisson.paths import SHIPPED
@@ -37,7 +38,7 @@ my.Name   *   @anyvm    victim               allow
 """
 RAW = """
 import os, socket, sys
-def told(data, patience=10):
+def told(data, patience=60):
     s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     s.settimeout(patience)
     s.connect("/run/qubes/qrexec")

@@ -62,6 +62,11 @@ impl Daemon {
         self.answer(Kind::ServiceConnect)
     }
 
+    /// The connection, whose end is that of the call that we began.
+    pub fn into_stream(self) -> OwnedFd {
+        self.stream
+    }
+
     /// Wait until the daemon closes: the call that we began has ended.
     pub fn wait_for_end(&self) {
         let mut waste = [0; 512];

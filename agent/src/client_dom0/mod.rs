@@ -185,7 +185,8 @@ impl Client {
         let stream = place.accept(there.domain, there.port, until).map_err(|error| {
             (code::FAILURE, alloc::format!("the qube does not connect: {}", Reason(error)))
         })?;
-        let peer = self.greet(stream, until)?;
+        let mut peer = self.greet(stream, until)?;
+        let daemon = watched(&place, daemon, &mut peer);
         // The daemon takes our leaving for the end of the call.
         let code = self.be_caller(peer);
         drop(daemon);
@@ -267,8 +268,11 @@ impl Client {
             let source = Shown(answer.source);
             (code::FAILURE, alloc::format!("cannot connect to `{source}`: {}", Reason(error)))
         })?;
-        let peer = self.greet(stream, until)?;
-        Ok(ends::service(child, signals, peer).run())
+        let mut peer = self.greet(stream, until)?;
+        let daemon = watched(&place, daemon, &mut peer);
+        let code = ends::service(child, signals, peer).run();
+        drop(daemon);
+        Ok(code)
     }
 
     // In the admin qube.
@@ -306,6 +310,16 @@ impl Client {
             Err(error) => Err(problem(&alloc::format!("cannot make a process: {}", Reason(error)))),
         }
     }
+}
+
+/// Let the peer's end be known by the daemon's, where the stream hides it; else the connection is
+/// given back.
+fn watched(place: &Place, daemon: Daemon, peer: &mut Peer) -> Option<Daemon> {
+    if place.hides_ends() {
+        peer.announced_by(daemon.into_stream());
+        return None;
+    }
+    Some(daemon)
 }
 
 /// The user and the service that a command for the admin qube names; it may leave out the user.

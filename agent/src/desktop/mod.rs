@@ -153,12 +153,17 @@ fn is_shown(entry: &Entry<'_>) -> bool {
     entry.is_program() && !entry.says(b"NoDisplay") && entry.get(b"OnlyShowIn").map_or(true, <[u8]>::is_empty)
 }
 
+/// Control characters, and what some readers take for the end of a line: the next would be forged.
+fn ends_a_line(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+}
+
 fn describe(id: &Id, entry: &Entry<'_>, lines: &mut Vec<u8>) {
     let file = [id.as_bytes(), b".desktop"].concat();
     for (key, value) in entry.keys() {
         if key == b"Exec" {
             lines.extend([&file[..], b":Exec=qubes-desktop-run ", &file, b"\n"].concat());
-        } else if core::str::from_utf8(value).is_ok_and(|text| !text.chars().any(char::is_control)) {
+        } else if core::str::from_utf8(value).is_ok_and(|text| !text.chars().any(ends_a_line)) {
             lines.extend([&file[..], b":", key, b"=", value, b"\n"].concat());
         }
     }
@@ -172,7 +177,8 @@ mod tests {
     #[test]
     fn lines_of_a_list() {
         let content =
-            b"[Desktop Entry]\nType=Application\nName=N\nExec=evil --x\nComment=a\x1b[31m\nIcon=i\n";
+            b"[Desktop Entry]\nType=Application\nName=N\nExec=evil --x\nComment=a\x1b[31m\nIcon=i\n\
+            GenericName=a\xe2\x80\xa8x.desktop:Exec=y\nKeywords=a\xe2\x80\xa9\nX-A=\xc2\x85b\n";
         let entry = Entry::parse(content).unwrap();
         let mut lines = Vec::new();
         describe(&Id::new(b"kde-n").unwrap(), &entry, &mut lines);

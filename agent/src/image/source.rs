@@ -7,6 +7,7 @@ use core::ffi::CStr;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::pipe::PipeFlags;
+use rustix::process::{Resource, Rlimit};
 
 use crate::desktop::find;
 use crate::flow::{self, Line, Trouble};
@@ -24,6 +25,9 @@ use crate::{code, environment, say};
 
 /// Larger files are no pictures that we convert.
 const LARGEST: u64 = 256 << 20;
+/// A converter has so many seconds of a processor, and so much address space.
+const MOST_SECONDS: u64 = 60;
+const MOST_MEMORY: u64 = 4 << 30;
 
 type Attempt<T> = Result<T, &'static str>;
 
@@ -127,6 +131,7 @@ fn content(file: &OwnedFd) -> Attempt<Vec<u8>> {
 fn run_converter(converter: &Converter, environment: &[&CStr]) -> Attempt<()> {
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|_| "cannot start the converter")?;
+    limit();
     let command: Vec<&CStr> = converter.command.iter().map(CString::as_c_str).collect();
     let streams = Streams { stdout: Some(&writer), ..Streams::default() };
     let pid = program::start(&command, &streams, environment).map_err(|_| "cannot start the converter")?;
@@ -143,6 +148,17 @@ fn run_converter(converter: &Converter, environment: &[&CStr]) -> Attempt<()> {
     let ended = program::code_of(pid) == 0;
     // What we found first: a converter that we do not read to its end fails too.
     sent.and(if ended { Ok(()) } else { Err("the converter failed within the picture") })
+}
+
+/// A hostile picture keeps no converter busy for good, also one that knows no bounds of its own.
+fn limit() {
+    for (resource, most) in [(Resource::Cpu, MOST_SECONDS), (Resource::As, MOST_MEMORY), (Resource::Core, 0)]
+    {
+        let hard = rustix::process::getrlimit(resource).maximum;
+        let limit = Some(hard.map_or(most, |hard| hard.min(most)));
+        // To lower what is ours already is never refused.
+        let _ = rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit });
+    }
 }
 
 fn send_netpbm(from: &OwnedFd) -> Attempt<()> {

@@ -9,10 +9,14 @@ use rustix::io::{Errno, IoSliceMut};
 use super::ends::{Moved, Source};
 use super::rules::Stream;
 use crate::exchange::{self, Refusal};
+use crate::sys::call;
 use crate::wire::{self, Header, Kind, Malformed, Receiver, Version, Way, HEADER};
 
 /// Messages that one reading of a source fills at most.
 const BATCH: usize = 4;
+/// How long a peer whose process has ended may be silent, in milliseconds: the last of what it said
+/// may be on its way.
+const SILENCE: i64 = 5_000;
 /// What one reading of the peer takes at most.
 const INBOX: usize = 4 * (wire::CHUNK + HEADER);
 
@@ -48,6 +52,10 @@ pub struct Peer {
     deaf: bool,
     /// Both, as `poll` told; what it sent before may still be there.
     hung_up: bool,
+    /// Becomes readable when the peer's process has ended, where the stream does not tell.
+    announcer: Option<OwnedFd>,
+    /// When the peer is given up unless something comes, once its end was announced.
+    silent_until: Option<i64>,
 }
 
 impl Peer {
@@ -75,7 +83,14 @@ impl Peer {
             ended: false,
             deaf: false,
             hung_up: false,
+            announcer: None,
+            silent_until: None,
         }
+    }
+
+    /// Take it for the end of the peer's process that this becomes readable.
+    pub fn announced_by(&mut self, announcer: OwnedFd) {
+        self.announcer = Some(announcer);
     }
 
     // In.
@@ -90,7 +105,10 @@ impl Peer {
         (self.start, self.end) = (0, rest);
         match rustix::io::read(&self.stream, &mut self.inbox[rest..]) {
             Ok(0) => self.ended = true,
-            Ok(count) => self.end += count,
+            Ok(count) => {
+                self.end += count;
+                self.silent_until = self.silent_until.map(|_| call::milliseconds() + SILENCE);
+            }
             // `poll` has nothing more to tell of a peer that hung up, and it sends nothing more.
             Err(Errno::AGAIN) if self.hung_up => self.ended = true,
             Err(Errno::AGAIN) => {
@@ -248,6 +266,29 @@ impl Peer {
             flags |= PollFlags::OUT;
         }
         (!self.hung_up).then(|| PollFd::new(&self.stream, flags))
+    }
+
+    /// What tells of the end of the peer's process.
+    pub fn announcer_entry(&self) -> Option<PollFd<'_>> {
+        self.announcer.as_ref().map(|announcer| PollFd::new(announcer, PollFlags::IN))
+    }
+
+    /// The peer's process has ended.
+    pub fn announced(&mut self) {
+        self.announcer = None;
+        self.silent_until = Some(call::milliseconds() + SILENCE);
+    }
+
+    /// Milliseconds until the peer is given up, where that is near; not while we are behind.
+    pub fn patience(&self) -> Option<i64> {
+        self.silent_until.filter(|_| !self.ended && !self.has_bytes()).map(|at| at - call::milliseconds())
+    }
+
+    /// Give the peer up, if it was silent for too long.
+    pub fn give_up_if_late(&mut self) {
+        if self.patience().is_some_and(|left| left <= 0) {
+            (self.ended, self.deaf) = (true, true);
+        }
     }
 
     /// What `poll` told.

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 
 use super::ends::{Moved, Sink, Source};
@@ -326,6 +326,7 @@ impl Link {
                 Process::Child { watch, .. } => Some(PollFd::new(watch, PollFlags::IN)),
                 Process::Told { source, .. } => Some(source.poll_entry()),
             },
+            peer.announcer_entry(),
         ];
         let fixed = entries.len();
         entries.extend(
@@ -342,8 +343,8 @@ impl Link {
         }
         let present: Vec<bool> = entries.iter().map(Option::is_some).collect();
         let mut waiting: Vec<PollFd<'_>> = entries.into_iter().flatten().collect();
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if rustix::event::poll(&mut waiting, busy.then_some(&at_once)).is_err() {
+        let patience = if busy { Some(0) } else { peer.patience() };
+        if rustix::event::poll(&mut waiting, patience.map(call::timeout).as_ref()).is_err() {
             return Ok(());
         }
         let mut found = waiting.iter().map(PollFd::revents);
@@ -369,6 +370,12 @@ impl Link {
         }
         if !told[2].is_empty() {
             self.take_process();
+        }
+        if !told[3].is_empty() {
+            self.peer.announced();
+        }
+        if told[0].is_empty() && !busy {
+            self.peer.give_up_if_late();
         }
         Ok(())
     }

@@ -79,6 +79,11 @@ impl Place {
         Self::of(environment)
     }
 
+    /// Whether a stream does not tell that the process at its other end has ended.
+    pub fn hides_ends(&self) -> bool {
+        matches!(self.kind, Kind::Streams(_))
+    }
+
     /// Wait for `peer` at the port of the control link without blocking; see `Server`.
     pub fn serve(&self, peer: u32, port: u32) -> Result<Server, Errno> {
         self.server(peer, port, None)

@@ -9,6 +9,7 @@ from admin_lab import Daemon, running_daemon
 
 from caisson.admin.bounds import Budget
 from caisson.admin.registry import Door
+from caisson.ext.core_features import LEFT_TO_OTHERS, MOST_ANNOUNCED
 from caisson.model import Change, SetFeature
 from caisson.model.limits import MOST_FEATURES
 from caisson.names import FeatureName
@@ -142,10 +143,28 @@ async def test_announcements_fill_a_qube_to_its_bound_and_no_further(tmp_path: P
     async with running_daemon(tmp_path, policy=POLICY, announced={"tpl": many}) as daemon:
         await daemon.populate()
         tpl = daemon.qubes.system.qube("tpl")
-        ops = (SetFeature(tpl.uuid, FeatureName(f"x{n}"), "1") for n in range(MOST_FEATURES - 4))
+        most = MOST_FEATURES - LEFT_TO_OTHERS
+        ops = (SetFeature(tpl.uuid, FeatureName(f"x{n}"), "1") for n in range(most - 4))
         await daemon.qubes.commit(Change(tuple(ops)))
         await daemon.send(b"qubes.FeaturesRequest+ tpl name dom0\0", door=Door.MISC)
-        assert len(tpl.features) == MOST_FEATURES
+        assert len(tpl.features) == most
+
+
+async def test_announcements_leave_room_for_what_others_say_of_a_qube(tmp_path: Path) -> None:
+    """A template that announces all it can hides no updates, and shuts no administrator out."""
+    many = b"".join(b"supported-rpc.f%d=1\n" % n for n in range(MOST_ANNOUNCED))
+    async with running_daemon(tmp_path, policy=POLICY) as daemon:
+        await daemon.populate()
+        request = b"qubes.FeaturesRequest+ tpl name dom0\0"
+        assert await daemon.send(request + many, door=Door.MISC) == b"0\0"
+        tpl = daemon.qubes.system.qube("tpl")
+        assert len(tpl.features) == MOST_FEATURES - LEFT_TO_OTHERS
+        told = b"qubes.NotifyUpdates+ work name dom0\x003"
+        assert await daemon.send(told, door=Door.MISC) == b"0\0"
+        assert tpl.features[FeatureName("updates-available")] == "1"
+        await daemon.ok("admin.vm.feature.Set+internal", "tpl", b"1")
+        assert await daemon.send(request + many, door=Door.MISC) == b"0\0"
+        assert tpl.features[FeatureName("internal")] == "1"
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,14 @@
-"""Properties: types, defaults, flags, limits (sheet `admin-api`, sections 2.2 and 5)."""
+"""Properties: types, defaults, flags, facts, references (sheet `admin-api`, sections 2.2 and 5)."""
 
 import re
-import string
-from ipaddress import IPv4Address
 
 import pytest
 from model_world import World
 
 from caisson.errors import (
     CaissonError,
-    LabelNotFoundError,
     NoSuchPropertyError,
     NotHaltedError,
-    NotStartedError,
     PropertyValueError,
     QubeInUseError,
     ValueRefusedError,
@@ -89,14 +85,6 @@ def test_defaults_follow_template_and_system(world: World):
     assert world.system.is_default(world.qube("work"), "vcpus")
 
 
-def test_template_has_no_network_by_default(networked: World):
-    """A template is offline whatever the default network qube is."""
-    assert networked.value("debian", "netvm") == ""
-    networked.set("debian", "netvm", "sys-firewall")
-    networked.reset("debian", "netvm")
-    assert networked.value("debian", "netvm") == ""
-
-
 def test_maxmem_never_takes_more_than_half_of_the_machine(world: World):
     """4000 MiB, or half of the RAM where that is less."""
     assert world.value("debian", "maxmem") == "4000"
@@ -145,111 +133,6 @@ def test_unknown_property_is_told_from_a_bad_value(world: World):
         world.set("debian", "no/such\n", "x")
 
 
-BAD = [
-    ("autostart", "perhaps", ValueRefusedError),
-    ("autostart", " true", ValueRefusedError),
-    ("autostart", "", ValueRefusedError),
-    ("vcpus", "two", ValueRefusedError),
-    ("vcpus", "1_0", ValueRefusedError),
-    ("vcpus", "٣", ValueRefusedError),
-    ("vcpus", "0", PropertyValueError),
-    ("vcpus", "9" * 19, ValueRefusedError),
-    ("vcpus", "9" * 18, PropertyValueError),
-    ("memory", "0", PropertyValueError),
-    ("memory", "-1", PropertyValueError),
-    ("maxmem", "-1", PropertyValueError),
-    ("label", "pink", LabelNotFoundError),
-    ("label", "", LabelNotFoundError),
-    ("label", "label-9", LabelNotFoundError),
-    ("netvm", "nosuch", PropertyValueError),
-    ("netvm", "no such", ValueRefusedError),
-    ("netvm", "dom0", ValueRefusedError),
-    ("netvm", "debian", ValueRefusedError),
-    ("netvm", "work", ValueRefusedError),
-    ("template", "", PropertyValueError),
-    ("template", "work", PropertyValueError),
-    ("template", "dom0", PropertyValueError),
-    ("default_dispvm", "work", PropertyValueError),
-    ("management_dispvm", "debian", PropertyValueError),
-    ("default_user", "", PropertyValueError),
-    ("default_user", "root;reboot", PropertyValueError),
-    ("default_user", "a/../b", PropertyValueError),
-    ("kernel", "../../boot", PropertyValueError),
-    ("kernel", "..", PropertyValueError),
-    ("kernel", "-rf", PropertyValueError),
-    ("kernel", "a/b", PropertyValueError),
-    ("kernelopts", "x" * 513, PropertyValueError),
-    ("kernel", "6.0-gone", PropertyValueError),
-    ("kernelopts", "a\x00b", ValueRefusedError),
-    ("kernelopts", "\x1b[2J", ValueRefusedError),
-    ("mac", "00:16:3e:5e:6c", PropertyValueError),
-    ("mac", "00:16:3e:5e:6c:0g", PropertyValueError),
-    ("virt_mode", "chroot", PropertyValueError),
-    ("ip", "10.137.0", ValueRefusedError),
-    ("ip", "010.0.0.1", ValueRefusedError),
-    ("ip", "127.0.0.1", PropertyValueError),
-    ("ip", "0.0.0.0", PropertyValueError),
-    ("ip", "224.0.0.1", PropertyValueError),
-    ("ip", "10.139.1.1", PropertyValueError),
-    ("ip6", "fe80::1%eth0", ValueRefusedError),
-    ("keyboard_layout", "us", PropertyValueError),
-    ("keyboard_layout", "us++;reboot", PropertyValueError),
-    ("devices_denied", "u03", PropertyValueError),
-    ("devices_denied", "x030000", PropertyValueError),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "refusal"), BAD)
-def test_bad_values_are_refused_with_their_error(
-    world: World, name: str, value: str, refusal: type[CaissonError]
-):
-    """Every refusal says what it wants, on one printable line, and changes nothing."""
-    world.app("work")
-    before = dict(world.qube("work").stored)
-    with pytest.raises(refusal) as refused:
-        world.set("work", name, value)
-    assert refused.type is refusal
-    assert refused.value.message.isprintable()
-    assert world.qube("work").stored == before
-
-
-GOOD = [
-    ("autostart", "YES", "True"),
-    ("autostart", "off", "False"),
-    ("label", "6", "blue"),
-    ("label", "label-4", "green"),
-    ("mac", "00:16:3E:00:00:0A", "00:16:3e:00:00:0a"),
-    ("virt_mode", "PVH", "pvh"),
-    ("kernel", "", ""),
-    ("kernel", "6.12.1-1.fc41+x~y", "6.12.1-1.fc41+x~y"),
-    ("maxmem", "0", "0"),
-    ("ip", "192.168.5.7", "192.168.5.7"),
-    ("ip6", "FD00::0007", "fd00::7"),
-    ("keyboard_layout", "de+nodeadkeys+caps:none,compose:menu", None),
-    ("devices_denied", "u03****b******u03****", "b******u03****"),
-    ("guivm", "", ""),
-    ("guivm", "dom0", "dom0"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "kept"), GOOD)
-def test_good_values_are_kept_in_one_form(world: World, name: str, value: str, kept: str | None):
-    """What is stored does not depend on how it was spelt."""
-    world.app("work")
-    world.set("work", name, value)
-    assert world.value("work", name) == (value if kept is None else kept)
-
-
-@pytest.mark.parametrize("char", sorted(set(map(chr, range(128))) - set(string.printable)))
-def test_no_control_character_gets_into_a_property(world: World, char: str):
-    """QSB-066: a property becomes part of XML, nft rules and file names."""
-    work = world.app("work")
-    for name, declared in world.system.properties(work).items():
-        if declared.type is PropertyType.STR and not (declared.read_only or declared.write_once):
-            with pytest.raises(ValueRefusedError):
-                world.set("work", name, f"a{char}b")
-
-
 def test_running_qube_keeps_its_template(world: World):
     """A template changes under a halted qube only."""
     world.make(Klass.TEMPLATE, "fedora")
@@ -261,56 +144,6 @@ def test_running_qube_keeps_its_template(world: World):
     assert world.value("work", "template") == "fedora"
     with pytest.raises(ValueRefusedError):
         world.reset("work", "template")
-
-
-def test_network_never_loops(networked: World):
-    """A loop is refused on every route: set, reset, and the default for all."""
-    with pytest.raises(ValueRefusedError, match="loop"):
-        networked.set("sys-net", "netvm", "sys-firewall")
-    with pytest.raises(ValueRefusedError, match="loop"):
-        networked.set("sys-net", "netvm", "sys-net")
-    with pytest.raises(ValueRefusedError, match="loop"):
-        networked.reset("sys-net", "netvm")
-    networked.app("sys-vpn", provides_network="True")
-    with pytest.raises(ValueRefusedError, match="loop"):
-        networked.set(None, "default_netvm", "sys-vpn")
-    networked.set("sys-vpn", "netvm", "sys-firewall")
-    networked.set(None, "default_netvm", "sys-vpn")
-
-
-def test_qube_goes_on_providing_network_while_it_is_used(networked: World):
-    """Refused on every route: set and reset; by explicit clients, default clients, as default."""
-    with pytest.raises(ValueRefusedError, match="sys-firewall"):
-        networked.set("sys-net", "provides_network", "False")
-    with pytest.raises(ValueRefusedError, match="default_netvm"):
-        networked.reset("sys-firewall", "provides_network")
-    networked.app("work")
-    with pytest.raises(ValueRefusedError, match="work"):
-        networked.reset("sys-firewall", "provides_network")
-    networked.set(None, "default_netvm", "")
-    networked.reset("sys-firewall", "provides_network")
-
-
-def test_default_netvm_must_provide_network(networked: World):
-    """A restriction of `netvm` holds for its default too."""
-    networked.app("work", netvm="")
-    with pytest.raises(ValueRefusedError, match="provide"):
-        networked.set(None, "default_netvm", "work")
-
-
-def test_running_qube_gets_a_running_network_qube(networked: World):
-    """Refused on every route: set, reset, and the default for all."""
-    work = networked.app("work")
-    networked.running.add(work)
-    with pytest.raises(NotStartedError):
-        networked.set("work", "netvm", "sys-net")
-    networked.set("work", "netvm", "")
-    with pytest.raises(NotStartedError):
-        networked.reset("work", "netvm")
-    networked.running.add(networked.qube("sys-firewall"))
-    networked.reset("work", "netvm")
-    with pytest.raises(NotStartedError):
-        networked.set(None, "default_netvm", "sys-net")
 
 
 USES = [
@@ -343,57 +176,6 @@ def test_base_of_disposables_stays_one_while_a_disposable_exists(world: World):
         world.set("base", "template_for_dispvms", "False")
     world.remove(made.name)
     world.set("base", "template_for_dispvms", "False")
-
-
-def test_address_belongs_to_one_qube(networked: World):
-    """Two qubes with one address could take each other's traffic, whoever asked first."""
-    work = networked.app("work")
-    networked.app("other")
-    networked.set("work", "ip", "10.137.0.77")
-    with pytest.raises(PropertyValueError, match="work"):
-        networked.set("other", "ip", "10.137.0.77")
-    with pytest.raises(PropertyValueError, match="sys-net"):
-        networked.set("other", "ip", f"10.137.0.{networked.qube('sys-net').qid}")
-    with pytest.raises(PropertyValueError, match="work"):
-        networked.set("other", "ip", f"10.137.0.{work.qid}")
-    networked.set("other", "ip", f"10.137.0.{networked.qube('other').qid + 1}")
-    late = networked.app("late")
-    values = [
-        networked.system.value(q, "ip")
-        for q in networked.system.qubes.values()
-        if networked.system.has(q, "ip")
-    ]
-    taken = [value for value in values if value is not None]
-    assert late.qid == networked.qube("other").qid + 2
-    assert len(taken) == len(set(taken))
-
-
-def test_fake_addresses_that_are_none_are_ignored(networked: World):
-    """A feature is free text; what becomes an address is an address."""
-    networked.app("work")
-    networked.feature("work", "net.fake-ip", "1.2.3.4; reboot")
-    assert networked.value("work", "visible_ip") == networked.value("work", "ip")
-    networked.feature("work", "net.fake-ip", "192.168.0.3")
-    assert networked.system.value(networked.qube("work"), "visible_ip") == IPv4Address(
-        "192.168.0.3"
-    )
-
-
-def test_addresses_and_gateways_follow_the_chain(networked: World):
-    """Section 5.1: gateway of a client is the address of its network qube."""
-    networked.app("work")
-    assert networked.value("work", "visible_gateway") == networked.value("sys-firewall", "ip")
-    assert networked.value("sys-firewall", "gateway") == networked.value("sys-firewall", "ip")
-    assert networked.value("work", "gateway") == ""
-    assert networked.value("work", "visible_netmask") == "255.255.255.255"
-    assert networked.value("work", "dns") == "10.139.1.1 10.139.1.2"
-    assert networked.value("work", "ip6") == ""
-    networked.feature("sys-net", "ipv6", "1")
-    qid = networked.qube("work").qid
-    assert networked.value("work", "ip6") == f"fd09:24ef:4179::a89:{qid:x}"
-    networked.set("work", "netvm", "")
-    for name in ("ip", "ip6", "visible_ip", "visible_gateway", "visible_netmask", "dns"):
-        assert networked.value("work", name) == ""
 
 
 def test_keyboard_layout_survives_a_gui_qube_that_is_only_a_record(world: World):
@@ -439,77 +221,6 @@ def test_keyboard_layout_survives_gui_qubes_that_show_each_other(world: World):
     assert world.value("a", "keyboard_layout") == "us++"
     world.set("b", "keyboard_layout", "de++")
     assert world.value("a", "keyboard_layout") == "de++"
-
-
-def test_pools_must_exist(world: World):
-    """A pool name is never free text."""
-    world.set(None, "default_pool", "varlibqubes")
-    with pytest.raises(PropertyValueError):
-        world.set(None, "default_pool_root", "../etc")
-
-
-GLOBAL_BAD = [
-    ("check_updates_vm", "perhaps", ValueRefusedError),
-    ("clockvm", "nosuch", PropertyValueError),
-    ("default_audiovm", "nosuch", PropertyValueError),
-    ("default_guivm", "no such", ValueRefusedError),
-    ("default_dispvm", "work", PropertyValueError),
-    ("management_dispvm", "dom0", PropertyValueError),
-    ("default_kernel", "6.0-gone", PropertyValueError),
-    ("default_kernel", "../boot", PropertyValueError),
-    ("default_netvm", "work", ValueRefusedError),
-    ("default_netvm", "nosuch", PropertyValueError),
-    ("default_pool", "nosuch", PropertyValueError),
-    ("default_pool_private", "linux-kernel", PropertyValueError),
-    ("default_pool_volatile", "", PropertyValueError),
-    ("default_pool_kernel", "nosuch", PropertyValueError),
-    ("default_qrexec_timeout", "soon", ValueRefusedError),
-    ("default_shutdown_timeout", "0", PropertyValueError),
-    ("default_template", "work", PropertyValueError),
-    ("default_template", "dom0", PropertyValueError),
-    ("maxmem", "1", PropertyValueError),
-    ("no_cpus", "1", PropertyValueError),
-    ("stats_interval", "", ValueRefusedError),
-    ("updatevm", "nosuch", PropertyValueError),
-    ("default_fw_netvm", "work", NoSuchPropertyError),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "refusal"), GLOBAL_BAD)
-def test_bad_values_for_the_system_are_refused_with_their_error(
-    world: World, name: str, value: str, refusal: type[CaissonError]
-):
-    """Section 5.3."""
-    world.app("work")
-    before = dict(world.system.stored(None))
-    with pytest.raises(refusal) as refused:
-        world.set(None, name, value)
-    assert refused.type is refusal
-    assert world.system.stored(None) == before
-
-
-EMPTY = [
-    "clockvm",
-    "default_audiovm",
-    "default_guivm",
-    "default_dispvm",
-    "management_dispvm",
-    "default_netvm",
-    "default_template",
-    "updatevm",
-    "default_kernel",
-]
-
-
-@pytest.mark.parametrize("name", EMPTY)
-def test_system_may_name_no_qube_and_no_kernel(world: World, name: str):
-    """Empty is a value of its own, and a qube that follows it still answers for all it has."""
-    world.app("work")
-    world.set(None, name, "")
-    assert world.value(None, name) == ""
-    assert not world.system.is_default(None, name)
-    for each in world.system.properties(world.qube("work")):
-        world.value("work", each)
 
 
 def test_running_virtual_machine_keeps_the_memory_that_it_may_grow_to(world: World):

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from caisson.qrexec.daemon_link import DaemonLink
 from caisson.qrexec.link import (
@@ -27,7 +28,7 @@ from caisson.qrexec.link import (
     read_to_daemon,
 )
 
-SOON = 10.0
+SOON = PATIENCE
 
 
 @settings(deadline=None, max_examples=40)

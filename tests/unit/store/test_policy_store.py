@@ -366,7 +366,10 @@ def test_errors_name_no_file_outside_and_no_place_in_another(store: PolicyStore,
         store.replace(PolicyFile.parse("95-mine", included=False), ANY, b"nonsense\n")
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode()))
 def test_any_bytes_are_in_force_or_refused(store: PolicyStore, paths: Paths, content: bytes):
     """Property: the policy loads before and after, and the file is the old or the new one."""

@@ -103,7 +103,7 @@ def test_reading_what_is_no_file_keeps_no_descriptor(store: PolicyStore, folder:
         read_policy_directory(folder)
         with pytest.raises(InvalidPolicyPathError):
             store.read(PolicyFile.parse("40-dir", included=False))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_the_file_is_readable_whatever_the_umask(store: PolicyStore, folder: Path):

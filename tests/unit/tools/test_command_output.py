@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from caisson.errors import CaissonError
 from caisson.model.declarations import PROPERTIES
@@ -363,7 +364,7 @@ def test_many_things_are_done_at_once_and_told_in_order() -> None:
     done = []
 
     def act(number: int) -> int:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         if number == 3:
             raise CaissonError("three")
         done.append(number)
