@@ -17,6 +17,8 @@ use crate::{code, process, say};
 
 /// The broker may be restarting: so long it may be away, in milliseconds.
 const PATIENCE: i64 = 5_000;
+/// After so long the caller is told what it waits for, in milliseconds.
+const SILENCE: i64 = 1_000;
 
 /// How to make a call.
 pub struct Call<'a> {
@@ -141,13 +143,19 @@ fn lost(error: Option<Errno>) -> i32 {
 fn connect(socket: &[u8]) -> Result<Connection, Errno> {
     const LONGEST_PAUSE: i64 = 50;
     let mut pause = 1;
-    let mut deadline = None;
+    let mut since = None;
+    let mut told = false;
     loop {
         match Connection::open(socket) {
             Err(error @ (Errno::NOENT | Errno::CONNREFUSED)) => {
                 let now = system::milliseconds();
-                if now >= *deadline.get_or_insert(now + PATIENCE) {
+                let waited = now - *since.get_or_insert(now);
+                if waited >= PATIENCE {
                     return Err(error);
+                }
+                if waited >= SILENCE && !told {
+                    say!("waiting for the qrexec broker at `{}`", Shown(socket));
+                    told = true;
                 }
                 let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
                 let _ = rustix::event::poll(&mut [], Some(&timeout));

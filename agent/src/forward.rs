@@ -21,6 +21,8 @@ use crate::text::{c_string, decimal};
 /// Connections at once; more wait until one ends.
 const MOST: usize = 64;
 const LONGEST_TARGET: usize = 63;
+/// What a call names that names no target.
+const DEFAULT: &[u8] = b"@default";
 /// Until it is tried again to take a connection that there was no room for.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const OWN_PROGRAM: &[u8] = b"/proc/self/exe";
@@ -67,7 +69,11 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     let service = alloc::format!("qubes.ConnectTCP+{remote}");
     let way = Way { port, target, service: service.as_bytes(), socket };
     match serve(&way, environment, || {
-        say!("127.0.0.1:{port} leads to port {remote} of `{}`", Shown(target));
+        if target == DEFAULT {
+            say!("127.0.0.1:{port} leads to port {remote} of the qube that policy chooses");
+        } else {
+            say!("127.0.0.1:{port} leads to port {remote} of `{}`", Shown(target));
+        }
     }) {
         Ok(()) => 0,
         Err(error) => {
@@ -93,7 +99,7 @@ fn parse(text: &[u8]) -> Option<(u16, &[u8], u16)> {
     if !named || target.len() > LONGEST_TARGET {
         return None;
     }
-    Some((local, if target.is_empty() { b"@default" } else { target }, remote))
+    Some((local, if target.is_empty() { DEFAULT } else { target }, remote))
 }
 
 fn port(digits: &[u8]) -> Option<u16> {

@@ -205,7 +205,8 @@ class Client:
             except PermissionError:
                 raise DaemonError(
                     f"no permission to speak to the daemon at `{path}`",
-                    hint="use sudo, or join the group: `sudo usermod -aG qubes $USER`",
+                    hint="use sudo, or join the group and log in again: "
+                    "`sudo usermod -aG qubes $USER`",
                 ) from None
             except OSError as error:
                 raise DaemonError(

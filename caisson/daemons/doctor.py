@@ -24,6 +24,7 @@ from caisson.lifecycle import probe
 from caisson.network import Network, remember_machine_root
 from caisson.paths import Paths
 from caisson.policy import BrokenPolicy, PolicySet, parse_policy
+from caisson.qrexec import prompt
 from caisson.store.policy_files import load_policy, read_policy_directory
 
 
@@ -31,7 +32,7 @@ async def examine(paths: Paths, engine: Engine, network: Network) -> Sequence[Fi
     """What this machine has and lacks, whether the policy loads, and which barriers stand."""
     machine = [*await engine.doctor(), *await network.doctor()]
     files = [await asyncio.to_thread(each, paths) for each in (policy, services)]
-    return [*machine, *files, *await probe.barriers(paths)]
+    return [*machine, *files, questions(paths), *await probe.barriers(paths)]
 
 
 def policy(paths: Paths) -> Finding:
@@ -58,6 +59,18 @@ def services(paths: Paths) -> Finding:
         remedy = f"{error.hint or 'mend it'}; until then calls of it fail"
         return Finding(name, ok=False, detail=error.message, remedy=remedy)
     return Finding(name, ok=True, detail=f"{number}, run as `{account.pw_name}`")
+
+
+def questions(paths: Paths) -> Finding:
+    """Whether somebody is there to ask; where nobody is, nothing is broken, but `ask` refuses."""
+    number = prompt.listening(paths.prompt_agent)
+    return Finding(
+        "questions",
+        ok=True,
+        detail=f"asked in {number} place{'' if number == 1 else 's'}"
+        if number
+        else "nobody is asked, so what policy says to ask is refused: start `caisson prompt`",
+    )
 
 
 def _loaded(paths: Paths) -> PolicySet | BrokenPolicy:

@@ -12,11 +12,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from caisson.dom0.running import harmless
 from caisson.errors import CaissonError
 from caisson.names import ServiceArgument, ServiceName
 from caisson.paths import Paths
 from caisson.qrexec.admin_messages import of_qubesd
+from caisson.qrexec.saying import harmless
 
 LONGEST_FILE_NAME = 255
 LONGEST_SHOWN = 1000

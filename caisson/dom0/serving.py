@@ -11,11 +11,12 @@ from pathlib import Path
 import structlog
 
 from caisson.dom0.lookup import Places, examine
-from caisson.dom0.running import PROBLEM, Command, Patience, Process, Saying
+from caisson.dom0.running import PROBLEM, Command, Patience, Process
 from caisson.errors import CaissonError
 from caisson.paths import RUN_SERVICE
 from caisson.qrexec import AdminCall, Judge, sparing, unprivileged_user
 from caisson.qrexec.admin_messages import of_qubesd
+from caisson.qrexec.saying import Saying
 
 REFUSED = 126
 NOT_FOUND = 127

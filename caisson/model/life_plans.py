@@ -228,7 +228,8 @@ class LifePlans(Numbers):
             if base is None:
                 raise ValueRefusedError(
                     f"no template given, and no `{wanted}` is set",
-                    hint=f"name one, or set it: `qubes-prefs {wanted} NAME`",
+                    hint=f"name one, or set it: `qubes-prefs {wanted} NAME`; "
+                    "`docs/guides/first-qubes.md` makes one",
                 )
         else:
             base = self.qube(template)

@@ -18,6 +18,7 @@ from caisson.errors import CaissonError, ProtocolError
 from caisson.names import QubeName
 from caisson.policy import Allow, Ask, Decision, Deny, Reason, SystemInfo
 from caisson.qrexec import evaluating, sparing
+from caisson.qrexec.admin_messages import Shares
 from caisson.qrexec.answering import MOST_CONNECTIONS, Answer, Answering, AnswerTo, EndOf
 from caisson.qrexec.asking import Person
 from caisson.qrexec.calls import Call, CallError, Ended
@@ -67,6 +68,7 @@ class Adviser:
         self._person = person
         self._write = write
         self._at_once = at_once
+        self._asking = Shares(MOST_CONNECTIONS // 2, MOST_CONNECTIONS // 2)
 
     def servers(
         self,
@@ -81,6 +83,7 @@ class Adviser:
             spawn: runs what serves one connection.
             most: how many connections each of them serves at once.
         """
+        self._asking = Shares(most // 2, most // 2)
         longest = LONGEST + LONGEST_PAYLOAD
         wanted: tuple[tuple[Path | None, int, EndOf, AnswerTo], ...] = (
             (sockets.policy, LONGEST_QUERY, is_whole, self.answer),
@@ -169,11 +172,16 @@ class Adviser:
         source = then.system.find(ask.source)
         if source is None or source.guivm is None:
             raise CallError("the calling qube has no GUI qube that could be asked")
+        # Each waits on its connection: what needs no question must find one that is free.
+        if not self._asking.take(source.name):
+            raise CallError("too many questions wait for a person")
         try:
             answer = await self._person.ask(_call(query, source.name), ask, source.guivm)
         except CaissonError as e:
             text = f"{e.message} ({ask.text})"
             return Deny(Reason.RULE, text, ask.notify, ask.location), then.system
+        finally:
+            self._asking.give_back(source.name)
         call.answered_by = answer.by
         if answer.target is None:
             return ask.refuse(answer.reason), then.system

@@ -260,6 +260,17 @@ def _reach_all(path: Path, open_sockets: ExitStack) -> list[socket.socket]:
     return reached
 
 
+def listening(path: Path) -> int:
+    """How many prompt agents can be asked.
+
+    Args:
+        path: the well-known socket.
+    """
+    with ExitStack() as open_sockets, suppress(NobodyError):
+        return len(_reach_all(path, open_sockets))
+    return 0
+
+
 def beside(path: Path) -> list[Path]:
     """The sockets of further agents; whether somebody listens there is not known."""
     try:

@@ -1,6 +1,7 @@
 """Log lines that a qube can cause: a few a second for each qube, then only their number.
 
-The audit log has every call; this log is for people, and must not be a way to fill the disk.
+A line is bounded as well: the name of a service and its argument may have 65,000 bytes. The audit
+log has every call; this log is for people, and must not be a way to fill the disk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import structlog
 
 LINES = 10
 SECONDS = 1.0
+LONGEST = 1024
+"""Characters of one text in a line; of a longer one the rest is left out."""
 _MOST_QUBES = 4096
 
 _log = structlog.get_logger("broker")
@@ -30,13 +33,21 @@ _budgets: dict[str, _Budget] = {}
 def info(event: str, *, qube: str, **fields: object) -> None:
     """Tell what a qube did, unless it does it all the time."""
     if _granted(qube):
-        _log.info(event, qube=qube, **fields)
+        _log.info(event, qube=qube, **_bounded(fields))
 
 
 def warning(event: str, *, qube: str, **fields: object) -> None:
     """Tell what a qube did wrong, unless it does it all the time."""
     if _granted(qube):
-        _log.warning(event, qube=qube, **fields)
+        _log.warning(event, qube=qube, **_bounded(fields))
+
+
+def _bounded(fields: dict[str, object]) -> dict[str, object]:
+    return {name: _cut(value) for name, value in fields.items()}
+
+
+def _cut(value: object) -> object:
+    return f"{value[:LONGEST]}…" if isinstance(value, str) and len(value) > LONGEST else value
 
 
 def _granted(qube: str) -> bool:

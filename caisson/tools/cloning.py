@@ -9,6 +9,7 @@ from functools import partial
 
 from caisson.admin.client import Client, NoAnswerError, on_path
 from caisson.errors import CaissonError, NoSuchPropertyError
+from caisson.names import shown
 from caisson.tools import interrupts, properties, selection, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.device_words import parse_assignment, serialized
@@ -62,11 +63,13 @@ def creation(
     words = [f"name={name}", f"label={label}"]
     words += [f"pool={pool}"] if pool is not None else []
     words += [f"pool:{known_volume(volume)}={where}" for volume, where in pools.items()]
-    if any(" " in word or not word.isascii() for word in words):
-        raise UsageError(
-            "a name, label or pool contains a space or a letter beyond ASCII",
-            "use letters, digits, `.`, `_` and `-`",
-        )
+    for word in words:
+        what, _, value = word.partition("=")
+        if " " in word or not word.isascii():
+            raise UsageError(
+                f"{what} `{shown(value)}` contains a space or a letter beyond ASCII",
+                "use letters, digits, `.`, `_` and `-`",
+            )
     method = "CreateInPool" if pools or pool is not None else "Create"
     return f"admin.vm.{method}", " ".join(words).encode()
 

@@ -39,12 +39,54 @@ class Parser(argparse.ArgumentParser):
         """
         raise UsageError(message, self._hint(message))
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is none of those to choose from, and say which one is near.
+
+        Raises:
+            UsageError: it is none of them.
+        """
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        near = _nearest(str(value), known)
+        hint = f"did you mean `{near}`?" if near else f"use {_any_of(known)}"
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no public name
+            what = f"there is no {str(action.metavar).lower()} `{shown(str(value))}`"
+        else:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            what = f"`{shown(str(value))}` is no value of {name}"
+        raise UsageError(what, f"{hint}; `{self.prog} --help`" if not near else hint)
+
+    def nearest_option(self, untrusted_words: Sequence[str]) -> str | None:
+        """The option that the first unknown one may be meant for."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in untrusted_words:
+            option = word.partition("=")[0]
+            if option.startswith("--") and (near := _nearest(option, known)):
+                return near
+        return None
+
     def _hint(self, message: str) -> str:
+        unknown = message.partition("unrecognized arguments: ")[2]
+        if near := self.nearest_option(unknown.split()):
+            return f"did you mean `{near}`? `{self.prog} --help`"
         lists = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
-        names = [f"`{name}`" for choices in lists for name in choices]
-        if not names or "choose from" in message:
+        names = [name for choices in lists for name in choices]
+        if not names:
             return f"`{self.prog} --help`"
-        return f"use {', '.join(names[:-1])} or {names[-1]}; `{self.prog} --help`"
+        return f"use {_any_of(names)}; `{self.prog} --help`"
+
+
+def _any_of(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return " or ".join([*([", ".join(quoted[:-1])] if quoted[1:] else []), quoted[-1]])
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, n=1, cutoff=0.7)
+    return near[0] if near else None
 
 
 class ActionParser(Parser):
@@ -155,9 +197,21 @@ def main(made: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None = N
 
 def _run(made: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None) -> int:
     arguments = _parsed(made, argv)
-    code = run(arguments, Client(arguments.root))
+    client = Client(arguments.root)
+    try:
+        code = run(arguments, client)
+    except CaissonError as error:
+        _suggest(error, client)
+        raise
     sys.stdout.flush()
     return code
+
+
+def _suggest(error: CaissonError, client: Client) -> None:
+    """Where the daemon knows no such qube, hint at the nearest one."""
+    from caisson.tools import selection
+
+    selection.suggest(error, client)
 
 
 def _parsed(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

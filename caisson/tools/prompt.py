@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     from caisson.tools.prompting.agent import Person
 
-_NOTES = """\
-In a terminal it fills the screen: arrows choose a target, typing filters, Enter allows, Escape
-denies, Ctrl-X denies all of the qube for ten minutes, Ctrl-Q ends. Keys count after a second
-without any. With `--plain`, type the number of a target and Enter to allow; Escape or Ctrl-D
-denies, `!` and Enter denies all of the qube for ten minutes. Several may run at once: all of them
-are asked, and the first answer counts."""
+_NOTES = (
+    "In a terminal it fills the screen: arrows choose a target, typing filters, Enter allows, "
+    "Escape denies, Ctrl-X denies all of the qube for ten minutes, Ctrl-Q ends. Keys count after "
+    "a second without any. With `--plain`, type the number of a target and Enter to allow; Escape "
+    "or Ctrl-D denies, `!` and Enter denies all of the qube for ten minutes. Several may run at "
+    "once: all of them are asked, and the first answer counts.\n"
+    "While none runs, calls that need an answer are refused after two seconds."
+)
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 

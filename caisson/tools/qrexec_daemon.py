@@ -113,6 +113,7 @@ def _keep_descriptors_in() -> None:
 
 
 def _settings(arguments: argparse.Namespace, paths: Paths) -> Settings:
+    from caisson.dom0 import DEFAULT_USER
     from caisson.qrexec.vchan import Settings
     from caisson.qrexec.vchan.streams import Places
 
@@ -131,6 +132,8 @@ def _settings(arguments: argparse.Namespace, paths: Paths) -> Settings:
         UserName.parse(arguments.default_user),
         program.absolute() if program is not None else None,
         Places.of_environment(paths),
+        # What a qube says is not for root; anybody else has no other user to give.
+        DEFAULT_USER if os.getuid() == 0 else "",
     )
 
 

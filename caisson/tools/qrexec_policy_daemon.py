@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import signal
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caisson.admin.client import Client
+from caisson.errors import CaissonError
+from caisson.qrexec.link import address
 from caisson.tools import command, standalone_policy, terminal
 from caisson.tools.command import UsageError
 from caisson.tools.policy import inputs
@@ -59,11 +63,28 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             "no socket is named",
             "name one with --socket-path; the broker serves `/run/qubes/policy.sock` already",
         )
+    for path in filter(None, (sockets.policy, sockets.simple, sockets.gui)):
+        if _is_served(path):
+            raise CaissonError(
+                f"somebody answers at `{path}` already",
+                hint="choose another socket, or end that program first",
+            )
     logs.configure()
     standalone = standalone_policy.Standalone(arguments, client, arguments.policy_path)
     inputs.system_of(arguments, client)  # fails now rather than by denying every call
     asyncio.run(_serve(standalone, sockets))
     return 0
+
+
+def _is_served(path: Path) -> bool:
+    """Whether a program listens there: a socket that one left behind may be replaced."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(address(path))
+        except OSError as error:
+            # The queue of one that is busy may be full.
+            return error.errno == errno.EAGAIN
+        return True
 
 
 async def _serve(standalone: standalone_policy.Standalone, sockets: Sockets) -> None:

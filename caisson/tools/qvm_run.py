@@ -317,6 +317,7 @@ def main() -> int:
         except UsageError:
             raise
         except CaissonError as error:
+            selection.suggest(error, Client(arguments.root))
             terminal.complain(error)
             return QUBES_ERROR
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from caisson.admin.client import Client
@@ -15,6 +17,7 @@ from caisson.tools.parallel import at_once
 
 _PATTERN = frozenset("*?[")
 _TOLD = 5
+_LIST_THEM = "list the qubes with `qvm-ls`"
 MOST_FAILURES = 125
 """The largest exit code that a shell does not take for something else."""
 CLASSES = ("AdminVM", "TemplateVM", "AppVM", "StandaloneVM", "DispVM", "RemoteVM")
@@ -142,6 +145,18 @@ def unknown(name: str, qubes: dict[str, Listed]) -> CaissonError:
     near = get_close_matches(name, qubes, n=1)
     hint = f"did you mean `{near[0]}`?" if near else "`qvm-ls` lists the qubes"
     return QubeNotFoundError(f"qube `{shown(name)}` does not exist", hint=hint)
+
+
+def suggest(error: CaissonError, client: Client) -> None:
+    """Let an error of the daemon about a qube that there is not hint at the nearest one.
+
+    The daemon itself names no other qube than the one that it was asked for.
+    """
+    absent = re.match("no qube `([^`]+)`$", error.message)
+    if absent is None or error.hint != _LIST_THEM:
+        return
+    with suppress(CaissonError):
+        error.hint = unknown(absent[1], listed(client)).hint
 
 
 def each(names: Sequence[str], act: Callable[[str], object], doing: str) -> dict[str, CaissonError]:

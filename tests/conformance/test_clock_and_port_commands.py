@@ -183,8 +183,8 @@ def connected(desk: Desk, target: str) -> tuple[subprocess.Popen[bytes], int]:
         "qvm-connect-tcp", f"--agent-socket={desk.listener.path}", f"{port}:{target}:22"
     )
     assert child.stderr is not None
-    shown = target or "@default"
-    assert child.stderr.readline().decode() == f"127.0.0.1:{port} leads to port 22 of `{shown}`\n"
+    shown = f"`{target}`" if target else "the qube that policy chooses"
+    assert child.stderr.readline().decode() == f"127.0.0.1:{port} leads to port 22 of {shown}\n"
     return child, port
 
 

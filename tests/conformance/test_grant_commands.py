@@ -60,6 +60,14 @@ async def test_a_grant_tells_what_the_policy_says_and_prints_its_id(daemon: Daem
     ]
 
 
+async def test_a_grant_that_is_refused_tells_nothing_but_why(daemon: Daemon) -> None:
+    """What the policy says until now would read as if something had changed."""
+    words = ["work", "nett", "my.Denied", "--for", "10m"]
+    code, out, err = await daemon.command("caisson", "policy", "grant", *words)
+    assert (code, out) == (1, "")
+    assert err == "error: no qube `nett`\nhint: did you mean `net`?\n"
+
+
 async def test_a_grant_under_a_broken_policy_says_that_it_does_not_help(daemon: Daemon) -> None:
     """It is made all the same, for when the policy is mended."""
     (daemon.paths.etc / "policy.d/40-broken.policy").write_text("nonsense\n")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from caisson.daemons.doctor import policy
+from caisson.daemons.doctor import policy, questions
 from caisson.engines import BARRIERS
 from caisson.lifecycle import probe
 from caisson.paths import AGENT_BINARY, Paths
+from caisson.tools.prompting.place import listening
 
 pytestmark = pytest.mark.root
 needs_agent = pytest.mark.skipif(not AGENT_BINARY.exists(), reason="needs the agent to be built")
@@ -75,6 +76,19 @@ async def test_a_probe_that_cannot_run_is_a_finding(
     assert finding.name == "barriers"
     assert "nosuch" in finding.detail + finding.remedy
     assert left_of(paths) == []
+
+
+def test_it_tells_whether_a_person_can_be_asked(tmp_path: Path):
+    """Where nobody is, nothing is broken, but each question ends as a refusal."""
+    paths = Paths(tmp_path)
+    paths.prompt_agent.parent.mkdir(parents=True)
+    nobody = questions(paths)
+    assert (nobody.ok, "start `caisson prompt`" in nobody.detail) == (True, True)
+    with listening(paths.prompt_agent):
+        assert questions(paths).detail == "asked in 1 place"
+        with listening(paths.prompt_agent):
+            assert questions(paths).detail == "asked in 2 places"
+    assert questions(paths) == nobody
 
 
 @pytest.mark.parametrize("said", [None, [], {}, {"barriers": 1}, {"barriers": {"bpf": True}}])

@@ -105,6 +105,11 @@ def test_a_qube_reads_its_facts_and_follows_changes(whole: Whole):
 def test_a_qube_cannot_write_its_facts_nor_see_anothers(whole: Whole):
     """Its root changes neither file nor mount; of other qubes nothing is there."""
     before = whole.said("work", "qubesdb-multiread /")
+    noted = whole.inside("work", "qubesdb-write /mine 1")
+    assert (noted.code, noted.err) == (
+        1,
+        "error: cannot write the notes of this qube: permission denied\nhint: only its root may\n",
+    )
     for act in (
         "echo >/run/qubesdb/values",
         "rm /run/qubesdb/values",
@@ -239,7 +244,7 @@ def test_home_and_usr_local_are_kept_and_the_default_user_is_the_qubes_own(whole
     whole.call("admin.vm.property.Set+default_user", "work", b"nobody-here")
     done = service(whole, "work", "qubes.VMShell", stdin=b"id -un")
     assert (done.code, done.out) == (125, "")
-    assert done.err == "error: there is no user `nobody-here` in this qube\n"
+    assert done.err == "error: the called qube has no user `nobody-here`\n"
     whole.call("admin.vm.property.Reset+default_user", "work")
 
 

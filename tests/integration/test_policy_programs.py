@@ -194,6 +194,26 @@ def test_the_daemon_takes_no_place_that_is_not_its_own(apart: Path):
     assert taken.is_file()
 
 
+async def test_a_second_daemon_takes_no_socket_from_the_first(apart: Path):
+    """The first would go on without being asked, and at the end of the second nobody answers."""
+    place = apart / "policy.sock"
+    options = ("--policy-path", *here(apart)[1:], "--socket-path", str(place))
+    command = [BIN / "qrexec-policy-daemon", "--root", str(apart), *options]
+    with daemon(apart, *options) as running:
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=False
+        )
+        said = f"error: somebody answers at `{place}` already\nhint: choose another socket"
+        assert (done.returncode, done.stderr.startswith(said)) == (1, True)
+        assert (await exchange(place, policy_query("my.Allowed"))).decode().startswith(ALLOWED)
+        running.kill()
+        running.wait()
+        assert place.exists()
+        with daemon(apart, *options):
+            reply = await exchange(place, policy_query("my.Allowed"))
+            assert reply.decode().startswith(ALLOWED)
+
+
 @pytest.mark.parametrize(
     ("policy", "system", "socket", "said"),
     [

@@ -114,7 +114,7 @@ async def test_question_is_shown_with_colour_isolation_and_service(seat: Seat):
     async with seat.asked() as asking:
         for text in ("■ work [container]", "my.Service+arg", "■ new disposable of base"):
             assert text in seat.text()
-        assert "nothing chosen" in seat.text()
+        assert "nothing chosen yet: arrows choose" in seat.text()
         service = str(seat.app.query_one("#service").render())
         assert service == "Calls    my.Service+arg"
         bold = [s.text for strip in seat.app.screen._compositor.render_strips()

@@ -154,6 +154,10 @@ async def test_calls_pass_between_our_own_programs(monkeypatch: pytest.MonkeyPat
         assert (await made.call("work", "vault", "my.Nothing"))[0] == 127
         assert await made.call("work", "vault", "my.Denied") == (126, b"", b"Request refused\n")
         assert (await made.call("work", "dom0", "my.Upper+z", stdin=b"a"))[:2] == (42, b"A")
+        daemon = made.daemons["work"]
+        other = msgspec.structs.replace(daemon._settings, service_user="no-such-user")
+        monkeypatch.setattr(daemon, "_settings", other)
+        assert (await made.call("work", "dom0", "my.Upper+z", stdin=b"a"))[:2] == (125, b"")
         command = f"{ME}:tr a-z A-Z; exit 7"
         client = ("qrexec-client", "-d", "vault", command)
         assert await made.run(0, *client, stdin=b"hello") == (7, b"HELLO", b"")

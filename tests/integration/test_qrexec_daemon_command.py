@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import getpass
 import os
 import shutil
 import signal
@@ -39,6 +40,7 @@ from fake_agent import (
 )
 
 from caisson.errors import DaemonError
+from caisson.paths import Paths
 from caisson.qrexec.vchan.programs import Program
 from caisson.tools import command, qrexec_daemon
 
@@ -205,7 +207,11 @@ async def test_foreground_daemon_ends_by_a_signal(place: Place, agent: FakeAgent
 
 
 async def test_policy_program_decides_where_it_is_named(place: Place, agent: FakeAgent):
-    """It gets source, target and service as words of their own; its failure is a denial."""
+    """It gets source, target and service as words of their own; its failure is a denial.
+
+    The service is not run by root, though the daemon is.
+    """
+    place.root.chmod(0o755)
     program = place.root / "policy"
     program.write_text(
         '#!/bin/sh\nprintf "%s\\n" "$@" >"$0.asked"\n'
@@ -214,7 +220,10 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
     )
     program.chmod(0o755)
     service = place.root / "my.Good"
-    service.write_text('#!/bin/sh\nread line; echo "$line $1 $QREXEC_REMOTE_DOMAIN"; exit 42\n')
+    service.write_text(
+        "#!/bin/sh\nprintf '\\033[2J\\rforged\\n%s\\n' \"$1\" >&2\n"
+        'read line; echo "$line $1 $(id -un)"; exit 42\n'
+    )
     service.chmod(0o755)
     process = await place.start(
         "-D",
@@ -242,11 +251,19 @@ async def test_policy_program_decides_where_it_is_named(place: Place, agent: Fak
     await data.greet()
     data.send(frame(STDIN, b"hello\n"), frame(STDIN))
     said = {await data.next() for _ in range(3)}
-    assert said == {(STDOUT, b"hello a work\n"), (STDOUT, b""), (STDERR, b"")}
+    who = "qubes-rpc" if os.getuid() == 0 else getpass.getuser()
+    assert said == {(STDOUT, f"hello a {who}\n".encode()), (STDOUT, b""), (STDERR, b"")}
     assert await data.next() == (EXIT, b"*\0\0\0")
     data.close()
     process.send_signal(signal.SIGTERM)
-    assert (await ended(process))[0] == 0
+    code, said = await ended(process)
+    assert code == 0
+    # QSB-087: what a service says is a line of the log that names it, and moves no cursor.
+    lines = [line for line in said.splitlines() if "a service says" in line]
+    assert len(lines) == 2
+    assert all(line.isprintable() and "my.Good+a" in line for line in lines)
+    assert "forged" in lines[0]
+    assert "\x1b[2J" not in said
 
 
 async def test_plain_streams_take_the_place_of_sockets_by_name(place: Place):
@@ -300,6 +317,15 @@ def test_names_are_checked(name: str, user: str, capsys: pytest.CaptureFixture[s
     arguments = ("-u", UUID, "42", name, user)
     assert command.main(qrexec_daemon.parser(), qrexec_daemon.run, arguments) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.root
+def test_services_for_a_qube_are_not_run_by_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A daemon of root's has them run as they are for the broker; any other one has no choice."""
+    arguments = qrexec_daemon.parser().parse_args(["-u", UUID, "42", "work"])
+    assert qrexec_daemon._settings(arguments, Paths(tmp_path)).service_user == "qubes-rpc"
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    assert qrexec_daemon._settings(arguments, Paths(tmp_path)).service_user == ""
 
 
 async def test_program_gets_the_descriptors_that_it_is_given():

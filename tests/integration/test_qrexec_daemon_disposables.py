@@ -124,3 +124,64 @@ async def test_disposables_of_one_qube_are_bounded(monkeypatch: pytest.MonkeyPat
             assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
             work.send(trigger(b"@dispvm", b"my.Service\0"))
             assert await making.get() == "base"
+
+
+async def test_disposables_of_an_agent_that_left_count_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """One that hangs up, or says hello again, would else have any number of them."""
+    monkeypatch.setattr(peers, "MOST_DISPOSABLES", 2)
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        making: asyncio.Queue[str] = asyncio.Queue()
+        killed: asyncio.Queue[str] = asyncio.Queue()
+        go = asyncio.Event()
+
+        async def act(method: str, name: str, _payload: bytes) -> bytes:
+            if method == "admin.vm.CreateDisposable":
+                await making.put(name)
+                await go.wait()
+            else:
+                await killed.put(name)
+            return b"disp7"
+
+        rig.on_act = act
+        async with asyncio.timeout(PATIENCE):
+            for number in range(2):
+                work.send(trigger(b"@dispvm", b"my.Service\0", b"SOCKET%d" % number))
+                await making.get()
+            work.link.close()
+            await work.ready()
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await work.next() == (REFUSED, IDENT)
+            go.set()
+            assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
+            work.send(trigger(b"@dispvm", b"my.Service\0"))
+            assert await making.get() == "base"
+
+
+async def test_disposable_whose_caller_left_while_it_started_serves_nobody():
+    """Its service is not begun: it would wait for a caller that never comes."""
+    async with wire(lambda _: allow("@dispvm:base")) as rig:
+        work = await rig.qube("work", WORK)
+        ended = asyncio.Event()
+
+        async def act(method: str, _name: str, _payload: bytes) -> bytes:
+            match method:
+                case "admin.vm.CreateDisposable":
+                    return b"vault"
+                case "admin.vm.Start":
+                    await rig.qube("vault", VAULT)
+                    work.link.close()
+                    await work.ready()
+                case _:
+                    ended.set()
+            return b""
+
+        rig.on_act = act
+        work.send(trigger(b"@dispvm", b"my.Service\0"))
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+        assert rig.acts[-1] == ("admin.vm.Kill", "vault", b"")
+        assert (await rig.run("vault", 0, b"user:true\0")).params == (VAULT, 513)
+        assert (await rig.agents[1].next()).rest == b"user:true\0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +33,7 @@ from structlog.testing import capture_logs
 from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import AGENT_BINARY
-from caisson.qrexec.vchan import Daemon, Settings
+from caisson.qrexec.vchan import Daemon, Settings, gateway
 from caisson.qrexec.vchan.gateway import LINGER
 from caisson.qrexec.vchan.streams import Places
 
@@ -192,6 +193,35 @@ async def test_the_qube_on_the_wire_is_told_to_wait_for_no_session(
         assert (start.kind, start.rest) == (kind, command)
 
 
+async def test_caller_leaves_room_for_calls_of_others(monkeypatch: pytest.MonkeyPatch):
+    """One qube whose calls never end cannot keep the qube on the wire from the others."""
+    monkeypatch.setattr(gateway, "MOST_SERVED", 4)
+    async with gate() as g:
+        await g.rig.run("work")
+        await g.rig.run("vault")
+        for port in (513, 514):
+            await g.rig.call("work", "far", "my.Service")
+            assert (await g.far.next()).params == (0, port)
+        refused = await g.rig.call("work", "far", "my.Service")
+        assert (await refused.receive())[0] == b"A"
+        assert (await refused.receive())[0] == b"X125"
+        await g.rig.call("vault", "far", "my.Service")
+        start = await g.far.next()
+        assert start.rest == b"user:QUBESRPC my.Service+ vault\0"
+        admin = g.rig.client("dom0")
+        await admin.send(b"Dfar\0\0true")
+        assert (await g.far.next()).rest == b"user:true\0"
+        # What has ended makes room again.
+        for port in (513, 514):
+            data = await g.far.reach(0, port)
+            await data.greet()
+            data.send(frame(STDOUT), frame(STDERR), frame(EXIT, bytes(4)))
+        await g.rig.audited(source="work", ended="exited", code=0)
+        await until(lambda: sum(r["code"] == 0 for r in g.rig.audit()) == 2)
+        await g.rig.call("work", "far", "my.Service")
+        assert (await g.far.next()).rest == b"user:QUBESRPC my.Service+ work\0"
+
+
 async def test_flood_of_requests_reaches_the_broker_in_its_bounds():
     """All are answered, and then calls pass as before; so they do for others meanwhile."""
     async with gate() as g:
@@ -225,6 +255,21 @@ async def test_what_the_broker_refuses_is_refused():
         await g.rig.kill_broker()
         g.far.send(trigger(b"vault", b"my.Service\0"))
         assert await g.far.next() == (REFUSED, IDENT)
+
+
+async def test_machine_of_a_removed_qube_does_not_speak_for_the_next_one_of_its_name():
+    """The new qube has rights of its own (name reuse, #8719)."""
+    async with gate() as g:
+        await g.rig.run("vault")
+        await g.rig.link.close_qube(QubeName("far"))
+        await g.rig.add("far")
+        await g.rig.link.open_qube(QubeName("far"))
+        client = g.rig.client("far")
+        await client.send(b"Cvault\0my.Denied\0")
+        assert (await client.receive())[0] == b"R"
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        assert await g.far.next() == (REFUSED, IDENT)
+        assert {record["service"] for record in g.rig.audit()} == {"my.Denied"}
 
 
 async def test_relay_on_the_wire_calls_for_its_remote_qube():
@@ -276,6 +321,30 @@ async def test_end_that_is_told_again_and_again_costs_nothing(monkeypatch: pytes
         g.far.send(*[params(TERMINATED, 0, 513)] * 500, trigger(b"vault", b"+\0"))
         assert await g.far.next() == (REFUSED, IDENT)
         assert waits.count(LINGER) == 1
+        await service.end()
+
+
+async def test_daemon_without_descriptors_refuses_and_keeps_no_port(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its calls are served again as soon as there are some."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        pipe2 = os.pipe2
+
+        def none_left(flags: int) -> tuple[int, int]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(os, "pipe2", none_left)
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert await g.far.next() == (REFUSED, IDENT)
+        service.close()
+        assert g.ports == 0
+        monkeypatch.setattr(os, "pipe2", pipe2)
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).params == (0, 513)
         await service.end()
 
 

@@ -54,7 +54,7 @@ def test_errors_of_a_service_that_nobody_waits_for_reach_the_log(tmp_path: Path)
             (agent.home / "go").write_text("second\n")
             assert log.recv(4096) == b"<13>a.Err-work: second"
             agent.call(f"{ME}:QUBESRPC a.Missing work", kind=JUST_EXEC).rest()
-            assert b"there is no service `a.Missing`" in log.recv(4096)
+            assert b"the called qube has no service `a.Missing`" in log.recv(4096)
 
 
 def test_calls_between_two_machines() -> None:

@@ -161,3 +161,16 @@ def test_usage_is_code_2(option: str) -> None:
     done = subprocess.run([BINARY, option], check=False, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr
+
+
+def test_a_missing_directory_of_streams_is_named(tmp_path: Path) -> None:
+    """It may be a variable that was mistyped."""
+    done = subprocess.run(
+        [BINARY, f"--agent-socket={tmp_path}/agent.sock"],
+        check=False,
+        capture_output=True,
+        timeout=PATIENCE,
+        env={"VCHAN_DOMAIN": "7", "VCHAN_SOCKET_DIR": f"{tmp_path}/none"},
+    )
+    told = f"error: cannot wait for the daemon at `{tmp_path}/none`: no such file or directory\n"
+    assert (done.returncode, done.stderr.decode()) == (1, told)

@@ -138,6 +138,28 @@ async def test_a_flood_of_requests_is_answered_or_hung_up_on():
         assert lines < len(rig.audit())
 
 
+async def test_questions_leave_room_for_what_needs_none():
+    """Many qubes that ask at once would else hold all connections until the person has answered."""
+    async with broker_rig(POLICY) as rig:
+        names = [f"work{n}" for n in range(20)]
+        for name in ("work", "vault", *names):
+            await rig.add(name)
+        async with prompt_agent(rig, lambda _: None):
+            asking = [
+                asyncio.create_task(
+                    exchange(rig.paths.policy_socket, policy_query("my.Asked", source=name))
+                )
+                for name in names * 8
+            ]
+            try:
+                await until(lambda: sum(task.done() for task in asking) > len(asking) // 2)
+                assert await is_served(rig)
+            finally:
+                for task in asking:
+                    task.cancel()
+                await asyncio.gather(*asking, return_exceptions=True)
+
+
 async def test_one_qube_cannot_bury_the_questions_of_another():
     """Its own questions wait for each other, and too many of them are denied."""
     async with broker_rig(POLICY) as rig, prompt_agent(rig, lambda _: None) as questions:

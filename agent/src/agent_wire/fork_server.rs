@@ -63,7 +63,8 @@ fn find<'a>(pattern: &[u8], call: &'a DataProcess, settings: &Settings) -> Optio
     let user = users::find(&passwd, &user)?;
     if let Some(source) = waiting {
         // The server is a part of the session: before it there may be none.
-        service::wait_for_session(&user, source, settings);
+        // Nothing here is the caller's yet.
+        service::wait_for_session(&user, source, &Settings { callers: &[], ..*settings });
     }
     Some((connect(&path, &user)?, line))
 }

@@ -161,7 +161,7 @@ impl Agent {
         let signals = call::signal_descriptor(&[signal::CHILD, signal::TERMINATE, signal::INTERRUPT])
             .map_err(|error| alloc::format!("cannot watch for signals: {}", Reason(error)))?;
         let place = Place::of(environment)?;
-        let control = Control::wait_for_daemon(&place).map_err(no_control)?;
+        let control = Control::wait_for_daemon(&place).map_err(|error| no_control(&place, error))?;
         let clients = Clients::listen(wishes.socket).map_err(|error| {
             alloc::format!(
                 "cannot listen at `{}`: {}\nhint: `--agent-socket=PATH` names another place",
@@ -262,7 +262,7 @@ impl Agent {
                     // Nobody will answer them any more.
                     self.clients.drop_unanswered();
                     if let Err(error) = self.control.wait_anew(&self.place) {
-                        say!("error: {}", no_control(error));
+                        say!("error: {}", no_control(&self.place, error));
                         return Turn::End(code::FAILURE);
                     }
                 }
@@ -308,8 +308,8 @@ impl Agent {
     }
 }
 
-fn no_control(error: Errno) -> String {
-    alloc::format!("cannot wait for the daemon: {}", Reason(error))
+fn no_control(place: &Place, error: Errno) -> String {
+    alloc::format!("cannot wait for the daemon at `{}`: {}", Shown(place.directory()), Reason(error))
 }
 
 /// The first call is when memory may be taken from this machine; its reporter waits for that.

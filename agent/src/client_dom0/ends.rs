@@ -16,7 +16,7 @@ use crate::service::{self, Request, Settings, Work};
 use crate::speak::Reason;
 use crate::sys::call;
 use crate::text::{c_string, directories};
-use crate::{environment, run_service};
+use crate::{code, environment, run_service};
 
 /// Our side of a call that only starts something: nothing is said, and nothing but the code is told.
 pub fn starter(peer: Peer) -> Link {
@@ -49,13 +49,19 @@ pub fn start_service(
     user: &[u8],
     environment: &'static [&'static CStr],
 ) -> Result<Child, String> {
+    let named = !matches!(user, b"" | b"DEFAULT");
     let user = local_user(user)?;
-    let settings = local_settings(environment);
+    // The errors are ours, not the caller's.
+    let settings = Settings { callers: &[1], ..local_settings(environment) };
     let start = || -> Result<Child, Errno> {
         let stderr = rustix::io::fcntl_dupfd_cloexec(call::standard(2), 3).ok();
         match link::fork()? {
             Forked::New { stdin, stdout } => {
                 call::default_broken_pipes();
+                if named && rustix::thread::set_no_new_privs(true).is_err() {
+                    // Somebody else than we was named so that it has fewer rights, and gains none.
+                    call::exit(code::PROBLEM);
+                }
                 let descriptors = [Some(stdin), Some(stdout), stderr];
                 service::become_service(Work::Service(request), &user, descriptors, &settings)
             }

@@ -255,6 +255,11 @@ fn change(places: &Places<'_>, act: impl FnOnce(&Facts, &mut Facts) -> Result<i3
             say!("error: {text}");
             code::FAILURE
         }
+        Err(error @ (Errno::ACCESS | Errno::PERM)) => {
+            let code = failed("write the notes of this qube", error);
+            say!("hint: only its root may");
+            code
+        }
         Err(error) => failed("write the notes of this qube", error),
     }
 }

@@ -44,7 +44,7 @@ pub fn find(request: &Request<'_>, path: &[u8]) -> Attempt<Found> {
         }
     }
     let name = Shown(request.descriptor);
-    Err(Failure(code::NOT_FOUND, alloc::format!("there is no service `{name}` in this qube")))
+    Err(Failure(code::NOT_FOUND, alloc::format!("the called qube has no service `{name}`")))
 }
 
 fn look_at(directory: &[u8], file: &[u8]) -> Attempt<Option<Found>> {

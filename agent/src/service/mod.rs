@@ -61,6 +61,9 @@ pub struct Settings {
     pub login_shell: bool,
     /// Whether a socket may serve, or only a program.
     pub sockets: bool,
+    /// Those of the standard descriptors by which the caller hears the service: one that is somebody
+    /// else's, such as a log, stays open when the caller leaves.
+    pub callers: &'static [u8],
     /// What a service that runs as our own user inherits; `None` for nothing.
     pub inherited: Option<&'static [&'static CStr]>,
 }
@@ -78,6 +81,7 @@ impl Settings {
             agent: rustix::process::getpid().as_raw_nonzero().get(),
             login_shell: false,
             sockets: true,
+            callers: &[1, 2],
             inherited: None,
         }
     }
@@ -249,7 +253,7 @@ fn find_user<'a>(passwd: &'a [u8], name: &[u8]) -> Attempt<User<'a>> {
         other => other,
     };
     users::find(passwd, name)
-        .map_or_else(|| problem(alloc::format!("there is no user `{}` in this qube", Shown(name))), Ok)
+        .map_or_else(|| problem(alloc::format!("the called qube has no user `{}`", Shown(name))), Ok)
 }
 
 /// Become the user, in its home directory where there is one.

@@ -32,27 +32,32 @@ pub fn wait(user: &User<'_>, source: &[u8], settings: &Settings) {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
         run(user, source, settings);
     } else {
-        wait_for(&lock);
+        wait_for(&lock, settings.callers);
     }
 }
 
 /// Wait until the first one has let go of the lock. Who waits for a caller that has gone ends: a
 /// session that never comes would else collect a process for each call.
-fn wait_for(lock: &OwnedFd) {
+fn wait_for(lock: &OwnedFd, callers: &[u8]) {
     let mut pause = FIRST_PAUSE;
     while rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
-        if caller_left(pause) {
+        if caller_left(callers, pause) {
             call::exit(code::PROBLEM);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-/// Whether nobody reads what the service would say, after so many milliseconds at most.
-fn caller_left(pause: i64) -> bool {
+/// Whether nobody reads what the service would say to its caller, after so many milliseconds at
+/// most for each way to say it.
+fn caller_left(callers: &[u8], pause: i64) -> bool {
     let timeout = Timespec { tv_sec: 0, tv_nsec: pause * 1_000_000 };
+    if callers.is_empty() {
+        let _ = rustix::event::poll(&mut [], Some(&timeout));
+        return false;
+    }
     // A caller may close its output early; it has gone where its errors are closed as well.
-    [1, 2].into_iter().all(|number| {
+    callers.iter().all(|&number| {
         let mut told = [PollFd::from_borrowed_fd(call::standard(number), PollFlags::empty())];
         let heard = rustix::event::poll(&mut told, Some(&timeout));
         heard.is_ok() && told[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)

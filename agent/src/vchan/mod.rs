@@ -79,6 +79,14 @@ impl Place {
         Self::of(environment)
     }
 
+    /// Where streams are, to tell a person: a directory, or what plain streams begin with.
+    pub fn directory(&self) -> &'static [u8] {
+        match self.kind {
+            Kind::Sockets(directory) => directory,
+            Kind::Streams(prefix) => prefix,
+        }
+    }
+
     /// Whether a stream does not tell that the process at its other end has ended.
     pub fn hides_ends(&self) -> bool {
         matches!(self.kind, Kind::Streams(_))

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from caisson.errors import CaissonError, DaemonError, ProtocolError
-from caisson.names import QubeName, UserName, shown
+from caisson.names import DOM0, QubeName, UserName, shown
 from caisson.qrexec.link import address
 from caisson.qrexec.wire import (
     JUST_START,
@@ -36,11 +36,13 @@ class Work(msgspec.Struct, frozen=True):
         id: names the call in the answer.
         command: `USER:COMMAND`, as an agent takes it.
         alone: whether nobody waits for its end.
+        source: the qube that calls.
     """
 
     id: int
     command: str
     alone: bool
+    source: str
 
 
 class BrokerSide:
@@ -60,12 +62,15 @@ class BrokerSide:
         except OSError as e:
             self._sock.close()
             raise DaemonError(
-                f"the broker's socket `{path}` cannot be reached: {(e.strerror or str(e)).lower()}",
+                f"the broker's socket cannot be reached: {(e.strerror or str(e)).lower()}",
                 hint="start the daemons: caisson up",
             ) from None
 
     def close(self) -> None:
         """Hang up."""
+        # Before another socket has its number: a reader that is left behind would stand for that.
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock)
         self._sock.close()
 
     async def send(self, message: bytes) -> None:
@@ -101,7 +106,8 @@ class BrokerSide:
         try:
             await ready
         finally:
-            loop.remove_reader(self._sock)
+            if self._sock.fileno() >= 0:
+                loop.remove_reader(self._sock)
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -129,9 +135,9 @@ def parse_work(message: bytes) -> Work:
                 parse_service(descriptor)
                 before = NO_GUI if WITHOUT_SESSION in flags else ""
                 command = f"{before}QUBESRPC {descriptor} {QubeName.parse(source)}"
-                return Work(int(number), f"{_user(user)}:{command}", JUST_START in flags)
+                return Work(int(number), f"{_user(user)}:{command}", JUST_START in flags, source)
             case b"M", [number, user, command] if command:
-                return Work(int(number), f"{_user(user)}:{command}", alone=False)
+                return Work(int(number), f"{_user(user)}:{command}", alone=False, source=DOM0)
     except (CaissonError, ValueError) as e:
         raise ProtocolError(f"a call of the broker is malformed: {shown(str(e))}") from None
     raise ProtocolError(f"unknown message `{shown(message[:1])}` of the broker")

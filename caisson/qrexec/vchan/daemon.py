@@ -15,6 +15,7 @@ from caisson.errors import CaissonError
 from caisson.names import QubeName, UserName
 from caisson.paths import Paths
 from caisson.qrexec import sparing
+from caisson.qrexec.saying import Saying
 from caisson.qrexec.vchan import frames, streams
 from caisson.qrexec.vchan.broker_side import Work
 from caisson.qrexec.vchan.control import Event, Greeted, Session
@@ -33,6 +34,7 @@ SERVICE_PATIENCE = 5
 """Seconds that the caller of a service of the admin qube has for its side of the link."""
 LAST_PATIENCE = 10.0
 """Seconds for what still has to be told to qubesd when the daemon ends."""
+_SOCKET = "qrexec"
 _PAUSE = 0.05
 _MUCH_UNSENT = 262_144
 """Bytes that an agent does not take before nothing more is read of it."""
@@ -52,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
         default_user: who runs commands for `DEFAULT`.
         policy_program: asked in place of the policy socket; None: the socket.
         places: where the streams are.
+        service_user: who runs services of the admin qube; empty: whoever runs the daemon.
     """
 
     paths: Paths
@@ -62,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True):
     default_user: UserName
     policy_program: Path | None
     places: Places
+    service_user: str = ""
 
 
 class _Line:
@@ -175,9 +179,11 @@ class Daemon:
             self._board.command,
             self._board.ended,
         )
-        self._broker = settings.paths.socket_dir(settings.name) / "qrexec"
         # Once for all: that the broker is away is no reason to let others decide.
-        self._by_broker = _reachable(self._broker)
+        self._door = _door(settings.paths.socket_dir(settings.name))
+        self._by_broker = self._door is not None
+        # One for all sessions: the disposables of an agent that left count for the next one.
+        self._by_policy = self._peers()
 
     async def run(self) -> None:
         """Serve until cancelled.
@@ -202,6 +208,9 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=LAST_PATIENCE)
+        if self._door is not None:
+            os.close(self._door)
+            self._door = None
 
     async def _serve(self, descriptor: int) -> None:
         """One session with an agent, from its hello to its end."""
@@ -218,7 +227,7 @@ class Daemon:
         """The agent said hello: from now on its qube can call, and be called."""
         self._end_session()  # where the former agent's end could not be seen
         transmit(frames.hello(greeted.version))
-        decider: Decider = self._gateway() if self._by_broker else self._peers()
+        decider: Decider = self._gateway() if self._by_broker else self._by_policy
         self._board.begin(transmit, decider)
         self._clients.open()
         sparing.info(
@@ -251,7 +260,8 @@ class Daemon:
         )
 
     def _gateway(self) -> Gateway:
-        return Gateway(self._board, self._broker, self._link, self._client, self._spawn)
+        socket = Path(f"/proc/self/fd/{self._door}/{_SOCKET}")
+        return Gateway(self._board, socket, self._link, self._client, self._spawn)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -282,9 +292,23 @@ class Daemon:
 
     def _service_of_admin_qube(self, ident: bytes, command: str) -> Program:
         settings = self._settings
+        if settings.service_user:
+            command = f"{settings.service_user}:{command}"
         answers = f"{ident.decode()},{settings.name},{settings.domain}"
         arguments = ("-d", "dom0", "-w", str(SERVICE_PATIENCE), "-c", answers, command)
-        return self._qrexec_client(arguments, {})
+        about = {"qube": settings.name, "service": command.split(" ")[1]}
+        saying = Saying(
+            lambda line: sparing.info("a service says", text=line, **about),
+            lambda count: sparing.info("lines of a service were left out", count=count, **about),
+        )
+        try:
+            program = self._qrexec_client(arguments, {2: saying.writer})
+        except BaseException:
+            saying.close()
+            raise
+        saying.begun()
+        self._spawn(_heard(saying, program))
+        return program
 
     def _client(self, work: Work, descriptors: Mapping[int, int]) -> Program:
         alone = ("-e",) if work.alone else ()
@@ -300,9 +324,24 @@ class Daemon:
         return Program(arguments, self._environment(), descriptors, quiet=True)
 
 
-def _reachable(socket: Path) -> bool:
-    """Whether a socket is there, and we may come near it: the broker's are not for every user."""
+async def _heard(saying: Saying, program: Program) -> None:
+    """Hear a program to its end."""
     try:
-        return socket.is_socket()
-    except PermissionError:
-        return False
+        await program.wait()
+    finally:
+        saying.close()
+
+
+def _door(directory: Path) -> int | None:
+    """The directory of the broker's socket for a qube; None: there is none for us.
+
+    It is held open: a qube that is removed and made anew under its name has another one, and is not
+    spoken for by whoever was connected with the former (name reuse, #8719). The broker's sockets
+    are not for every user to come near.
+    """
+    try:
+        if not (directory / _SOCKET).is_socket():
+            return None
+        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (PermissionError, FileNotFoundError):
+        return None

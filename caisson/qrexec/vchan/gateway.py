@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import msgspec
 
 from caisson import __version__
 from caisson.errors import CaissonError, DaemonError
+from caisson.names import DOM0
 from caisson.qrexec import sparing
 from caisson.qrexec.link import Report
 from caisson.qrexec.vchan.broker_side import (
@@ -35,6 +37,7 @@ from caisson.qrexec.vchan.switchboard import Pending, Switchboard
 from caisson.qrexec.wire import Code
 
 MOST_SERVED = 256
+"""Calls to the qube at once; a calling qube may have as many as it leaves free to others."""
 ANSWER_PATIENCE = 600.0
 """Seconds until the broker answers a request: a person may be asked."""
 LINGER = 60.0
@@ -79,7 +82,8 @@ class Gateway:
         self._spawn_task = spawn
         self._tasks: set[asyncio.Task[None]] = set()
         self._carried: dict[int, _Carried] = {}
-        self._serving: set[Program] = set()
+        self._serving: dict[Program, str] = {}
+        self._served: Counter[str] = Counter()
         self._spawn(self._be_agent())
 
     def begin(self, pending: Pending) -> None:
@@ -154,12 +158,12 @@ class Gateway:
             broker: tells the exit code.
             descriptors: the caller's ends of the pipes.
         """
-        port = self._board.ports.allocate(0)
-        if port is None:
-            raise DaemonError("no port is left")
         code_out, code_in = os.pipe2(os.O_CLOEXEC)
         ours = [code_in]
+        port = self._board.ports.allocate(0)
         try:
+            if port is None:
+                raise DaemonError("no port is left")
             to_service, from_service, errors = descriptors
             numbers = {0: from_service, 1: to_service, _CODE_IN: code_out, _STDERR_IN: errors}
             program = self._link(port, numbers)
@@ -174,7 +178,7 @@ class Gateway:
             if code_out >= 0:
                 os.close(code_out)
             close_all(ours)
-            if port not in self._carried:
+            if port is not None and port not in self._carried:
                 self._board.ports.release(0, port)
 
     async def _pass_code(self, broker: BrokerSide, program: Program, ours: list[int]) -> None:
@@ -251,22 +255,37 @@ class Gateway:
             close_all(descriptors)
 
     def _started(self, work: Work, descriptors: list[int]) -> Program | None:
-        if len(self._serving) >= MOST_SERVED:
+        free = MOST_SERVED - len(self._serving)
+        if not free or (work.source != DOM0 and self._served[work.source] >= free):
+            reason = "too many calls of the same qube run"
+            sparing.warning(
+                "a call to the qube failed",
+                qube=self._board.name,
+                source=work.source,
+                reason=reason if free else "too many calls run",
+            )
             return None
         try:
             program = self._client(work, dict(enumerate(descriptors)))
         except (DaemonError, OSError) as e:
             sparing.warning("a call to the qube failed", qube=self._board.name, reason=str(e))
             return None
-        self._serving.add(program)
+        self._serving[program] = work.source
+        self._served[work.source] += 1
         return program
+
+    def _ended_serving(self, program: Program) -> None:
+        source = self._serving.pop(program)
+        self._served[source] -= 1
+        if not self._served[source]:
+            del self._served[source]
 
     async def _serve(self, broker: BrokerSide, work: Work, program: Program | None) -> None:
         """See a call to its end, and tell its exit code."""
         code = Code.PROBLEM
         if program is not None:
             code = await program.wait()
-            self._serving.discard(program)
+            self._ended_serving(program)
         try:
             await broker.send(b"X%d\0%d" % (work.id, code))
         except (OSError, ValueError) as e:

@@ -27,6 +27,8 @@ MOST_QUESTIONS = 16
 """Questions to the policy at once; a person is asked about fewer of one qube."""
 MOST_DISPOSABLES = 64
 """Disposables of one qube that are being made, or live; others are refused."""
+MOST_STARTS = 8
+"""Starts of targets, for one qube, that qubesd is asked for at once; others wait for their turn."""
 PEER_PATIENCE = 10.0
 """Seconds for the daemon of a target that runs."""
 
@@ -48,7 +50,8 @@ class Peers:
         directory: where the daemons have their sockets.
         policy: is asked.
         admin: starts qubes and makes disposables.
-        client: gives the program that serves a request in the admin qube, started.
+        client: gives the program that serves a request in the admin qube, started; it connects
+            the request by the name that it is given.
         spawn: begins a task.
     """
 
@@ -70,6 +73,7 @@ class Peers:
         self._client = client
         self._spawn = spawn
         self._turn = asyncio.Semaphore(MOST_QUESTIONS)
+        self._starts = asyncio.Semaphore(MOST_STARTS)
         self._disposables = 0
         self._lefts: dict[Params, asyncio.Event] = {}
 
@@ -147,8 +151,13 @@ class Peers:
                 wanted.removeprefix("@"),
             )
         )
-        pending.answerable = True
-        code = await self._client(request.ident, command).wait()
+        program = self._client(self._board.offer(pending), command)
+        try:
+            code = await program.wait()
+        except asyncio.CancelledError:
+            if not pending.connected:
+                program.stop()
+            raise
         if not pending.over:
             raise DaemonError(f"the service's program ended before it was connected, with {code}")
 
@@ -198,8 +207,12 @@ class Peers:
             if pending.over:
                 return
             await self._start(name)
+            if pending.over:
+                return
             peer, sock = await self._execute(name, self._command(pending, verdict))
             with contextlib.closing(sock):
+                if pending.over:
+                    return
                 self._board.connect(pending, *peer)
                 await self._ended(peer, sock)
         finally:
@@ -234,8 +247,9 @@ class Peers:
         return f"{user}:QUBESRPC {descriptor} {verdict.source or self._board.name}".encode()
 
     async def _start(self, target: str) -> None:
-        with contextlib.suppress(NotHaltedError):
-            await self._admin("admin.vm.Start", target, b"")
+        async with self._starts:
+            with contextlib.suppress(NotHaltedError):
+                await self._admin("admin.vm.Start", target, b"")
 
     async def _execute(self, target: str, command: bytes) -> tuple[Params, socket.socket]:
         """Have the target's daemon run a command.

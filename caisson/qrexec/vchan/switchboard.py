@@ -7,6 +7,7 @@ until the agent says that it ended (sheet `qrexec`, section 1.4).
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -39,13 +40,13 @@ class Pending:
         request: what the qube asks for.
     """
 
-    __slots__ = ("answerable", "over", "request", "task")
+    __slots__ = ("answer", "connected", "over", "request", "task")
 
     def __init__(self, request: Requested) -> None:
         self.request = request
-        self.answerable = False
-        """Whether it is allowed, and a program of the admin qube was started to connect it."""
-        self.over = False
+        self.answer = b""
+        """The name by which a program of the admin qube connects it; empty: none may."""
+        self.connected = self.over = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -81,6 +82,8 @@ class Switchboard:
         self._transmit: Transmit | None = None
         self._decider: Decider | None = None
         self._pending: dict[bytes, Pending] = {}
+        self._answers: dict[bytes, Pending] = {}
+        self._numbers = itertools.count(1)
         self._clients: dict[int, Client] = {}
 
     def begin(self, transmit: Transmit, decider: Decider) -> None:
@@ -146,8 +149,20 @@ class Switchboard:
 
     # From whoever decides.
 
+    def offer(self, pending: Pending) -> bytes:
+        """Let a program of the admin qube connect an allowed request.
+
+        Returns:
+            Its name for that program, which no other request ever has: an agent may use an ident
+            again, while a program that was started for the earlier request is still on its way.
+        """
+        pending.answer = b"REQUEST%d" % next(self._numbers)
+        self._answers[pending.answer] = pending
+        return pending.answer
+
     def connect(self, pending: Pending, domain: int, port: int) -> None:
         """Have the caller wait for its service there."""
+        pending.connected = not pending.over
         if self._forget(pending):
             self._send(frames.connect(domain, port, pending.request.ident))
 
@@ -163,6 +178,7 @@ class Switchboard:
             return False
         pending.over = True
         del self._pending[pending.request.ident]
+        self._answers.pop(pending.answer, None)
         task, pending.task = pending.task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -198,8 +214,8 @@ class Switchboard:
         self._send(frames.execute(command.kind, command.domain, port, text))
 
     def _connect(self, client: Client, command: Command) -> None:
-        pending = self._pending.get(command.text)
-        if pending is None or not pending.answerable:
+        pending = self._answers.get(command.text)
+        if pending is None:
             raise ProtocolError(f"no request `{shown(command.text)}` waits to be connected")
         port = command.port or self._port_for(client, command)
         self.connect(pending, command.domain, port)

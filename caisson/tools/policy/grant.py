@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
     argument = _EVERY if argument == _EVERY else f"+{argument}"
     tell = (lambda _text: None) if arguments.quiet else terminal.say
     today, condition = _today(arguments, client, service, argument)
-    tell(today)
     wanted = {
         "source": arguments.source,
         "target": arguments.target,
@@ -69,8 +68,10 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         "redirect": arguments.redirect,
         "user": arguments.user,
     }
-    print(client.text("caisson.policy.Grant", payload=json.dumps(wanted).encode()))
+    granted = client.text("caisson.policy.Grant", payload=json.dumps(wanted).encode())
+    tell(today)
     tell(f"from now until {_clock(seconds)} it is allowed{condition}")
+    print(granted)
     return 0
 
 

@@ -199,7 +199,7 @@ class Dialogue(Widget, can_focus=True):
         listed = Text(f" ({len(self._shown)} of {len(self._question.targets)})", style="dim")
         typed = Text(f"Filter   {self._filter}_") + listed
         self.query_one("#filter", Static).update(typed)
-        chosen = Text("nothing chosen", style="dim")
+        chosen = Text("nothing chosen yet: arrows choose", style="dim")
         if self.chosen is not None:
             chosen = words.qube(self.chosen, self._question)
         self.query_one("#choice", Static).update(Text("Allow to ") + chosen)

@@ -12,7 +12,7 @@ def test_a_missing_service_is_127_and_says_so(agent: Agent) -> None:
     """The caller can tell a missing service from a refusal."""
     outcome = agent.call("a.Missing+x")
     assert outcome.code == 127
-    assert outcome.stderr == b"error: there is no service `a.Missing+x` in this qube\n"
+    assert outcome.stderr == b"error: the called qube has no service `a.Missing+x`\n"
 
 
 def test_a_service_that_cannot_be_started_is_125(agent: Agent) -> None:

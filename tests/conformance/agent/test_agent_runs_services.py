@@ -104,7 +104,7 @@ def test_an_unknown_user_is_125(agent: Agent) -> None:
     """And the message shows no control characters of it."""
     outcome = agent.shell("true", user="nobody-of\x1b[2J")
     assert outcome.code == 125
-    assert outcome.stderr == b"error: there is no user `nobody-of\\x1b[2J` in this qube\n"
+    assert outcome.stderr == b"error: the called qube has no user `nobody-of\\x1b[2J`\n"
 
 
 @pytest.mark.root

@@ -135,11 +135,14 @@ def test_a_client_waits_for_a_broker_that_restarts(desk: Desk) -> None:
 
 
 def test_no_broker_is_an_error_that_names_the_socket(tmp_path: Path) -> None:
-    """After the patience has ended."""
+    """After the patience has ended, in which the caller is told once what is waited for."""
     link_clients(tmp_path)
     started = time.monotonic()
     command = [tmp_path / "qrexec-client-vm", f"--agent-socket={tmp_path}/none", "work", "a.B"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
-    assert f"`{tmp_path}/none`: no such file or directory" in done.stderr.decode()
+    assert done.stderr.decode() == (
+        f"waiting for the qrexec broker at `{tmp_path}/none`\n"
+        f"error: cannot reach the qrexec broker at `{tmp_path}/none`: no such file or directory\n"
+    )
     assert time.monotonic() - started > 4.5

@@ -233,7 +233,7 @@ def test_a_whole_call(desk: Desk) -> None:
         relay(desk, agent)
         code, _, stderr = finish(process)
         assert code == 127
-        assert stderr == b"error: there is no service `a.Missing+` in this qube\n"
+        assert stderr == b"error: the called qube has no service `a.Missing+`\n"
 
         process = desk.start("-e", "work", "a.Hash")
         relay(desk, agent)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import signal
 import socket
 import subprocess
 
 import pytest
+from agent_rig import eventually
 from client_rig import finish
 from daemon_desk import VAULT, WORK, Desk, code
 from daemon_peer import whole
@@ -103,7 +106,7 @@ def test_a_service_that_the_admin_qube_lacks_is_127(desk: Desk) -> None:
     ]
     link.close()
     result, _, stderr = finish(process)
-    assert (result, stderr) == (127, b"error: there is no service `a.Missing+` in this qube\n")
+    assert (result, stderr) == (127, b"error: the called qube has no service `a.Missing+`\n")
 
 
 def test_a_socket_may_serve_a_trigger(desk: Desk) -> None:
@@ -130,3 +133,42 @@ def test_a_shell_line_is_no_service_of_the_admin_qube(desk: Desk) -> None:
     for command in ("DEFAULT:touch ran", "QUBESRPC", "QUBESRPCa.B work", "root:QUBESRPC a.B"):
         result, stdout, _ = finish(desk.start("-d", "dom0", "-c", "S,work,42", command))
         assert (result, stdout) == (125, b"")
+
+
+@pytest.mark.root
+def test_a_service_for_a_named_user_gains_no_rights(desk: Desk) -> None:
+    """It is that user's alone, and no program that it runs makes it more."""
+    desk.home.chmod(0o755)
+    desk.service("a.Who", "#!/bin/sh\nid -u; grep NoNewPrivs /proc/self/status\n")
+    process, link = serve(desk, "nobody:QUBESRPC a.Who+ work name dom0")
+    assert link.receive() == (STDERR, b"")
+    uid, _, bit = whole(link, STDOUT).split()
+    assert (int(uid), int(bit)) == (pwd.getpwnam("nobody").pw_uid, 1)
+    assert link.receive() == (EXIT_CODE, code(0))
+    link.close()
+    assert finish(process)[0] == 0
+
+
+def test_a_trigger_whose_caller_left_does_not_wait_for_a_session(desk: Desk) -> None:
+    """A qube must not collect processes of the admin qube, whose log is open all the time."""
+    begun = desk.home / "begun"
+    gate = desk.home / "gate"
+    os.mkfifo(gate)
+    desk.service("qubes.WaitForSession", f"#!/bin/sh\n: >{begun}; read x <{gate}\n")
+    desk.service("a.Waits", "#!/bin/sh\n")
+    (desk.home / "settings").mkdir()
+    (desk.home / "settings/a.Waits").write_text("wait-for-session = true\n")
+    first, first_link = serve(desk, "QUBESRPC a.Waits+ work name dom0")
+    eventually(begun.exists)
+    desk.daemons.pop().close()
+    second, link = serve(desk, "QUBESRPC a.Waits+ work name dom0", 514)
+    assert link.receive() == (STDERR, b"")
+    link.close()
+    # Its standard error ends with the last of its processes.
+    assert finish(second)[0] == 255
+    gate.write_text("go\n")
+    assert first_link.receive() == (STDERR, b"")
+    assert whole(first_link, STDOUT) == b""
+    assert first_link.receive() == (EXIT_CODE, code(0))
+    first_link.close()
+    assert finish(first)[0] == 0

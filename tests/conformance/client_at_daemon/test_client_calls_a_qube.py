@@ -269,6 +269,6 @@ def test_the_real_agent_serves_what_the_client_asks(desk: Desk) -> None:
             outcomes.append(finish(process, data))
         assert outcomes == [
             (17, f"{hashlib.sha256(data).hexdigest()}  -\n".encode(), b"arg\n"),
-            (127, b"", b"error: there is no service `a.Missing+` in this qube\n"),
+            (127, b"", b"error: the called qube has no service `a.Missing+`\n"),
             (0, b"", b""),
         ]

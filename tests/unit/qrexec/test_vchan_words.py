@@ -6,14 +6,16 @@ import asyncio
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from caisson.errors import ProtocolError
+from caisson.qrexec.link import address
 from caisson.qrexec.policy_messages import LONGEST_ANSWER, encode_query, parse_query
 from caisson.qrexec.vchan import frames
-from caisson.qrexec.vchan.broker_side import Work, exit_code, parse_work
+from caisson.qrexec.vchan.broker_side import BrokerSide, Work, exit_code, parse_work
 from caisson.qrexec.vchan.control import Event, Greeted, Session, Terminated
 from caisson.qrexec.vchan.deciding import Verdict, parse_answer
 from caisson.qrexec.vchan.frames import Kind, MalformedError
@@ -279,12 +281,15 @@ def test_answer_that_is_none_allows_nothing(text: bytes):
 
 def test_work_of_the_broker_is_a_command():
     """A service with its source, or a command line; its user and `nogui:` in front."""
-    assert parse_work(b"S7\0\0a.B+x\0work\0") == Work(7, "DEFAULT:QUBESRPC a.B+x work", alone=False)
-    assert parse_work(b"S7\0root\0a.B\0dom0\0e") == Work(7, "root:QUBESRPC a.B dom0", alone=True)
-    assert parse_work(b"S7\0u\0a.B\0dom0\0n") == Work(7, "u:nogui:QUBESRPC a.B dom0", alone=False)
-    assert parse_work(b"S7\0u\0a.B\0dom0\0en") == Work(7, "u:nogui:QUBESRPC a.B dom0", alone=True)
-    assert parse_work(b"M8\0user\0nogui:a") == Work(8, "user:nogui:a", alone=False)
-    assert parse_work(b"M8\0user\0echo a:b") == Work(8, "user:echo a:b", alone=False)
+    for message, command, alone, source in (
+        (b"S7\0\0a.B+x\0work\0", "DEFAULT:QUBESRPC a.B+x work", False, "work"),
+        (b"S7\0root\0a.B\0dom0\0e", "root:QUBESRPC a.B dom0", True, "dom0"),
+        (b"S7\0u\0a.B\0dom0\0n", "u:nogui:QUBESRPC a.B dom0", False, "dom0"),
+        (b"S7\0u\0a.B\0dom0\0en", "u:nogui:QUBESRPC a.B dom0", True, "dom0"),
+        (b"M7\0user\0nogui:a", "user:nogui:a", False, "dom0"),
+        (b"M7\0user\0echo a:b", "user:echo a:b", False, "dom0"),
+    ):
+        assert parse_work(message) == Work(7, command, alone, source)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +320,38 @@ def test_other_work_is_refused(message: bytes):
 def test_call_without_an_exit_code_is_lost(message: bytes, code: int):
     """255 is what a lost connection gives."""
     assert exit_code(message) == code
+
+
+async def test_connection_to_the_broker_leaves_no_reader_behind(tmp_path: Path):
+    """The next connection has its number: a reader left behind would make it deaf."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(address(tmp_path / "qrexec"))
+        listener.listen()
+        former = BrokerSide(tmp_path / "qrexec")
+        told = asyncio.ensure_future(former.receive())
+        await asyncio.sleep(0)
+        number = former._sock.fileno()
+
+        async def end() -> None:
+            # As where a link ends before the broker told the exit code.
+            told.cancel()
+            former.close()
+
+        async def begin() -> tuple[bytes, list[int]]:
+            broker = BrokerSide(tmp_path / "qrexec")
+            assert broker._sock.fileno() == number
+            try:
+                async with asyncio.timeout(15):
+                    return await broker.receive()
+            finally:
+                broker.close()
+
+        ended, answer = asyncio.ensure_future(end()), asyncio.ensure_future(begin())
+        await asyncio.gather(ended, told, return_exceptions=True)
+        listener.accept()[0].close()
+        with listener.accept()[0] as there:
+            there.send(b"R")
+            assert await answer == (b"R", [])
 
 
 # Streams.

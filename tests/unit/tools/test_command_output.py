@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -330,6 +331,39 @@ def test_what_an_action_does_not_know_is_answered_with_its_own_help(
     assert _refused(capsys, *words) == (
         f"error: unrecognized arguments: {words[-1]}\nhint: `{asked} --help`\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("polcy",), "there is no command `polcy`\nhint: did you mean `policy`?\n"),
+        (("policy", "explan"), "there is no action `explan`\nhint: did you mean `explain`?\n"),
+        (("service", "remove"), "`remove`\nhint: use `call` or `new`; `caisson service --help`\n"),
+        (
+            ("poli\x1b[2Jcy",),
+            "there is no command `poli\\x1b[2Jcy`\nhint: did you mean `policy`?\n",
+        ),
+        (("prompt", "--plian"), "--plian\nhint: did you mean `--plain`? `caisson prompt --help`\n"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest_one(
+    words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where none is near, with all of them."""
+    assert _refused(capsys, *words).endswith(told)
+
+
+def test_help_of_the_prompt_is_filled_to_the_width_of_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not broken where its source is, too."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        umbrella.parser().parse_args(["prompt", "--help"])
+    notes = capsys.readouterr().out.partition("In a terminal it fills")[2]
+    lines = notes.splitlines()
+    for line, following in pairwise(lines[1:]):
+        assert line.endswith(".") or len(f"{line} {following.split()[0]}") > 78
 
 
 def test_missing_action_is_answered_with_all(capsys: pytest.CaptureFixture[str]) -> None:
