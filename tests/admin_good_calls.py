@@ -458,6 +458,7 @@ GOOD: Final[Mapping[str, Good]] = {
         ),
         "label+.features",
     ),
+    "caisson.vm.SetUp": Good(ok(b"failures=0"), before=_RUNNING),
     "internal.GetSystemInfo": Good(like(_SYSTEM_INFO), dest=DOM0),
     "internal.SuspendPre": Good(ok(), dest=DOM0, before=_RUNNING, seen=(_is("Paused"),)),
     "internal.SuspendPost": Good(

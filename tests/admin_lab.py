@@ -14,6 +14,7 @@ from lifecycle_lab import Wires
 from patience import PATIENCE
 
 from caisson.admin import AdminServer, Responder, Services
+from caisson.admin.bounds import Budget
 from caisson.admin.registry import Door
 from caisson.engines import BARRIERS, MemoryEngine
 from caisson.engines.memory import MemoryInstance
@@ -37,6 +38,7 @@ from caisson.store import Store
 
 REPORT = {"barriers": {name: {"up": True, "detail": ""} for name in BARRIERS}}
 SOON = PATIENCE
+PLENTY = Budget(most=1_000_000, pause=0)
 
 
 class TextView:
@@ -173,6 +175,7 @@ async def _live(
     services: Services,
     core: Callable[[Qubes], Core],
     request_seconds: float,
+    words: Budget,
     ready: asyncio.Future[Daemon],
     stop: asyncio.Event,
 ) -> None:
@@ -186,6 +189,7 @@ async def _live(
 
     def play_agent(instance: MemoryInstance) -> None:
         loop.call_soon(qubes.running.agent_said, instance.name, instance.pid, REPORT)
+        loop.call_soon(qubes.running.set_up_ended, instance.name, instance.pid, 0)
 
     engine.on_start = play_agent
     system = System(Host())
@@ -203,7 +207,7 @@ async def _live(
             tasks=tasks,
         )
         extensions = Extensions.load(core(qubes))
-        responder = Responder(extensions, services)
+        responder = Responder(extensions, services, words)
         server = AdminServer(responder, paths, request_seconds=request_seconds)
         server.bind()
         await qubes.recover()
@@ -230,6 +234,7 @@ async def running_daemon(
     policy: str = "",
     announced: Mapping[str, Mapping[str, str]] | None = None,
     request_seconds: float = SOON,
+    words: Budget = PLENTY,
 ) -> AsyncIterator[Daemon]:
     """A daemon for as long as the context lasts.
 
@@ -239,6 +244,7 @@ async def running_daemon(
         policy: rules for others than the admin qube.
         announced: what qubes say about themselves, by their names.
         request_seconds: how long a client may take.
+        words: how often a qube may say something of itself.
     """
 
     def core(qubes: Qubes) -> Core:
@@ -250,7 +256,7 @@ async def running_daemon(
     ready: asyncio.Future[Daemon] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     life = asyncio.create_task(
-        _live(paths, services or Services(), core, request_seconds, ready, stop)
+        _live(paths, services or Services(), core, request_seconds, words, ready, stop)
     )
     await asyncio.wait({life, ready}, return_when=asyncio.FIRST_COMPLETED)
     try:

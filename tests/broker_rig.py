@@ -203,6 +203,7 @@ class Rig:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     hellos: list[tuple[str, int]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
+    set_up: list[tuple[str, int, int]] = field(default_factory=list)
     genuine: set[int] = field(default_factory=lambda: {os.getpid()})
     domains: dict[str, dict[str, Any]] = field(default_factory=dict)
     on_request: Callable[[str, str, str], Any] | None = None
@@ -288,6 +289,7 @@ class Rig:
             account.pw_gid,
             on_hello=self._hello,
             on_gone=self.gone.append,
+            on_set_up=lambda *told: self.set_up.append(told),
             on_request=self._asked,
         )
 

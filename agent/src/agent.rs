@@ -19,7 +19,7 @@ use crate::connection::{Connection, Descriptors};
 use crate::message::{self, ToAgent};
 use crate::process::{self, exit_code};
 use crate::service::{self, Request, Settings, Work};
-use crate::setup::{self, Gate};
+use crate::setup::{self, Beginning, Gate};
 use crate::speak::{Reason, Shown};
 use crate::sys::call::{self, signal};
 use crate::text::{basename, c_string};
@@ -42,6 +42,18 @@ enum Link {
     Up { connection: Connection, admitted: bool },
 }
 
+/// What becomes of the qube's set-up.
+enum SetUp {
+    /// Before the first admission.
+    Ahead,
+    /// The process goes on.
+    UnderWay(i32),
+    /// Over; how many things failed is still to be told.
+    Ended(usize),
+    /// Nothing more to tell.
+    Told,
+}
+
 struct Agent {
     socket: &'static [u8],
     first_process: bool,
@@ -53,7 +65,7 @@ struct Agent {
     children: Children,
     /// What calls wait at; before the first admission, nobody has set the qube up.
     gate: Option<Gate>,
-    set_up: bool,
+    set_up: SetUp,
     undelivered: bool,
     childless: bool,
     leave_at: Option<i64>,
@@ -93,7 +105,7 @@ pub fn run(environment: &[&'static CStr]) -> i32 {
         report,
         children: Children::default(),
         gate: None,
-        set_up: false,
+        set_up: SetUp::Ahead,
         undelivered: false,
         childless: true,
         leave_at: None,
@@ -201,7 +213,7 @@ impl Agent {
         self.link = Link::Down { watch: None, pause: 0, retry_at };
     }
 
-    /// Tell the broker of every end that it has not heard of.
+    /// Tell the broker of every end that it has not heard of, that of the set-up among them.
     fn deliver(&mut self) {
         let Link::Up { connection, admitted: true } = &self.link else {
             // Nothing can be sent yet, so do not wait for room to send it.
@@ -218,6 +230,13 @@ impl Agent {
                     false
                 }
             });
+        if let SetUp::Ended(failures) = self.set_up {
+            match connection.send(&message::set_up(failures)) {
+                Ok(()) => self.set_up = SetUp::Told,
+                Err(Errno::AGAIN) => self.undelivered = true,
+                Err(_) => lost = true,
+            }
+        }
         if lost {
             self.disconnect();
         }
@@ -238,7 +257,13 @@ impl Agent {
     fn reap(&mut self) {
         loop {
             match call::reap() {
-                Ok(Some((pid, status))) => self.children.ended(pid, exit_code(status)),
+                Ok(Some((pid, status))) => {
+                    let code = exit_code(status);
+                    self.children.ended(pid, code);
+                    if matches!(self.set_up, SetUp::UnderWay(process) if process == pid) {
+                        self.set_up = SetUp::Ended(setup::failures(code));
+                    }
+                }
                 Ok(None) => {
                     self.childless = false;
                     return;
@@ -340,10 +365,17 @@ impl Agent {
 
     /// Once, at the first admission.
     fn set_up(&mut self) {
-        if !core::mem::replace(&mut self.set_up, true) {
-            self.gate = setup::begin();
-            self.childless &= self.gate.is_none();
+        if !matches!(self.set_up, SetUp::Ahead) {
+            return;
         }
+        self.set_up = match setup::begin() {
+            Ok(Beginning { gate, pid }) => {
+                self.gate = Some(gate);
+                self.childless = false;
+                SetUp::UnderWay(pid)
+            }
+            Err(failures) => SetUp::Ended(failures),
+        };
     }
 
     fn let_go_of_standard_descriptors(&self) {

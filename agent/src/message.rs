@@ -179,6 +179,11 @@ pub fn ended(id: u64, code: i32) -> Vec<u8> {
     alloc::format!("X{id}\0{code}").into_bytes()
 }
 
+/// An agent's word that the set-up of its qube has ended, and how many things failed.
+pub fn set_up(failures: usize) -> Vec<u8> {
+    alloc::format!("U{failures}").into_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +198,7 @@ mod tests {
         assert_eq!(admin_request(b"w", b"", b"ls", false).unwrap(), b"Dw\0\0ls");
         assert_eq!(hello(b"{}").unwrap(), b"H1\0{}");
         assert_eq!(ended(7, 127), b"X7\x00127");
+        assert_eq!(set_up(3), b"U3");
         assert_eq!(ToAgent::parse(b"W"), Ok(ToAgent::Admitted));
         assert_eq!(ToAgent::parse(b"Nno\0no"), Ok(ToAgent::Rejected(b"no\0no")));
         assert_eq!(

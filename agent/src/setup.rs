@@ -18,6 +18,7 @@ use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
+use crate::code;
 use crate::environment::{self, Environment};
 use crate::forward::{self, Way};
 use crate::program;
@@ -45,6 +46,22 @@ const UPDATES_PROXY: &[u8] = b"/run/qubes-service/qubes-updates-proxy";
 const UPDATES_PROXY_PROGRAM: &[u8] = b"/usr/lib/qubes/qubes-updates-proxy";
 /// Of a directory with settings or scripts, no more is looked at.
 const MOST_ENTRIES: usize = 256;
+
+/// More failures are told as so many; beyond it, an exit code says that a signal ended the set-up.
+pub const MOST_FAILURES: usize = 100;
+
+/// A set-up that goes on beside the agent.
+pub struct Beginning {
+    /// What calls wait at.
+    pub gate: Gate,
+    /// The process; its exit code is how many things failed.
+    pub pid: i32,
+}
+
+/// How many things failed, from the exit code of the process: one that was killed counts as one.
+pub fn failures(code: i32) -> usize {
+    usize::try_from(code).ok().filter(|&count| count <= MOST_FAILURES).unwrap_or(1)
+}
 
 /// What calls wait at while the paths are made ready.
 pub struct Gate {
@@ -96,34 +113,38 @@ pub fn show_services() {
     }
 }
 
-/// Begin, where there is something to do; what calls wait at, if they have to.
-pub fn begin() -> Option<Gate> {
+/// Begin, where there is something to do; else, or where it cannot begin, how many things failed.
+pub fn begin() -> Result<Beginning, usize> {
     if !needed() {
-        return None;
+        return Err(0);
     }
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).ok()?;
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|_| 1_usize)?;
     match call::fork() {
         Ok(None) => {
             // The child lives long. With the agent's connection in its hands, the broker would
             // believe that one which the agent gave up is still there.
             let writer = call::keep_only(writer);
             enter_background();
-            bind::all();
+            let lost = bind::all();
             drop(writer);
-            run_scripts();
-            call::exit(0)
+            let failures = (lost + run_scripts()).min(MOST_FAILURES);
+            call::exit(i32::try_from(failures).unwrap_or(1))
         }
-        Ok(Some(_)) => Some(Gate { reader, until: call::milliseconds() + PATIENCE }),
+        Ok(Some(pid)) => Ok(Beginning { gate: Gate { reader, until: call::milliseconds() + PATIENCE }, pid }),
         Err(error) => {
             say!("error: the qube is not set up: {error}", error = Reason(error));
-            None
+            Err(1)
         }
     }
 }
 
 /// `qubes-setup`: make the paths ready by hand, with messages on standard error; the exit code.
 pub fn run() -> i32 {
-    bind::all()
+    if bind::all() == 0 {
+        0
+    } else {
+        code::FAILURE
+    }
 }
 
 fn needed() -> bool {
@@ -192,35 +213,42 @@ fn open_log() -> Option<OwnedFd> {
     (FileType::from_raw_mode(found.st_mode) == FileType::RegularFile).then_some(log)
 }
 
-fn run_scripts() {
+/// Run what there is; how many failed.
+fn run_scripts() -> usize {
     let variables = variables();
     let environment: Vec<&CStr> = variables.entries();
+    let mut done = Vec::new();
     if exists(UPDATES_CLIENT) {
-        forward_updates();
+        done.push(forward_updates());
     }
     if exists(DNF) {
-        run_to_its_end(&c_string(&[DNF_PROGRAM]), &environment);
+        done.push(run_to_its_end(&c_string(&[DNF_PROGRAM]), &environment));
     }
     if exists(UPDATES_PROXY) {
-        launch(&c_string(&[UPDATES_PROXY_PROGRAM]), &environment);
+        done.push(launch(&c_string(&[UPDATES_PROXY_PROGRAM]), &environment).is_some());
     }
     for script in entries(SCRIPTS, b".rc").into_iter().chain([c_string(&[SCRIPT])]) {
         if is_program(script.to_bytes()) {
-            run_to_its_end(&script, &environment);
+            done.push(run_to_its_end(&script, &environment));
         } else if exists(script.to_bytes()) {
             say!("warning: `{}` is not run: it is no executable file", Shown(script.to_bytes()));
             say!("hint: `chmod +x` lets it run at the next start");
+            done.push(false);
         }
     }
+    done.iter().filter(|&&done| !done).count()
 }
 
-fn run_to_its_end(path: &CStr, environment: &[&CStr]) {
-    if let Some(pid) = launch(path, environment) {
-        let code = program::code_of(pid);
-        if code != 0 {
-            say!("warning: `{}` failed with exit code {code}", Shown(path.to_bytes()));
-        }
+/// Run a program; whether it succeeded.
+fn run_to_its_end(path: &CStr, environment: &[&CStr]) -> bool {
+    let Some(pid) = launch(path, environment) else {
+        return false;
+    };
+    let code = program::code_of(pid);
+    if code != 0 {
+        say!("warning: `{}` failed with exit code {code}", Shown(path.to_bytes()));
     }
+    code == 0
 }
 
 fn variables() -> Environment {
@@ -234,7 +262,8 @@ fn variables() -> Environment {
     variables
 }
 
-fn forward_updates() {
+/// Begin to lead updates to another qube; whether there is a process for it.
+fn forward_updates() -> bool {
     match call::fork() {
         Ok(None) => {
             let way = Way { port: UPDATES_PORT, target: b"", service: b"qubes.UpdatesProxy", socket: None };
@@ -243,8 +272,11 @@ fn forward_updates() {
             }
             call::exit(0)
         }
-        Ok(Some(_)) => {}
-        Err(error) => say!("error: updates find no way: {error}", error = Reason(error)),
+        Ok(Some(_)) => true,
+        Err(error) => {
+            say!("error: updates find no way: {error}", error = Reason(error));
+            false
+        }
     }
 }
 
@@ -304,6 +336,12 @@ mod tests {
         assert!(said(|stderr| shut.pass(Some(stderr))).starts_with("warning: the paths"));
         assert!(shut.is_open());
         shut.pass(None);
+    }
+
+    /// A count is a count; an exit code that a signal makes is one failure, not a hundred.
+    #[test]
+    fn failures_of_an_exit_code() {
+        assert_eq!([0, 1, 100, 101, 137, 255, -1].map(failures), [0, 1, 100, 1, 1, 1, 1]);
     }
 
     /// Entries are those that end so, in order; hidden ones and other directories do not count.

@@ -22,6 +22,7 @@ from caisson.admin.registry import (
     Call,
     Door,
     Method,
+    Scope,
     Stream,
     Streams,
 )
@@ -29,6 +30,7 @@ from caisson.admin.services import Services
 from caisson.errors import CaissonError, InternalError, ProtocolError
 from caisson.ext import Extensions, Question
 from caisson.model import Qube, System
+from caisson.qrexec import sparing
 
 _log = structlog.get_logger()
 
@@ -68,13 +70,20 @@ class Responder:
     Args:
         extensions: asked about every call before it runs.
         services: what methods need beside the life of qubes.
+        words: how often a qube may say something of itself.
     """
 
-    def __init__(self, extensions: Extensions, services: Services) -> None:
+    def __init__(
+        self,
+        extensions: Extensions,
+        services: Services,
+        words: bounds.Budget | None = None,
+    ) -> None:
         self._extensions = extensions
         self._services = services
         self._turns = bounds.Turns()
         self._streams = bounds.Streams()
+        self._words = bounds.Budget() if words is None else words
 
     async def answer(self, request: wire.Request, door: Door, caller: Caller) -> None:
         """Do what a request asks for, and send what comes of it.
@@ -131,9 +140,29 @@ class Responder:
     async def _content(
         self, method: Method, run: Answer, request: wire.Request, door: Door, uid: int | None
     ) -> Content:
+        if method.scope is Scope.MISC:
+            await self._spend_word(request)
         async with self._turn(method, request):
             call = self._call(request, door, uid)
             return Content(await _answer(run, call), call.warnings)
+
+    async def _spend_word(self, request: wire.Request) -> None:
+        """Refuse what a qube says of itself all the time, before anything is made of it.
+
+        What would be refused anyway counts too, or it would be the way around the bound.
+
+        Raises:
+            CaissonError: it has said too much.
+        """
+        source = _found(self._extensions.core.system, request.untrusted_source)
+        if source is None:
+            return  # what follows says so
+        try:
+            await self._words.spend(source)
+        except CaissonError:
+            service = request.untrusted_method
+            sparing.warning("a qube says too much of itself", qube=source.name, service=service)
+            raise
 
     def _turn(self, method: Method, request: wire.Request) -> AbstractAsyncContextManager[None]:
         if method.access is Access.EXECUTE:

@@ -98,6 +98,7 @@ async def _serve(
         account.pw_gid,
         on_hello=lambda name, pid, _uid, report: qubes.running.agent_said(name, pid, report),
         on_gone=lambda name: _log.info("an agent's session ended", qube=name),
+        on_set_up=lambda *told: qubes.running.set_up_ended(*told),  # noqa: PLW0108 - likewise
         on_request=lambda op, name, source: broker_asked(qubes, op, name, source),
         disposables=lambda: qubes.of_calls(),  # noqa: PLW0108 - it is made below
     )

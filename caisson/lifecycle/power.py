@@ -20,6 +20,7 @@ class Power:
         instance: what the engine runs, from the start of its init process until it is gone.
         claims: reports of processes that spoke before the engine said which one is the first.
         verdict: the barriers that are not up, once the agent has reported.
+        set_up: how many things failed in the qube's own set-up, once its agent has told.
         gone: set while nothing of the qube runs and its volumes are put away.
     """
 
@@ -27,6 +28,7 @@ class Power:
     instance: Instance | None = None
     claims: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     verdict: asyncio.Future[list[str]] | None = None
+    set_up: asyncio.Future[int] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -212,6 +212,13 @@ class Qubes:
         """Let those qubes go on that `fall_asleep` froze."""
         await self._to_the_end(self._sleep.end())
 
+    async def set_up_of(self, qube: Qube, patience: float) -> int | None:
+        """How many things failed in what a running qube does once when it begins.
+
+        None where that goes on after `patience` seconds, or is not known.
+        """
+        return await self.running.set_up_of(qube, patience)
+
     async def usage(self, qube: Qube) -> Usage:
         """The memory and the processor time that a qube uses; nothing where it does not run."""
         return await self.running.usage(qube)

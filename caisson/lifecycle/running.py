@@ -215,6 +215,33 @@ class Running:
         elif power.state is not PowerState.TRANSIENT:  # the end of the start admits it
             self._door.admit(name, pid)
 
+    def set_up_ended(self, name: QubeName, pid: int, failures: int) -> None:
+        """Hear, once a run, how the set-up of a qube went by its agent's word; for people only."""
+        qube = self._ledger.system.qubes.get(name)
+        power = None if qube is None else self._ledger.powers.get(qube)
+        if qube is None or power is None or power.instance is None or power.instance.pid != pid:
+            return
+        if power.set_up is None or power.set_up.done():
+            return
+        power.set_up.set_result(failures)
+        if failures:
+            _log.warning("the set-up of a qube had failures", qube=name, failures=failures)
+            self._ledger.publish(qube, "domain-setup-failed", failures=str(failures))
+
+    async def set_up_of(self, qube: Qube, patience: float) -> int | None:
+        """How many things failed in the set-up of a qube; None where it goes on, or is not known.
+
+        Args:
+            qube: the qube.
+            patience: seconds that it may still take.
+        """
+        power = self._ledger.powers.get(qube)
+        ending = None if power is None else power.set_up
+        if ending is None:
+            return None
+        await asyncio.wait({ending}, timeout=patience)
+        return ending.result() if ending.done() and not ending.cancelled() else None
+
     async def adopt(self) -> None:
         """After a restart of the daemon: take over what runs, put away what does not."""
         adopted: dict[Qube, Instance] = {}
@@ -289,6 +316,7 @@ class Running:
             raise
         power.instance = instance
         power.verdict = asyncio.get_running_loop().create_future()
+        power.set_up = asyncio.get_running_loop().create_future()
         self._publish_resets(qube)
         self._ledger.publish(qube, "domain-spawn", start_guid=guid)
         self._ledger.publish(qube, "domain-qdb-create")
@@ -362,6 +390,9 @@ class Running:
             power.instance = None
             self._publish_resets(qube)
         power.verdict = None
+        if power.set_up is not None:
+            power.set_up.cancel()
+            power.set_up = None
         power.claims.clear()
         await self._guarded(qube, "close the door", self._door.close_qube(qube.name))
         self._facts.end(qube.name)

@@ -39,6 +39,7 @@ from caisson.qrexec.link import (
     Holding,
     OpenQube,
     Reject,
+    SetUp,
     Snapshot,
     ToBroker,
 )
@@ -294,6 +295,10 @@ class Broker:
     def _agent_missing(self, endpoint: Endpoint) -> None:
         if endpoint.agent is None:
             self._connector.lose_calls(endpoint)
+
+    def set_up(self, endpoint: Endpoint, pid: int, message: wire.SetUpEnded) -> None:
+        """Tell qubesd that the set-up of a qube is over."""
+        self._link.send(SetUp(endpoint.name, pid, message.failures))
 
     def exited(self, endpoint: Endpoint, message: wire.Exited) -> None:
         """The service ended: so does the call."""

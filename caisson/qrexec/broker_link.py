@@ -32,6 +32,7 @@ from caisson.qrexec.link import (
     Reject,
     Reply,
     Request,
+    SetUp,
     Snapshot,
     ToBroker,
     encode,
@@ -55,6 +56,8 @@ _log = structlog.get_logger("link")
 
 Hello = Callable[[QubeName, int, int, Mapping[str, Any]], None]
 """Called with the qube, the agent's pid and uid, and its barrier report."""
+OnSetUp = Callable[[QubeName, int, int], None]
+"""Called with the qube, the agent's pid, and how many things failed."""
 Gone = Callable[[QubeName], None]
 OnRequest = Callable[[Operation, QubeName, QubeName], Awaitable[str]]
 """Called with the operation, the qube and the calling qube; gives the name of the target."""
@@ -72,6 +75,7 @@ class BrokerLink:
         gid: the broker's group.
         on_hello: a process says that it is the agent of a qube; answer with `admit` or `reject`.
         on_gone: the session of a qube's agent ended.
+        on_set_up: an agent says that the set-up of its qube is over.
         on_request: start a qube, make or discard a disposable; errors are `CaissonError`.
         disposables: those that were made for calls, by this daemon or an earlier one.
     """
@@ -84,6 +88,7 @@ class BrokerLink:
         *,
         on_hello: Hello,
         on_gone: Gone,
+        on_set_up: OnSetUp,
         on_request: OnRequest,
         disposables: Callable[[], Iterable[str]] = tuple,
     ) -> None:
@@ -92,6 +97,7 @@ class BrokerLink:
         self._gid = gid
         self._on_hello = on_hello
         self._on_gone = on_gone
+        self._on_set_up = on_set_up
         self._on_request = on_request
         self._disposables = disposables
         self.known = Known(with_infos=False)
@@ -249,10 +255,8 @@ class BrokerLink:
                     peer.acked(seq)
                 case Opened(name):
                     peer.opened(name)
-                case AgentHello(name, pid, uid, report):
-                    self._on_hello(QubeName.parse(name), pid, uid, msgspec.to_builtins(report))
-                case AgentGone(name):
-                    self._on_gone(QubeName.parse(name))
+                case AgentHello() | AgentGone() | SetUp() as told:
+                    self._hear_of_agent(told)
                 case Holding(names):
                     # Calls that ended with a former broker or daemon left theirs behind.
                     for name in set(self._disposables()) - set(names):
@@ -262,6 +266,16 @@ class BrokerLink:
                         peer.send(Reply(request.id, ok=False, error="too many requests"))
                     else:
                         self._spawn(self._answer(peer, request))
+
+    def _hear_of_agent(self, told: AgentHello | AgentGone | SetUp) -> None:
+        name = QubeName.parse(told.name)
+        match told:
+            case AgentHello(_, pid, uid, report):
+                self._on_hello(name, pid, uid, msgspec.to_builtins(report))
+            case AgentGone():
+                self._on_gone(name)
+            case SetUp(_, pid, failures):
+                self._on_set_up(name, pid, failures)
 
     def _prepare(self) -> None:
         if not self._prepared:

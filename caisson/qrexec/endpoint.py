@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
-from caisson.errors import CaissonError
+from caisson.errors import CaissonError, ProtocolError
 from caisson.names import QubeName
 from caisson.qrexec import sparing
 from caisson.qrexec.calls import Call
@@ -24,6 +24,7 @@ from caisson.qrexec.wire import (
     ClientCall,
     Exited,
     Hello,
+    SetUpEnded,
     not_admitted,
     parse_admin,
     parse_agent,
@@ -108,6 +109,9 @@ class Owner(Protocol):
     def exited(self, endpoint: Endpoint, message: Exited) -> None:
         """The agent says that a service ended."""
 
+    def set_up(self, endpoint: Endpoint, pid: int, message: SetUpEnded) -> None:
+        """The agent says that the set-up of its qube is over."""
+
     def agent_gone(self, endpoint: Endpoint) -> None:
         """The admitted agent's session ended."""
 
@@ -144,6 +148,7 @@ class Endpoint:
         self._applicants: deque[tuple[Channel, Hello]] = deque()
         self._applicant: tuple[Channel, Hello] | None = None
         self._agent_hello: Hello | None = None
+        self._set_up = False
         self.name = name
         self.agent: Channel | None = None
         self.calls: set[Call] = set()
@@ -342,6 +347,7 @@ class Endpoint:
         self._applicant = None
         former, self.agent = self.agent, channel
         self._agent_hello = hello
+        self._set_up = False
         if former is not None:
             self.end_session(former)
         channel.handle(
@@ -382,12 +388,18 @@ class Endpoint:
     def _agent_said(self, channel: Channel, untrusted: bytes) -> None:
         try:
             message = parse_agent(untrusted)
+            if isinstance(message, SetUpEnded) and self._set_up:
+                raise ProtocolError("the set-up has ended twice")
         except CaissonError as e:
             self._complain(channel, str(e))
             self.end_session(channel)
             self._agent_left(channel, "")
             return
-        self._owner.exited(self, message)
+        if isinstance(message, SetUpEnded):
+            self._set_up = True
+            self._owner.set_up(self, channel.pid, message)
+        else:
+            self._owner.exited(self, message)
 
     def _agent_left(self, channel: Channel, reason: str) -> None:
         self._left(channel, reason)

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import msgspec.structs
@@ -29,6 +29,8 @@ import msgspec.structs
 from caisson.errors import DaemonError
 
 LONGEST_LINE = 16 * 1024 * 1024
+MOST_FAILURES = 100
+"""An agent tells of no more things that failed."""
 PIECE_QUBES = 256
 PIECE_BYTES = 1024 * 1024
 """A snapshot goes over in lines of so much; a qube that takes more by itself has its own line."""
@@ -138,6 +140,14 @@ class AgentGone(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
+class SetUp(msgspec.Struct, frozen=True, tag=True):
+    """The set-up of a qube is over; `pid`, from the kernel, is the agent that says so."""
+
+    name: str
+    pid: int
+    failures: Annotated[int, msgspec.Meta(ge=0, le=MOST_FAILURES)]
+
+
 class Holding(msgspec.Struct, frozen=True, tag=True):
     """The disposables whose calls go on, told once after a full snapshot; no other is needed."""
 
@@ -154,7 +164,7 @@ class Request(msgspec.Struct, frozen=True, tag=True):
 
 
 ToBroker = Snapshot | OpenQube | CloseQube | Admit | Reject | Reply
-ToDaemon = Ack | Opened | AgentHello | AgentGone | Holding | Request
+ToDaemon = Ack | Opened | AgentHello | AgentGone | SetUp | Holding | Request
 
 
 def plain_name(value: object) -> str:

@@ -7,7 +7,8 @@ checked types, or refuses.
 A client says `C` target, service[+argument], flags, and a relay, as fourth, for which RemoteVM it
 calls; in the admin qube `D` (or `J`: start it and wait for nothing) qube, user, command or
 `QUBESRPC service[+argument] source`; `nogui:` before either starts it without the user's session.
-An agent says `H` version, report (JSON), and `X` id, exit code.
+An agent says `H` version, report (JSON), `X` id, exit code, and once `U` failures: the set-up of
+its qube has ended.
 The broker tells a client `A` with pipes (stdin, stdout, stderr), then `X` code; or `R`: refused;
 or `E` code, message. It tells an agent `W`: admitted; `N` reason; `S` id, user, service+argument,
 source, flags, with pipes; `M` id, user, command, perhaps with `nogui:` before it, with pipes.
@@ -21,7 +22,7 @@ import msgspec
 
 from caisson.errors import ProtocolError
 from caisson.names import QubeName, ServiceArgument, ServiceName, UserName, shown
-from caisson.qrexec.link import Report
+from caisson.qrexec.link import MOST_FAILURES, Report
 
 LONGEST = 66_000
 
@@ -87,6 +88,12 @@ class Exited(msgspec.Struct, frozen=True):
 
     id: int
     code: int
+
+
+class SetUpEnded(msgspec.Struct, frozen=True):
+    """What a qube does once when it begins is over; so many things failed."""
+
+    failures: int
 
 
 def parse_service(untrusted_descriptor: str) -> tuple[ServiceName, ServiceArgument]:
@@ -179,12 +186,17 @@ def parse_admin(untrusted: bytes) -> AdminCall:
     return AdminCall(name, account, descriptor, QubeName.parse(words[2]), "", flags)
 
 
-def parse_agent(untrusted: bytes) -> Exited:
+def parse_agent(untrusted: bytes) -> Exited | SetUpEnded:
     """A message of an admitted agent.
 
     Raises:
         ProtocolError: it is malformed.
     """
+    if untrusted[:1] == b"U":
+        failures = _number(untrusted[1:])
+        if failures > MOST_FAILURES:
+            raise ProtocolError(f"{failures} failures are above {MOST_FAILURES}")
+        return SetUpEnded(failures)
     if untrusted[:1] != b"X":
         raise ProtocolError(f"unknown message `{shown(untrusted[:1])}`")
     number, _, code = untrusted[1:].partition(b"\0")

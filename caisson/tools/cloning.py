@@ -16,6 +16,8 @@ from caisson.tools.device_words import parse_assignment, serialized
 from caisson.tools.properties import Owner, Shown
 from caisson.tools.volumes import Volume, known_volume
 
+STANDALONE = "StandaloneVM"
+_SHOWS_THE_MACHINE = "host"
 _TEMPLATED = frozenset({"AppVM", "DispVM"})
 # Given when the qube is created, or the package manager's business.
 _OWN_PROPERTIES = frozenset({"name", "qid", "template", "label", "uuid", "installed_by_rpm"})
@@ -111,6 +113,8 @@ def created(
 ) -> Iterator[None]:
     """Create a qube, which is removed again if what follows fails or is interrupted.
 
+    Who creates one that is to stand alone, and it does not, is warned.
+
     Raises:
         CaissonError: it was not created.
     """
@@ -126,6 +130,24 @@ def created(
             if made:
                 _take_back(client, name)
             raise
+    if method.endswith(f".{STANDALONE}"):
+        _warn_of_shown_root(client, name)
+
+
+def _warn_of_shown_root(client: Client, name: str) -> None:
+    """Tell that a root is the machine's own (decision 4): nobody expects it of this class."""
+    try:
+        pool = Volume(name, "root").info(client).get("pool", "")
+        driver = client.lines("admin.pool.Info", pool) if pool else []
+    except CaissonError:
+        # Whoever may create need not be allowed to look.
+        return
+    if f"driver={_SHOWS_THE_MACHINE}" in driver:
+        terminal.warn(
+            f"the root of qube `{name}` is this machine's own system (pool `{pool}`): it keeps "
+            "`/rw`, `/home` and `/usr/local`, and loses everything else at each stop",
+            "for a root of its own, copy a built template: `caisson template build NAME`",
+        )
 
 
 def _take_back(client: Client, name: str) -> None:

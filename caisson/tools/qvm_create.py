@@ -14,7 +14,6 @@ from caisson.tools.volumes import Volume
 
 PROPERTY_FAILED = 2
 IMPORT_FAILED = 3
-_STANDALONE = "StandaloneVM"
 _ROOT = "root"
 
 
@@ -23,6 +22,9 @@ def parser() -> argparse.ArgumentParser:
     made = command.parser(
         "qvm-create",
         "Create a qube.",
+        "A StandaloneVM whose root lies in pool `host`, as a copy of a template there does, keeps\n"
+        "`/rw`, `/home` and `/usr/local` only: its root is this machine's own system. You are\n"
+        "warned of it.\n"
         "exit codes: 0 created; 1 not created; 2 a property was refused, the qube is gone again;\n"
         "3 the root volume could not be imported, the qube is gone again",
     )
@@ -93,7 +95,7 @@ def _new_qube(arguments: argparse.Namespace, client: Client) -> AbstractContextM
     """Create it; if what follows fails, it is removed again."""
     klass, label = _class_and_label(arguments)
     pools = dict(pairs(arguments.pools))
-    if klass == _STANDALONE and arguments.template:
+    if klass == cloning.STANDALONE and arguments.template:
         wish = cloning.Wish(
             arguments.template,
             arguments.name,
@@ -110,7 +112,7 @@ def _new_qube(arguments: argparse.Namespace, client: Client) -> AbstractContextM
 
 
 def _class_and_label(arguments: argparse.Namespace) -> tuple[str, str]:
-    implied = _STANDALONE if arguments.standalone else "DispVM" if arguments.disp else None
+    implied = cloning.STANDALONE if arguments.standalone else "DispVM" if arguments.disp else None
     if implied and arguments.klass not in (None, implied):
         raise UsageError(f"`--class {arguments.klass}` contradicts the short form for `{implied}`")
     label = arguments.label or ("red" if arguments.disp else None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from contextlib import nullcontext
 
 from caisson.admin.client import Client
-from caisson.errors import NotHaltedError
-from caisson.tools import command, drives, selection
+from caisson.errors import CaissonError, NotHaltedError
+from caisson.tools import command, drives, selection, terminal
 from caisson.tools.command import FAILURE, UsageError
 from caisson.tools.drives import Drive
 
@@ -20,7 +22,8 @@ def parser() -> argparse.ArgumentParser:
         "DRIVE is VMNAME:DEVICE, such as `sys-usb:sr0`, or a file, such as `dom0:/home/me/x.iso`.\n"
         "Drives are not available yet: containers have none, and the daemon refuses them.\n"
         "What fails in a qube's own scripts at the start, such as `/rw/config/rc.local`, does not\n"
-        "stop it, and stands in the qube's `/var/log/qubes/setup.log`.\n"
+        "stop it, and stands in the qube's `/var/log/qubes/setup.log`. At a terminal of the admin\n"
+        "qube, `qvm-start` warns of it, and waits up to a second longer for scripts to end.\n"
         "exit codes: 0 all started; 1 one or more did not, or ran already",
     )
     selection.add_many(made, selection.ALL_HERE)
@@ -60,8 +63,25 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
             )
         with nullcontext() if drive is None else drives.assigned(client, name, drive):
             client.call("admin.vm.Start", destination=name)
+        if sys.stderr.isatty() and client.qrexec is None:
+            _tell_of_set_up(client, name)
 
     return FAILURE if selection.failures_of(names, start, "starting") else 0
+
+
+def _tell_of_set_up(client: Client, name: str) -> None:
+    """Warn of what failed in the qube's own set-up, which has no part in whether it started."""
+    try:
+        answer = client.text("caisson.vm.SetUp", destination=name)
+    except CaissonError:
+        # It ended already, or the daemon is another one.
+        return
+    found = re.fullmatch("failures=([1-9][0-9]{0,2})", answer)
+    if found is not None:
+        terminal.warn(
+            f"in the set-up of qube `{name}`, this many things failed: {found[1]}",
+            f"see which: `qvm-run -p {name} 'cat /var/log/qubes/setup.log'`",
+        )
 
 
 def _drive(arguments: argparse.Namespace) -> Drive | None:

@@ -62,6 +62,13 @@ def complain(error: CaissonError) -> None:
         print(f"{bold}hint:{plain} {harmless(error.hint)}", file=sys.stderr)
 
 
+def warn(text: str, hint: str) -> None:
+    """Show what a person should know though nothing is refused, and what to do about it."""
+    bold, plain = (_BOLD, _PLAIN) if coloured(sys.stderr) else ("", "")
+    print(f"{bold}warning:{plain} {harmless(text)}", file=sys.stderr)
+    print(f"{bold}hint:{plain} {harmless(hint)}", file=sys.stderr)
+
+
 def table(rows: Iterable[Sequence[str]]) -> str:
     """Rows with aligned columns, two spaces between them, nothing after the last."""
     lines = [[cell(word) for word in row] for row in rows]

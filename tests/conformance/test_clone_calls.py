@@ -151,6 +151,32 @@ def test_standalone_of_a_template_is_its_copy_without_private(start: Start) -> N
     assert daemon.changes[-1] == "admin.vm.property.Set+memory@new 500"
 
 
+@pytest.mark.parametrize(
+    ("klass", "driver", "warned"),
+    [
+        ("StandaloneVM", "host", True),
+        ("StandaloneVM", "lvm_thin", False),
+        ("TemplateVM", "host", False),
+    ],
+)
+def test_a_standalone_whose_root_is_the_machines_is_warned_of(
+    start: Start, klass: str, driver: str, warned: bool
+) -> None:
+    """Its name promises that the root stays; a template there is made for that, and says so."""
+    daemon = start(
+        {
+            f"admin.vm.CreateInPool.{klass}@dom0": "",
+            "admin.vm.volume.Info+root@new": "pool=h\x1bst\nsave_on_stop=True\n",
+            "admin.pool.Info+h\x1bst@dom0": f"driver={driver}\nname=x\n",
+        }
+    )
+    code, out, err = daemon.run("qvm-create", "-C", klass, "-l", "red", "-p", "root=host", "new")
+    assert (code, out) == (0, b"")
+    assert err.startswith("warning: the root of qube `new` is this machine's own") is warned
+    assert "\x1b" not in err
+    assert bool(err) is warned
+
+
 def test_clone_calls_the_program_for_menus_where_it_is(start: Start, tmp_path: Path) -> None:
     """As unmodified clients do; where it fails, so does the clone."""
     daemon = start(SOURCE)

@@ -241,6 +241,22 @@ async def test_property_is_shown_set_and_reset(daemon: Daemon) -> None:
     assert "updatevm" in (await daemon.command("qubes-prefs", "--help-properties"))[1]
 
 
+async def test_a_copy_of_the_machines_own_system_is_warned_of(daemon: Daemon) -> None:
+    """`qvm-create` and `qvm-clone` say what a StandaloneVM in pool `host` does not keep."""
+    on_host = ("-l", "black", "--pool", "root=host")
+    assert await daemon.command("qvm-create", "-C", "TemplateVM", *on_host, "shown") == (0, "", "")
+    words = "the root of qube `{}` is this machine's own system (pool `host`): it keeps `/rw`"
+    for name, command in (
+        ("alone", ("qvm-create", "--standalone", "-t", "shown", "-l", "red", "alone")),
+        ("again", ("qvm-clone", "alone", "again")),
+    ):
+        code, out, err = await daemon.command(*command)
+        assert (code, out) == (0, "")
+        assert words.format(name) in err
+        assert "hint: for a root of its own" in err
+    assert await daemon.command("qvm-create", "--standalone", "-l", "red", "own") == (0, "", "")
+
+
 async def test_qube_is_created_with_properties(daemon: Daemon) -> None:
     """Exit code 0, nothing on stdout."""
     words = ("new", "-l", "green", "-t", "tpl", "--prop", "memory=500", "--property", "netvm=")

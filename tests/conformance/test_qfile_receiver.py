@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import platform
+import socket
 import stat
 import struct
 import subprocess
@@ -39,6 +42,8 @@ from qfile_peer import (
 )
 
 NOBODY = 65534
+SYNCFS = {"x86_64": 306, "aarch64": 267}
+"""Its number, by machine."""
 TREE = (
     directory(b"d", 0o750),
     file(b"d/f", b"hello", 0o640),
@@ -72,6 +77,64 @@ def test_a_tree_arrives_as_it_was_sent(tmp_path: Path) -> None:
         if path.is_file():
             assert path.read_bytes() == entry.content
     assert sum(len(names) for _, _, names in os.walk(tmp_path)) == 5
+
+
+def without_disk() -> None:
+    """In a child: from now on nothing can be brought to the disk."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    load, equal, answer = 0x20, 0x15, 0x06
+    refused = 0x0005_0000 | errno.EIO
+    code = [
+        (load, 0, 0, 0),  # the number of the system call
+        (equal, 0, 1, SYNCFS[platform.machine()]),
+        (answer, 0, 0, refused),
+        (answer, 0, 0, 0x7FFF_0000),
+    ]
+    filters = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *each) for each in code))
+    program = struct.pack("@HP", len(code), ctypes.addressof(filters))
+    no_new_privileges, set_filter = 38, 22
+    assert libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
+    assert libc.prctl(set_filter, 2, program, 0, 0) == 0
+
+
+def test_what_does_not_reach_the_disk_is_no_success(tmp_path: Path) -> None:
+    """All is there to be read, but a power cut could take it: the answer is an error."""
+    with subprocess.Popen(
+        program("qfile-unpacker", str(os.getuid()), tmp_path),
+        executable=BINARY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=without_disk,  # noqa: PLW1509 - no other thread runs
+    ) as process:
+        received = ended(process, stream(*TREE))
+    assert received.code == errno.EIO
+    assert received.exit_code == errno.EIO
+    assert (tmp_path / "d/f").read_bytes() == b"hello"
+
+
+def test_a_move_whose_files_do_not_reach_the_disk_keeps_them(tmp_path: Path) -> None:
+    """The sender deletes nothing that only the other side's memory holds."""
+    (source := tmp_path / "source").mkdir()
+    (source / "file").write_text("dear")
+    (target := tmp_path / "target").mkdir()
+    here, there = socket.socketpair()
+    with here, there:
+        receiver = subprocess.Popen(
+            program("qfile-unpacker", str(os.getuid()), target),
+            executable=BINARY, stdin=there, stdout=there, stderr=subprocess.DEVNULL,
+            preexec_fn=without_disk,  # noqa: PLW1509 - likewise
+        )  # fmt: skip
+        sender = subprocess.run(
+            program("qfile-agent", "--move", source),
+            executable=BINARY, stdin=here, stdout=here, stderr=subprocess.PIPE,
+            check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        assert receiver.wait(PATIENCE) == errno.EIO
+    assert sender.returncode == 1
+    assert b"input/output error in the target qube" in sender.stderr
+    assert (source / "file").read_text() == "dear"
+    assert (target / "source/file").read_text() == "dear"
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ async def visitor(ground: Ground) -> AsyncIterator[Visitor]:
         report = (await asyncio.to_thread(peer.receive)).split(b"\0", 1)[1]
         assert missing(json.loads(report)) == []
         peer.send(b"W")
+        assert await asyncio.to_thread(peer.receive) == b"U0"  # there is nothing to set up
         yield Visitor(peer)
     finally:
         listener.close()

@@ -5,9 +5,13 @@ One instance for all: a network qube, an AppVM behind it, and the template of bo
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import re
 import select
 import shlex
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -346,3 +350,73 @@ def test_a_network_qube_without_the_proxy_says_so(whole: Whole):
     )
     if whole.inside("sys-net", "command -v tinyproxy").code:
         assert "tinyproxy is not installed" in log
+
+
+def at_a_terminal(whole: Whole, *command: str) -> tuple[int, str]:
+    """Run a command whose standard error is a terminal; its exit code, and what that shows."""
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env=whole.env
+    ) as process:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while chunk := os.read(master, 4096):
+                shown += chunk
+        os.close(master)
+        return process.wait(), shown.decode()
+
+
+def test_who_starts_a_qube_at_a_terminal_learns_that_its_set_up_failed(whole: Whole):
+    """A number and a hint; listeners and the daemon's log get it too, and the qube runs."""
+    whole.said(
+        "work",
+        f"""
+        mkdir -p {CONFIG}; echo "binds+=( '/nowhere' )" >{CONFIG}/50_user.conf
+        printf '%s\\n' '#!/bin/sh' 'exit 3' >/rw/config/rc.local; chmod +x /rw/config/rc.local
+        """,
+        user="root",
+    )
+    whole.call("admin.vm.Shutdown+wait", "work")
+    heard = whole.client.events(destination="work")
+    assert next(heard).name == "connection-established"
+    code, shown = at_a_terminal(whole, "qvm-start", "work")
+    assert code == 0
+    assert shown.splitlines() == [
+        "warning: in the set-up of qube `work`, this many things failed: 2",
+        "hint: see which: `qvm-run -p work 'cat /var/log/qubes/setup.log'`",
+    ]
+    failed = next(each for each in heard if each.name == "domain-setup-failed")
+    assert failed.arguments == {"failures": "2"}
+    heard.close()
+    assert "the set-up of a qube had failures" in whole.qubesd.last_words()
+    assert whole.call("admin.vm.CurrentState", "work").endswith("power_state=Running")
+    whole.said("work", f"rm -r {CONFIG}/* /rw/config/rc.local", user="root")
+    whole.call("admin.vm.Shutdown+wait", "work")
+    assert at_a_terminal(whole, "qvm-start", "work") == (0, "")
+    assert whole.call("caisson.vm.SetUp", "work") == "failures=0"
+
+
+def test_a_set_up_that_goes_on_delays_nobody_without_a_terminal(whole: Whole):
+    """What never ends is not known to have failed; a start does not wait for it."""
+    again(
+        whole,
+        "work",
+        "printf '%s\\n' '#!/bin/sh' 'touch /run/begun; exec sleep inf' >/rw/config/rc.local;"
+        " chmod +x /rw/config/rc.local",
+    )
+    whole.said("work", "until test -e /run/begun; do sleep 0.02; done")
+    assert whole.call("caisson.vm.SetUp", "work") == ""
+    again(whole, "work", "rm /rw/config/rc.local")
+
+
+def test_a_qube_that_floods_the_admin_qube_is_refused(whole: Whole):
+    """After some calls in a row, with a reason; others are heard, and the log tells of it."""
+    call = "echo \"$(echo 1 | qrexec-client-vm dom0 qubes.NotifyUpdates | tr '\\0\\n' '  ')\""
+    answers = whole.said("work", f"for i in $(seq 40); do {call} & done; wait").splitlines()
+    granted = [answer for answer in answers if answer.startswith("0 ")]
+    refused = [answer for answer in answers if "qube `work` says too much of itself" in answer]
+    assert 20 <= len(granted) < 40
+    assert len(granted) + len(refused) == 40
+    assert whole.said("sys-net", call).startswith("0")
+    assert "a qube says too much of itself" in whole.qubesd.log.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +72,27 @@ def test_wrong_exit_message_is_refused(message: bytes):
     """Codes are 0 to 255, and nothing follows."""
     with pytest.raises(CaissonError):
         wire.parse_agent(message)
+
+
+@given(st.integers(0, 100))
+def test_the_end_of_a_set_up_is_read_as_it_was_written(failures: int):
+    """An agent's word how many things failed."""
+    assert wire.parse_agent(b"U%d" % failures) == wire.SetUpEnded(failures)
+
+
+@pytest.mark.parametrize("message", [b"U", b"U101", b"U-1", b"U1\0", b"Ux", b"U 1", b"U\x1b[2J"])
+def test_a_set_up_with_no_number_of_failures_is_refused(message: bytes):
+    """A bounded number and nothing else comes from a qube: no text that somebody might print."""
+    with pytest.raises(CaissonError):
+        wire.parse_agent(message)
+
+
+@pytest.mark.parametrize("failures", [-1, 101])
+def test_qubesd_takes_no_other_number_from_the_broker(failures: int):
+    """The broker parses what hostile qubes send: its word is checked as well."""
+    line = link.encode(link.SetUp("work", 7, failures))
+    with pytest.raises(msgspec.ValidationError):
+        link.read_to_daemon(line)
 
 
 def test_command_of_the_admin_qube_keeps_its_text():

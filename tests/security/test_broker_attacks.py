@@ -119,6 +119,17 @@ async def test_exit_code_of_another_qubes_call_is_ignored():
         assert (await client.receive())[0] == b"X9"
 
 
+async def test_an_agent_tells_once_how_the_set_up_of_its_qube_went():
+    """The number reaches qubesd with the kernel's process id; saying it again ends the session."""
+    async with broker_rig(ALLOW) as rig:
+        evil = await rig.run("evil")
+        await evil.peer.send(b"U3")
+        await until(lambda: rig.set_up == [("evil", os.getpid(), 3)])
+        await evil.peer.send(b"U2")
+        await until(lambda: rig.gone == ["evil"])
+        assert len(rig.set_up) == 1
+
+
 async def passes_between(rig: Rig, agent: Any) -> None:
     """What the agent sent before has been read when its next call has ended."""
     client = await rig.call("work", "evil", "my.Marker")

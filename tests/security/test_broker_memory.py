@@ -59,6 +59,7 @@ class InsideRig(Rig):
             os.getgid(),
             on_hello=self._hello,
             on_gone=self.gone.append,
+            on_set_up=lambda *told: self.set_up.append(told),
             on_request=self._asked,
         )
 

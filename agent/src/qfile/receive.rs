@@ -161,7 +161,7 @@ impl Receiver<'_> {
         let code = loop {
             match self.entry() {
                 Ok(true) => {}
-                Ok(false) => break codes::DONE,
+                Ok(false) => break self.place.flush().map_or_else(codes::of, |()| codes::DONE),
                 Err(Stop::Code(code)) => break code,
                 Err(Stop::NoSense) => {
                     say!("error: the sender sent a time that is none");

@@ -36,25 +36,25 @@ pub fn needed() -> bool {
     DIRECTORIES.iter().any(|directory| !entries(directory, b".conf").is_empty())
 }
 
-/// Make all paths ready; 0 where none failed. What fails is told, and does not keep the others.
-pub fn all() -> i32 {
+/// Make all paths ready; how many things failed. Each is told, and does not keep the others.
+pub fn all() -> usize {
     // Where the root file system is kept anyway, a copy would only hide it.
     if facts::value_of(b"/qubes-vm-persistence").as_deref() == Some(b"full") {
         return 0;
     }
-    let mut code = 0;
-    for (number, path) in wanted(&mut code).iter().enumerate() {
+    let mut failures = 0;
+    for (number, path) in wanted(&mut failures).iter().enumerate() {
         let done = checked(path).map_err(ToString::to_string).and_then(|path| keep(path, number));
         if let Err(reason) = done {
             say!("warning: `{}` is not kept: {reason}", Shown(path));
-            code = code::FAILURE;
+            failures += 1;
         }
     }
-    code
+    failures
 }
 
 /// The paths of all settings, each once.
-fn wanted(code: &mut i32) -> Vec<Vec<u8>> {
+fn wanted(failures: &mut usize) -> Vec<Vec<u8>> {
     let mut paths: Vec<Vec<u8>> = Vec::new();
     for file in DIRECTORIES.iter().flat_map(|directory| entries(directory, b".conf")) {
         let shown = Shown(file.to_bytes());
@@ -78,7 +78,7 @@ fn wanted(code: &mut i32) -> Vec<Vec<u8>> {
             }
             Err(reason) => {
                 say!("warning: {reason}: nothing in it is kept");
-                *code = code::FAILURE;
+                *failures += 1;
             }
         }
     }

@@ -16,6 +16,7 @@ from caisson.model import Event, Qube, Value, render
 from caisson.names import PropertyName, shown
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode  # names are `str`s of their own types
+SET_UP_SECONDS = 1.0
 _EXTRAS = frozenset({".tags", ".features"})
 
 
@@ -63,6 +64,19 @@ def _facts(
 def _plain(value: Value) -> str | int | None:
     """A value as JSON has it; a boolean is a number to Python."""
     return value if value is None or isinstance(value, int) else render(value)
+
+
+@method(
+    "caisson.vm.SetUp",
+    to=To.NOT_ADMIN,
+    scope=Scope.TRUSTED,
+    access=Access.EXECUTE,
+    help="Tell how many things failed in the set-up of a running qube, by its own word.",
+)
+async def set_up(call: Call) -> str:
+    """Tell `failures=NUMBER`; nothing where the set-up goes on after a second, or is not known."""
+    failures = await call.qubes.set_up_of(call.destination, SET_UP_SECONDS)
+    return "" if failures is None else f"failures={failures}"
 
 
 @method("caisson.doctor", to=To.ADMIN, scope=Scope.TRUSTED, help="Check the machine; JSON.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from admin_lab import Daemon, running_daemon
 
+from caisson.admin.bounds import Budget
 from caisson.admin.registry import Door
 from caisson.ext.core_features import LEFT_TO_OTHERS, MOST_ANNOUNCED
 from caisson.model import Change, SetFeature
@@ -245,3 +246,45 @@ async def test_the_policy_decides_who_may_announce(tmp_path: Path) -> None:
         assert (await daemon.send(raw)).startswith(b"2\0ProtocolError\0")
         raw = b"admin.vm.List+ dom0 name dom0\0"
         assert (await daemon.send(raw, door=Door.MISC)).startswith(b"2\0ProtocolError\0")
+
+
+async def test_a_qube_that_floods_is_refused_and_others_are_heard(tmp_path: Path) -> None:
+    """Each has a budget of its own, for all that it says of itself; later it is heard again."""
+    now = 0.0
+    words = Budget(most=2, seconds=6.0, pause=0, clock=lambda: now)
+    async with running_daemon(tmp_path, policy=POLICY, words=words) as daemon:
+        await daemon.populate()
+
+        async def says(
+            caller: str, service: str = "qubes.NotifyUpdates", payload: bytes = b"3"
+        ) -> bytes:
+            raw = f"{service}+ {caller} name dom0".encode() + b"\0" + payload
+            return await daemon.send(raw, door=Door.MISC)
+
+        assert await says("tpl") == b"0\0"
+        assert await says("tpl", "qubes.FeaturesRequest", b"os=Linux") == b"0\0"
+        for service in ("qubes.NotifyUpdates", "qubes.FeaturesRequest"):
+            refused = await says("tpl", service, b"0")
+            assert refused.startswith(b"2\0QubesException\0")
+            assert b"qube `tpl` says too much of itself: 2 calls in a row, then one in 6" in refused
+            assert b"hint: try again in 6 s" in refused
+        assert (await _features(daemon, "tpl"))["updates-available"] == "1"
+        assert await says("work") == b"0\0"
+        for _ in range(5):
+            assert await says("dom0") == b"0\0"
+        now = 6.0
+        assert await says("tpl", payload=b"0") == b"0\0"
+        assert b"try again in 6 s" in await says("tpl")
+
+
+async def test_a_call_that_is_refused_anyway_counts_too(tmp_path: Path) -> None:
+    """Wrong calls are no way around the budget; those of a qube that is not there end at once."""
+    words = Budget(most=3, pause=0)
+    async with running_daemon(tmp_path, policy=POLICY, words=words) as daemon:
+        await daemon.populate()
+        wrong = b"qubes.NotifyUpdates+arg tpl name dom0\x003"
+        answers = [await daemon.send(wrong, door=Door.MISC) for _ in range(4)]
+        assert [b"says too much" in answer for answer in answers] == [False] * 3 + [True]
+        nobody = b"qubes.NotifyUpdates+ nobody name dom0\x003"
+        assert b"QubesVMNotFoundError" in await daemon.send(nobody, door=Door.MISC)
+        assert len(words) == 1

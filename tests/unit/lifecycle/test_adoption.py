@@ -9,7 +9,7 @@ from lifecycle_lab import BASE, NET, WORK, Lab, report, until
 
 from caisson.errors import NotPausedError
 from caisson.model import PowerState
-from caisson.names import DOM0
+from caisson.names import DOM0, QubeName
 
 
 async def test_running_qubes_run_on(lab: Lab):
@@ -140,6 +140,36 @@ async def test_an_agent_that_speaks_again_after_a_restart_of_the_broker_is_admit
     await until(lambda: lab.state(WORK) is PowerState.HALTED)
     await lab.settle()
     assert lab.untouched(WORK)
+
+
+async def test_what_failed_in_a_set_up_is_told_once_a_run(lab: Lab):
+    """By the first process of this run only; a second word, or a stranger's, changes nothing."""
+    said, qube = lab.qubes.running.set_up_ended, lab.system.qube(WORK)
+    said(WORK, 1, 5)
+    said(QubeName("nobody"), 1, 5)
+    assert await lab.qubes.set_up_of(qube, 0) is None
+    for failures in (2, 0):
+        await lab.qubes.start(WORK)
+        pid = lab.instance(WORK).pid
+        said(WORK, pid + 7, 5)
+        assert await lab.qubes.set_up_of(qube, 0) is None
+        said(WORK, pid, failures)
+        said(WORK, pid, 9)
+        assert await lab.qubes.set_up_of(qube, 0) == failures
+        assert lab.news(WORK).count("domain-setup-failed") == (1 if failures else 0)
+        waiting = asyncio.create_task(lab.qubes.set_up_of(qube, 60))
+        await lab.qubes.kill(WORK)
+        assert await waiting == failures
+    assert await lab.qubes.set_up_of(qube, 60) is None
+
+
+async def test_the_end_of_a_qube_ends_the_wait_for_its_set_up(lab: Lab):
+    """Whoever asks how the set-up went does not wait for one that will never tell."""
+    await lab.qubes.start(WORK)
+    waiting = asyncio.create_task(lab.qubes.set_up_of(lab.system.qube(WORK), 600))
+    await asyncio.sleep(0)
+    await lab.qubes.kill(WORK)
+    assert await waiting is None
 
 
 async def test_an_agent_of_no_qube_is_rejected(lab: Lab):

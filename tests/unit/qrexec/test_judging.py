@@ -152,7 +152,8 @@ async def test_the_link_knows_what_it_pushed_though_no_broker_is_there(
     """Property: the snapshot is that of all entries put together, without malformed ones."""
     link = BrokerLink(
         Paths(Path("/nonexistent")), 0, 0,
-        on_hello=lambda *_: None, on_gone=lambda _: None, on_request=None,  # type: ignore[arg-type]
+        on_hello=lambda *_: None, on_gone=lambda _: None, on_set_up=lambda *_: None,
+        on_request=None,  # type: ignore[arg-type]
     )  # fmt: skip
     whole: dict[str, dict] = {}
     for changed, removed in pushes:
