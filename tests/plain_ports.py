@@ -1,13 +1,14 @@
 """Ports of a virtual machine, as two sets of sockets: those of the host, and those inside.
 
-As with a virtio port: one process at a time has each side, the host's side is never told that the
-one inside has gone, and what nobody has read yet is for whoever comes next.
+As with a virtio port of QEMU: one process at a time has each side, the host's side is never told
+that the one inside has gone, what nobody has read yet is for whoever comes next, and what was not
+taken from a process of the host's when it leaves is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import selectors
+import select
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,11 @@ class _Side:
     def _receive(self) -> bool:
         assert self.connection is not None
         if len(self.other.waiting) >= _PIECE:
-            return False
+            if not self.is_host or not _hung_up(self.connection):
+                return False
+            self.hang_up()
+            self.other.hang_up()
+            return True
         try:
             data = self.connection.recv(_PIECE)
         except BlockingIOError:
@@ -77,16 +82,21 @@ class _Side:
             self.connection.close()
             self.connection = None
 
-    def register(self, selector: selectors.BaseSelector) -> None:
-        """What to wait for."""
+    def register(self, epoll: select.epoll) -> None:
+        """What to wait for; a hang-up always counts."""
         if self.connection is None:
-            selector.register(self.listener, selectors.EVENT_READ)
+            epoll.register(self.listener, select.EPOLLIN)
             return
-        events = selectors.EVENT_WRITE if self.waiting else 0
+        events = select.EPOLLOUT if self.waiting else 0
         if len(self.other.waiting) < _PIECE:
-            events |= selectors.EVENT_READ
-        if events:
-            selector.register(self.connection, events)
+            events |= select.EPOLLIN
+        epoll.register(self.connection, events)
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))
 
 
 class Ports:
@@ -137,11 +147,11 @@ class Ports:
                 moved = False
                 for side in self._sides:
                     moved |= side.ready()
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._stopped, selectors.EVENT_READ)
+            with select.epoll() as epoll:
+                epoll.register(self._stopped, select.EPOLLIN)
                 for side in self._sides:
-                    side.register(selector)
-                if any(key.fileobj is self._stopped for key, _ in selector.select()):
+                    side.register(epoll)
+                if any(number == self._stopped.fileno() for number, _ in epoll.poll()):
                     return
 
 

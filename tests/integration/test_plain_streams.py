@@ -24,6 +24,7 @@ from plain_ports import Ports, plain_ports
 from wire_peer import (
     CONTROL_PORT,
     EXEC_CMDLINE,
+    EXIT_CODE,
     PEER,
     STDIN,
     STDOUT,
@@ -189,6 +190,29 @@ async def test_calls_both_ways_share_the_ports(monkeypatch: pytest.MonkeyPatch):
         await until(lambda: m.taken == 0)
 
 
+async def test_last_words_reach_a_machine_that_is_behind(monkeypatch: pytest.MonkeyPatch):
+    """A port drops what was not read when the host's side closes: so that waits to be heard."""
+    words = b"x" + secrets.token_bytes(500_000)
+    async with machine(monkeypatch) as m:
+        (m.agent.home / "qrexec-client-vm").symlink_to("qrexec-agent")
+        pid, out = m.agent.home / "pid", m.agent.home / "out"
+        vault = await m.rig.run("vault")
+        client_vm = f"{m.agent.home}/qrexec-client-vm -a {m.agent.trigger_socket}"
+        line = f"CAISSON_VCHAN_STREAMS={m.ports.inside} exec {client_vm} vault my.Service"
+        running = asyncio.create_task(m.run(f"echo $$ >{pid}; {line} >{out}"))
+        service = await vault.next_call()
+        os.write(service.stdout, words[:1])
+        await until(lambda: out.read_bytes() == words[:1])
+        os.kill(int(pid.read_text()), signal.SIGSTOP)
+        # Pipe, stream and port together take it all.
+        assert await asyncio.to_thread(os.write, service.stdout, words[1:]) == len(words) - 1
+        await service.end()
+        await m.rig.audited(source="far", ended="exited")
+        os.kill(int(pid.read_text()), signal.SIGCONT)
+        assert await running == (0, b"", b"")
+        assert out.read_bytes() == words
+
+
 async def test_process_that_vanishes_in_the_machine_ends_its_call(monkeypatch: pytest.MonkeyPatch):
     """No stream tells of it: the agent does, and the daemon, and the caller learns of the loss."""
     async with machine(monkeypatch) as m:
@@ -200,13 +224,18 @@ async def test_process_that_vanishes_in_the_machine_ends_its_call(monkeypatch: p
         await until(lambda: m.taken == 0)
 
 
-def meet(link: Wire) -> None:
-    """Be the side that waits in a rendezvous; the table of `agent/src/vchan/rendezvous.rs`."""
+def meet(link: Wire) -> bytes:
+    """Be the side that waits in a rendezvous, by the table of `agent/src/vchan/rendezvous.rs`.
+
+    Returns:
+        What to say when everything was heard.
+    """
     theirs, ours = link.exactly(40)[8:24], secrets.token_bytes(16)
     link.raw(MAGIC + b"\2" + theirs + ours)
     while (found := link.exactly(40)) == MAGIC + b"\1" + theirs + bytes(16):
         pass
     assert found == MAGIC + b"\3" + theirs + ours
+    return MAGIC + b"\4" + theirs + ours
 
 
 def test_plain_streams_in_the_place_of_named_sockets() -> None:
@@ -231,10 +260,14 @@ def test_plain_streams_in_the_place_of_named_sockets() -> None:
         line = agent.script("exec cat").encode()
         agent.daemon.send(EXEC_CMDLINE, numbers(PEER, 514) + line + b"\0")
         link = accept(listen(514))
-        meet(link)
+        farewell = meet(link)
         assert link.greet() == 4
         link.raw(message(STDIN, b"x") + message(STDIN))
-        found = link.rest()
+        found = [link.receive()]
+        while found[-1][0] != EXIT_CODE:
+            found.append(link.receive())
+        link.raw(farewell)
+        assert link.rest() == []
         assert (joined(found, STDOUT), code_of(found)) == (b"x", 0)
         assert agent.daemon.receive() == (TERMINATED, numbers(PEER, 514))
 

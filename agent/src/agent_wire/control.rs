@@ -161,8 +161,8 @@ impl Control {
         match self {
             Self::Waiting(server) => match server.take() {
                 Ok(None) => Ok(Vec::new()),
-                Ok(Some(stream)) => {
-                    *self = Self::Up(Link::new(stream));
+                Ok(Some(line)) => {
+                    *self = Self::Up(Link::new(line.stream));
                     Ok(Vec::new())
                 }
                 Err(error) => {

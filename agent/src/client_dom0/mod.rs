@@ -30,7 +30,7 @@ use crate::service::{self, command, Request, Settings, Work};
 use crate::speak::{self, Reason, Shown};
 use crate::sys::call;
 use crate::text::{c_string, split_once};
-use crate::vchan::Place;
+use crate::vchan::{Line, Place};
 use crate::wire::ExecParams;
 use crate::{code, environment, message, process, say};
 
@@ -230,8 +230,8 @@ impl Client {
         Place::of(self.environment)
     }
 
-    fn greet(&self, stream: rustix::fd::OwnedFd, until: i64) -> Result<Peer, (i32, String)> {
-        Peer::open(stream, until)
+    fn greet(&self, line: Line, until: i64) -> Result<Peer, (i32, String)> {
+        Peer::open(line, until)
             .map_err(|refusal| (code::FAILURE, alloc::format!("the qube does not answer: {refusal}")))
     }
 

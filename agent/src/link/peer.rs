@@ -10,6 +10,7 @@ use super::ends::{Moved, Source};
 use super::rules::Stream;
 use crate::exchange::{self, Refusal};
 use crate::sys::call;
+use crate::vchan::{Farewell, Line};
 use crate::wire::{self, Header, Kind, Malformed, Receiver, Version, Way, HEADER};
 
 /// Messages that one reading of a source fills at most.
@@ -33,6 +34,7 @@ pub enum Next<'a> {
 /// One end of a data link's stream.
 pub struct Peer {
     stream: OwnedFd,
+    farewell: Option<Farewell>,
     chunk: usize,
     inbox: Vec<u8>,
     /// The part of the inbox that is filled and not consumed.
@@ -60,16 +62,18 @@ pub struct Peer {
 
 impl Peer {
     /// Exchange HELLOs: ours goes out at once, theirs has to come before `until`.
-    pub fn open(stream: OwnedFd, until: i64) -> Result<Self, Refusal> {
+    pub fn open(line: impl Into<Line>, until: i64) -> Result<Self, Refusal> {
+        let Line { stream, farewell } = line.into();
         exchange::send(&stream, &wire::hello(Version::NEWEST), until)?;
         let (_, body) = exchange::receive(&stream, &mut Receiver::new(Way::Opening), until)?;
         let version = Version::negotiate(wire::parse_hello(&body)?)?;
-        Ok(Self::new(stream, version.chunk()))
+        Ok(Self::new(Line { stream, farewell }, version.chunk()))
     }
 
-    fn new(stream: OwnedFd, chunk: usize) -> Self {
+    fn new(Line { stream, farewell }: Line, chunk: usize) -> Self {
         Self {
             stream,
+            farewell,
             chunk,
             inbox: alloc::vec![0; INBOX],
             start: 0,
@@ -298,11 +302,39 @@ impl Peer {
         self.writable |= self.hung_up || flags.contains(PollFlags::OUT);
     }
 
-    /// Read away what the peer has sent, so that our closing does not look to it like a failure.
+    /// Everything was heard, and the peer may go.
+    ///
+    /// What it has sent beyond that is read away, so that our closing does not look to it like a
+    /// failure.
     pub fn close(mut self) {
+        if let Some(farewell) = &self.farewell {
+            farewell.say(&self.stream, call::milliseconds() + SILENCE);
+        }
         for _ in 0..16 {
             if !matches!(rustix::io::read(&self.stream, &mut self.inbox[..]), Ok(1..)) {
                 return;
+            }
+        }
+    }
+
+    /// Everything was said: close when the peer has heard it, where closing would take that from
+    /// it; or when `asked` becomes readable.
+    pub fn close_when_heard(mut self, asked: Option<&OwnedFd>) {
+        let Some(mut farewell) = self.farewell.take() else { return self.close() };
+        while !farewell.heard(&self.stream) {
+            let mut waiting = alloc::vec![PollFd::new(&self.stream, PollFlags::IN)];
+            waiting.extend(self.announcer_entry());
+            let announcer = waiting.len() - 1;
+            waiting.extend(asked.map(|asked| PollFd::new(asked, PollFlags::IN)));
+            let patience = self.silent_until.map(|at| call::timeout(at - call::milliseconds()));
+            let count = rustix::event::poll(&mut waiting, patience.as_ref());
+            let told: Vec<bool> = waiting.iter().map(|entry| !entry.revents().is_empty()).collect();
+            drop(waiting);
+            if count == Ok(0) || (asked.is_some() && told[told.len() - 1]) {
+                return;
+            }
+            if announcer > 0 && told[announcer] {
+                self.announced();
             }
         }
     }

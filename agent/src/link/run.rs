@@ -130,7 +130,10 @@ impl Link {
         self.sinks.drain(..).for_each(|(_, sink)| sink.close());
         match stop {
             Stop::Ended(Ending::Complete(code)) => {
-                self.peer.close();
+                match self.rules.side() {
+                    Side::Caller => self.peer.close(),
+                    Side::Service => self.peer.close_when_heard(self.signals.as_ref().map(|Watch(fd)| fd)),
+                }
                 Ok(if code == 0 && self.unwritten { code::FAILURE } else { code })
             }
             Stop::Ended(Ending::Lost) => {
@@ -154,6 +157,8 @@ impl Link {
             moved |= self.fill()?;
             moved |= self.peer.flush();
         }
+        // Who has said everything hears nothing more: the next may be the peer's farewell.
+        self.stop_if_over()?;
         moved |= self.peer.receive();
         moved |= self.deliver().map_err(Stop::Malformed)?;
         moved |= self.say_what_is_due();
@@ -161,6 +166,11 @@ impl Link {
             // Whatever the service says from now on would fill a pipe that nobody empties.
             self.rules.peer_gone();
         }
+        self.stop_if_over()?;
+        Ok(moved)
+    }
+
+    fn stop_if_over(&self) -> Result<(), Stop> {
         if let Some(ending) = self.rules.ending() {
             // A lost peer, and one that has said its last word, are owed nothing that they do not take.
             let owed = ending != Ending::Lost && self.rules.side() == Side::Service;
@@ -168,7 +178,7 @@ impl Link {
                 return Err(Stop::Ended(ending));
             }
         }
-        Ok(moved)
+        Ok(())
     }
 
     /// Send ends and codes, once everything before them is sent.

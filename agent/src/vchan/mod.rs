@@ -12,6 +12,7 @@ mod rendezvous;
 mod server;
 
 pub use address::bind;
+pub use rendezvous::Farewell;
 pub use server::Server;
 
 use alloc::ffi::CString;
@@ -39,6 +40,20 @@ const FIRST_PAUSE: i64 = 100;
 const LONGEST_PAUSE: i64 = 20_000;
 /// What the kernel may hold of what we send; a stream turns faster with more.
 pub const SEND_BUFFER: usize = 1 << 20;
+
+/// A stream on which the other side is there.
+pub struct Line {
+    /// The stream; it does not block.
+    pub stream: OwnedFd,
+    /// How to part, where closing would take from the other side what it has not read yet.
+    pub farewell: Option<Farewell>,
+}
+
+impl From<OwnedFd> for Line {
+    fn from(stream: OwnedFd) -> Self {
+        Self { stream, farewell: None }
+    }
+}
 
 /// Where streams are.
 #[derive(Clone, Copy)]
@@ -98,7 +113,7 @@ impl Place {
     }
 
     /// Be the server for `peer` at a port for data until it has come; `TIMEDOUT` where it does not.
-    pub fn accept(&self, peer: u32, port: u32, until: i64) -> Result<OwnedFd, Errno> {
+    pub fn accept(&self, peer: u32, port: u32, until: i64) -> Result<Line, Errno> {
         self.server(peer, port, Some(Side::Waiting))?.wait(until)
     }
 
@@ -111,7 +126,7 @@ impl Place {
 
     /// Connect to the server `peer` at a port for data, which may still be on its way; `TIMEDOUT`
     /// where it does not come.
-    pub fn connect(&self, peer: u32, port: u32, until: i64) -> Result<OwnedFd, Errno> {
+    pub fn connect(&self, peer: u32, port: u32, until: i64) -> Result<Line, Errno> {
         let path = match self.kind {
             Kind::Sockets(directory) => socket_path(directory, peer, self.own, port),
             Kind::Streams(prefix) => {
@@ -122,7 +137,7 @@ impl Place {
         loop {
             match connect(&path) {
                 Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN) => {}
-                other => return other,
+                other => return other.map(Line::from),
             }
             let left = (until - call::milliseconds()) * 1000;
             if left <= 0 {
@@ -231,10 +246,10 @@ mod tests {
         let client = std::thread::spawn(move || place(6).connect(5, 513, until).unwrap());
         let server = place(5).accept(6, 513, until).unwrap();
         let client = client.join().unwrap();
-        rustix::io::write(&client, b"x").unwrap();
+        rustix::io::write(&client.stream, b"x").unwrap();
         let mut found = [0];
-        assert_eq!(rustix::io::read(&server, &mut found), Ok(1));
-        assert_eq!(rustix::io::read(&server, &mut found), Err(Errno::AGAIN));
+        assert_eq!(rustix::io::read(&server.stream, &mut found), Ok(1));
+        assert_eq!(rustix::io::read(&server.stream, &mut found), Err(Errno::AGAIN));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
         let past = call::milliseconds();
         assert_eq!(place(6).connect(5, 513, past).err(), Some(Errno::TIMEDOUT));

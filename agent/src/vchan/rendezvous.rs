@@ -1,4 +1,4 @@
-//! Meeting on a stream that has no beginning.
+//! Meeting and parting on a stream that has no beginning and no end.
 //!
 //! A port of a virtual machine outlives the processes that use it. What one of them did not read
 //! may reach the next, and what was said to one that is about to go is lost. So both sides skip
@@ -9,9 +9,11 @@
 //! | 1 | who comes, again and again | fresh | zeros |
 //! | 2 | who waits, once for each number | as heard | fresh |
 //! | 3 | who comes, once | its own | as heard |
+//! | 4 | who waits, when it has heard everything | as heard | its own |
 //!
-//! Each side's own bytes begin right behind the last step that the other side hears. A record is
-//! `MAGIC`, the step as one byte, and the two numbers.
+//! Each side's own bytes begin right behind the step, of the first three, that it says last. Until
+//! the fourth, who comes stays: when it closes the stream, a port may drop what was not read yet.
+//! A record is `MAGIC`, the step as one byte, and the two numbers.
 
 use alloc::vec::Vec;
 
@@ -20,6 +22,8 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
+use super::Line;
+use crate::exchange;
 use crate::sys::call;
 
 const MAGIC: [u8; 7] = *b"\xffqrexec";
@@ -30,6 +34,8 @@ pub const RECORD: usize = MAGIC.len() + 1 + 2 * NUMBER;
 const AGAIN: i64 = 100;
 /// Readings in one go: a peer that sends all the time is not to keep us from our deadline.
 const READINGS: usize = 1024;
+
+const FAREWELL: u8 = 4;
 
 type Number = [u8; NUMBER];
 
@@ -49,9 +55,7 @@ pub struct Rendezvous {
     own: Number,
     /// The other side's number, when it is known.
     theirs: Option<Number>,
-    /// The beginning of what may be a record.
-    window: [u8; RECORD],
-    held: usize,
+    window: Window,
     /// What is still to be said of the record that has been begun.
     outbox: Vec<u8>,
     /// A step is to be said as soon as there is room.
@@ -72,8 +76,7 @@ impl Rendezvous {
             side,
             own,
             theirs: None,
-            window: [0; RECORD],
-            held: 0,
+            window: Window::default(),
             outbox: Vec::new(),
             due: side == Side::Coming,
             say_again_at: call::milliseconds() + AGAIN,
@@ -103,15 +106,12 @@ impl Rendezvous {
                 // Nothing more is read: it is the other side's own.
                 return Ok(!self.due && self.outbox.is_empty());
             }
-            match rustix::io::read(&self.stream, &mut self.window[self.held..]) {
-                Ok(0) => return Err(Errno::CONNRESET),
-                Ok(count) => self.held += count,
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => continue,
+            match self.window.read(&self.stream) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
                 Err(error) => return Err(error),
             }
-            self.align(0);
-            while self.held == RECORD {
+            while self.window.is_whole() {
                 if self.hear() {
                     return Ok(true);
                 }
@@ -121,17 +121,18 @@ impl Rendezvous {
     }
 
     /// The stream, when both sides have met.
-    pub fn into_stream(self) -> OwnedFd {
-        self.stream
+    pub fn into_line(self) -> Line {
+        let (coming, waiting) = match self.side {
+            Side::Coming => (self.own, self.theirs.unwrap_or_default()),
+            Side::Waiting => (self.theirs.unwrap_or_default(), self.own),
+        };
+        let farewell = Farewell { record: record(FAREWELL, coming, waiting), window: Window::default() };
+        Line { stream: self.stream, farewell: Some(farewell) }
     }
 
     /// Take a whole record; true where it is the last step.
     fn hear(&mut self) -> bool {
-        let (head, numbers) = self.window.split_at(MAGIC.len() + 1);
-        let step = head[MAGIC.len()];
-        let (mut coming, mut waiting) = ([0; NUMBER], [0; NUMBER]);
-        coming.copy_from_slice(&numbers[..NUMBER]);
-        waiting.copy_from_slice(&numbers[NUMBER..]);
+        let (step, coming, waiting) = self.window.record();
         match (self.side, step) {
             (Side::Waiting, 1) => {
                 // Said twice, it is answered once: what follows an answer is our own.
@@ -143,23 +144,13 @@ impl Rendezvous {
                 self.theirs = Some(waiting);
                 self.due = true;
             }
-            // Another's, or cut off: a whole one may begin within it.
             _ => {
-                self.align(1);
+                self.window.skip();
                 return false;
             }
         }
-        self.held = 0;
+        self.window.held = 0;
         false
-    }
-
-    /// Let the window begin where a record may begin, at `from` or behind it.
-    fn align(&mut self, from: usize) {
-        let begins = |bytes: &[u8]| bytes.iter().zip(MAGIC).all(|(&byte, magic)| byte == magic);
-        let found = (from..self.held).find(|&at| begins(&self.window[at..self.held]));
-        let start = found.unwrap_or(self.held);
-        self.window.copy_within(start..self.held, 0);
-        self.held -= start;
     }
 
     /// Say what is to be said, as far as there is room.
@@ -188,7 +179,101 @@ impl Rendezvous {
             (Side::Coming, Some(theirs)) => (3, self.own, theirs),
             (Side::Waiting, theirs) => (2, theirs.unwrap_or_default(), self.own),
         };
-        [&MAGIC[..], &[step], &coming, &waiting].concat()
+        record(step, coming, waiting).to_vec()
+    }
+}
+
+fn record(step: u8, coming: Number, waiting: Number) -> [u8; RECORD] {
+    let mut record = [step; RECORD];
+    record[..MAGIC.len()].copy_from_slice(&MAGIC);
+    record[MAGIC.len() + 1..RECORD - NUMBER].copy_from_slice(&coming);
+    record[RECORD - NUMBER..].copy_from_slice(&waiting);
+    record
+}
+
+/// What two that have met say last.
+pub struct Farewell {
+    record: [u8; RECORD],
+    window: Window,
+}
+
+impl Farewell {
+    /// Tell the other side, who came, that everything of it was heard.
+    pub fn say(&self, stream: &OwnedFd, until: i64) {
+        // Who does not take it is gone.
+        let _ = exchange::send(stream, &self.record, until);
+    }
+
+    /// Whether the other side, who waited, has said so as far as it can be read now; or is gone.
+    pub fn heard(&mut self, stream: &OwnedFd) -> bool {
+        for _ in 0..READINGS {
+            match self.window.read(stream) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(_) => return true,
+            }
+            while self.window.is_whole() {
+                if self.window.bytes == self.record {
+                    return true;
+                }
+                self.window.skip();
+            }
+        }
+        false
+    }
+}
+
+/// The beginning of what may be a record.
+struct Window {
+    bytes: [u8; RECORD],
+    held: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { bytes: [0; RECORD], held: 0 }
+    }
+}
+
+impl Window {
+    /// Read on, not behind the record's end; false where there is nothing now, `CONNRESET` where
+    /// the other side has gone.
+    fn read(&mut self, stream: &OwnedFd) -> Result<bool, Errno> {
+        match rustix::io::read(stream, &mut self.bytes[self.held..]) {
+            Ok(0) => return Err(Errno::CONNRESET),
+            Ok(count) => self.held += count,
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        self.align(0);
+        Ok(true)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.held == RECORD
+    }
+
+    /// The step, and the numbers of the one that comes and of the one that waits.
+    fn record(&self) -> (u8, Number, Number) {
+        let (mut coming, mut waiting) = ([0; NUMBER], [0; NUMBER]);
+        coming.copy_from_slice(&self.bytes[MAGIC.len() + 1..RECORD - NUMBER]);
+        waiting.copy_from_slice(&self.bytes[RECORD - NUMBER..]);
+        (self.bytes[MAGIC.len()], coming, waiting)
+    }
+
+    /// Leave out a record that is another's, or cut off: a whole one may begin within it.
+    fn skip(&mut self) {
+        self.align(1);
+    }
+
+    /// Begin where a record may begin, at `from` or behind it.
+    fn align(&mut self, from: usize) {
+        let begins = |bytes: &[u8]| bytes.iter().zip(MAGIC).all(|(&byte, magic)| byte == magic);
+        let found = (from..self.held).find(|&at| begins(&self.bytes[at..self.held]));
+        let start = found.unwrap_or(self.held);
+        self.bytes.copy_within(start..self.held, 0);
+        self.held -= start;
     }
 }
 
@@ -211,7 +296,7 @@ mod tests {
     }
 
     fn record(step: u8, coming: u8, waiting: u8) -> Vec<u8> {
-        [&MAGIC[..], &[step], &[coming; NUMBER], &[waiting; NUMBER]].concat()
+        super::record(step, [coming; NUMBER], [waiting; NUMBER]).to_vec()
     }
 
     /// Let both sides do what they can, until they have met.
@@ -226,12 +311,18 @@ mod tests {
 
     /// Each side reads the other's bytes from the first on, and nothing else.
     fn talk(coming: Rendezvous, waiting: Rendezvous) {
-        let (coming, waiting) = (coming.into_stream(), waiting.into_stream());
-        write(&coming, b"hello");
-        write(&waiting, b"there");
-        assert_eq!(read(&waiting).unwrap(), b"hello");
-        assert_eq!(read(&coming).unwrap(), b"there");
-        assert!(read(&coming).is_err() && read(&waiting).is_err());
+        let (coming, waiting) = (coming.into_line(), waiting.into_line());
+        write(&coming.stream, b"hello");
+        write(&waiting.stream, b"there");
+        assert_eq!(read(&waiting.stream).unwrap(), b"hello");
+        assert_eq!(read(&coming.stream).unwrap(), b"there");
+        assert!(read(&coming.stream).is_err() && read(&waiting.stream).is_err());
+        // What was said before the farewell and cut off does not hide it.
+        let (mut awaited, farewell) = (coming.farewell.unwrap(), waiting.farewell.unwrap());
+        write(&waiting.stream, &farewell.record[..30]);
+        assert!(!awaited.heard(&coming.stream));
+        farewell.say(&waiting.stream, call::milliseconds() + 20_000);
+        assert!(awaited.heard(&coming.stream));
     }
 
     /// Whatever lies in the stream from before, in each direction, no byte of it is heard: noise,

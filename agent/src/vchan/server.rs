@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::rendezvous::{Rendezvous, Side};
-use super::{bind, new_socket, open_stream, ready};
+use super::{bind, new_socket, open_stream, ready, Line};
 use crate::sys::call;
 
 /// Between two looks at a plain stream that nobody uses yet, in milliseconds: first and longest,
@@ -84,11 +84,11 @@ impl Server {
     }
 
     /// The peer, if it has come.
-    pub fn take(&mut self) -> Result<Option<OwnedFd>, Errno> {
+    pub fn take(&mut self) -> Result<Option<Line>, Errno> {
         match self {
             Self::Listening { socket, .. } => {
                 match rustix::net::accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                    Ok(peer) => ready(peer).map(Some),
+                    Ok(peer) => Ok(Some(ready(peer)?.into())),
                     Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
                     Err(error) => Err(error),
                 }
@@ -119,7 +119,7 @@ impl Server {
     }
 
     /// Wait for the peer.
-    pub(super) fn wait(mut self, until: i64) -> Result<OwnedFd, Errno> {
+    pub(super) fn wait(mut self, until: i64) -> Result<Line, Errno> {
         loop {
             if let Some(peer) = self.take()? {
                 return Ok(peer);
@@ -151,14 +151,14 @@ impl Drop for Server {
 }
 
 /// Open a plain stream and meet the other side on it, as far as that can be done now.
-fn look(path: &CStr, side: Option<Side>, meeting: &mut Option<Rendezvous>) -> Result<Option<OwnedFd>, Errno> {
+fn look(path: &CStr, side: Option<Side>, meeting: &mut Option<Rendezvous>) -> Result<Option<Line>, Errno> {
     let mut met = match (meeting.take(), side) {
         (Some(begun), _) => begun,
         (None, Some(side)) => Rendezvous::new(open_stream(path)?, side)?,
-        (None, None) => return open_stream(path).map(Some),
+        (None, None) => return Ok(Some(open_stream(path)?.into())),
     };
     if met.advance()? {
-        return Ok(Some(met.into_stream()));
+        return Ok(Some(met.into_line()));
     }
     *meeting = Some(met);
     Ok(None)
