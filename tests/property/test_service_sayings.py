@@ -1,4 +1,4 @@
-"""What services of the admin qube say, as it comes to the log."""
+"""What programs say on their standard error, as it comes to the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from caisson.daemons.logs import _harmless
-from caisson.dom0.running import Saying, harmless
+from caisson.qrexec.saying import Saying, harmless
 
 
 def descriptors() -> set[str]:
