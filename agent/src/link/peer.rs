@@ -359,13 +359,15 @@ mod tests {
         (Peer::new(line, wire::CHUNK), theirs, again)
     }
 
-    /// A peer is not given up while what it said waits for our side; once that is gone, it is.
+    /// A peer that speaks is waited for anew, and not given up while what it said waits for our side.
     #[test]
     fn who_is_behind_gives_nobody_up() {
         let (mut peer, theirs, _again) = parting();
         let header = Header { kind: Stream::Output.kind(), length: 3 };
         rustix::io::write(&theirs, &[&header.bytes()[..], b"abc"].concat()).unwrap();
+        peer.silent_until = Some(0);
         assert!(peer.receive());
+        assert!(peer.silent_until > Some(0));
         assert!(matches!(peer.head(), Ok(Next::Message(..))));
         peer.silent_until = Some(call::milliseconds() - 1);
         peer.give_up_if_late();
