@@ -259,7 +259,7 @@ async def test_what_the_broker_refuses_is_refused():
 
 
 async def test_machine_of_a_removed_qube_does_not_speak_for_the_next_one_of_its_name():
-    """The new qube has rights of its own (name reuse, #8719)."""
+    """The new qube has rights of its own (name reuse)."""
     async with gate() as g:
         await g.rig.run("vault")
         await g.rig.link.close_qube(QubeName("far"))
