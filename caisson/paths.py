@@ -59,11 +59,6 @@ class Paths:
         return self.root / "run/qubesd.internal.sock"
 
     @property
-    def qubesd_misc(self) -> Path:
-        """The socket of services that qubes call of the daemon."""
-        return self.root / "run/qubesd.misc.sock"
-
-    @property
     def database(self) -> Path:
         """The model on disk."""
         return self.state / "qubes.sqlite"

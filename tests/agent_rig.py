@@ -118,15 +118,6 @@ def read_all(descriptor: int) -> bytes:
     return bytes(found)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
 def links(pid: int) -> list[str]:
     """What the descriptors of a process lead to."""
     found = []

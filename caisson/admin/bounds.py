@@ -6,17 +6,16 @@ The admin qube is not bounded: whoever acts there can stop the daemon anyway.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from caisson.errors import CaissonError
 from caisson.model import ADMIN_UUID, Qube
 from caisson.names import DOM0
+from caisson.qrexec.patience import Allowance, Clock
 
 REQUEST_SECONDS = 10.0
 """How long a client may take to send its whole request."""
@@ -32,7 +31,6 @@ SECONDS_A_WORD = 6.0
 """After so long it may say one more."""
 REFUSAL_SECONDS = 1.0
 """So long the refusal of one that is too many is held back, or refusals would be a flood, too."""
-_MANY_PURSES = 256
 
 
 @dataclass(slots=True)
@@ -92,14 +90,6 @@ class Streams:
                 del self._open[source]
 
 
-@dataclass(slots=True)
-class _Purse:
-    """What one qube has left of its budget, and when that was so."""
-
-    left: float
-    at: float
-
-
 class Budget:
     """A number of calls for each qube, which grows again with time: none lives on another's.
 
@@ -115,17 +105,12 @@ class Budget:
         most: int = MOST_WORDS,
         seconds: float = SECONDS_A_WORD,
         pause: float = REFUSAL_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._most = most
         self._seconds = seconds
         self._pause = pause
-        self._clock = clock
-        # By identity: one that takes over a name is another qube.
-        self._purses: dict[UUID, _Purse] = {}
-
-    def __len__(self) -> int:
-        return len(self._purses)
+        self._allowance = Allowance(most, seconds, clock)
 
     async def spend(self, source: Qube) -> None:
         """Take one call from the budget of a qube; the admin qube has no bound.
@@ -133,31 +118,12 @@ class Budget:
         Raises:
             CaissonError: nothing is left of it.
         """
-        if source.uuid == ADMIN_UUID:
+        # By identity: one that takes over a name is another qube.
+        if source.uuid == ADMIN_UUID or self._allowance.take(source.uuid):
             return
-        now = self._clock()
-        purse = self._purses.get(source.uuid)
-        if purse is None:
-            self._forget_full(now)
-            purse = self._purses[source.uuid] = _Purse(self._most, now)
-        purse.left, purse.at = self._grown(purse, now), now
-        if purse.left < 1:
-            wait = math.ceil((1 - purse.left) * self._seconds)
-            await asyncio.sleep(self._pause)
-            raise CaissonError(
-                f"qube `{source.name}` says too much of itself: {self._most} calls in a row, then "
-                f"one in {self._seconds:g} s",
-                hint=f"try again in {wait} s",
-            )
-        purse.left -= 1
-
-    def _grown(self, purse: _Purse, now: float) -> float:
-        return min(self._most, purse.left + (now - purse.at) / self._seconds)
-
-    def _forget_full(self, now: float) -> None:
-        """Drop what is as good as new; removed qubes go this way, too."""
-        if len(self._purses) < _MANY_PURSES:
-            return
-        full = [u for u, purse in self._purses.items() if self._grown(purse, now) >= self._most]
-        for uuid in full:
-            del self._purses[uuid]
+        await asyncio.sleep(self._pause)
+        raise CaissonError(
+            f"qube `{source.name}` says too much of itself: {self._most} calls in a row, then "
+            f"one in {self._seconds:g} s",
+            hint=f"try again in {self._seconds:g} s",
+        )

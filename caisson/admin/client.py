@@ -153,7 +153,7 @@ class Client:
     ) -> Iterator[Iterator[bytes]]:
         if not destination.isascii() or " " in destination or "\0" in destination:
             raise QubeNotFoundError(
-                f"no qube can be called `{shown(destination)}`", hint="`qvm-ls` lists the qubes"
+                f"no qube can be called `{shown(destination)}`", hint="list the qubes with `qvm-ls`"
             )
         request = wire.build_request(method, argument, destination, payload)
         longest = wire.longest_request(request)

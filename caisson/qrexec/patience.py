@@ -1,7 +1,7 @@
-"""What a person puts up with: how often one may ask, and who is not heard for now.
+"""What is put up with: how often one may ask or tell, and who is not heard for now.
 
-Kept for each asker (`asking.Asker`), on a monotonic clock, in memory: a broker that starts anew
-has forgotten it.
+Kept for each asker (to a person, an `asking.Asker`; to qubesd, a qube's UUID), on a monotonic
+clock, in memory: a daemon that starts anew has forgotten it.
 """
 
 from __future__ import annotations

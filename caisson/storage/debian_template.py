@@ -23,11 +23,9 @@ from typing import Any, Final
 
 from caisson.errors import StorageError
 from caisson.names import LayerId, shown
+from caisson.paths import TEMPLATE_RECIPES
 from caisson.storage.pool import Pool
 from caisson.storage.skeleton import USER
-
-TEMPLATES: Final = Path(__file__).resolve().parents[2] / "templates"
-"""Where the shipped recipes lie."""
 
 _KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _APART: Final = Path(__file__).with_name("apart.py")
@@ -117,12 +115,12 @@ class Source:
         return f"deb [signed-by={_KEYRING}] {self.uri} {self.suite} {' '.join(self.components)}"
 
 
-def recipes(directory: Path = TEMPLATES) -> list[str]:
+def recipes(directory: Path = TEMPLATE_RECIPES) -> list[str]:
     """The names of all recipes."""
     return sorted(path.parent.name for path in directory.glob("*/recipe.toml"))
 
 
-def load_recipe(untrusted_name: str, directory: Path = TEMPLATES) -> Recipe:
+def load_recipe(untrusted_name: str, directory: Path = TEMPLATE_RECIPES) -> Recipe:
     """Read a recipe by its name.
 
     Raises:

@@ -49,13 +49,13 @@ class Parser(argparse.ArgumentParser):
             return
         known = [str(choice) for choice in action.choices]
         near = _nearest(str(value), known)
-        hint = f"did you mean `{near}`?" if near else f"use {_any_of(known)}"
+        usable = f"use {_any_of(known)}; `{self.prog} --help`"
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no public name
             what = f"there is no {str(action.metavar).lower()} `{shown(str(value))}`"
         else:
             name = "/".join(action.option_strings) or action.metavar or action.dest
-            what = f"`{shown(str(value))}` is no value of {name}"
-        raise UsageError(what, f"{hint}; `{self.prog} --help`" if not near else hint)
+            what = f"`{shown(str(value))}` is no value of `{name}`"
+        raise UsageError(what, f"did you mean `{near}`?" if near else usable)
 
     def nearest_option(self, untrusted_words: Sequence[str]) -> str | None:
         """The option that the first unknown one may be meant for."""

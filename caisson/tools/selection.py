@@ -143,7 +143,7 @@ def unknown(name: str, qubes: dict[str, Listed]) -> CaissonError:
     from difflib import get_close_matches
 
     near = get_close_matches(name, qubes, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else "`qvm-ls` lists the qubes"
+    hint = f"did you mean `{near[0]}`?" if near else _LIST_THEM
     return QubeNotFoundError(f"qube `{shown(name)}` does not exist", hint=hint)
 
 

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from broker_rig import PATIENCE, until
 from dom0_rig import SHORT, ServiceRig, service_rig
+from grounds.processes import alive
 
 from caisson.daemons.logs import _harmless
 from caisson.qrexec.admin_messages import MOST_OF_ONE
@@ -40,15 +41,6 @@ def admin(shared: ServiceRig) -> ServiceRig:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     shared.log.clear()
     return shared
-
-
-def ended(pid: bytes | str) -> bool:
-    """Whether a process has ended, though nobody may have reaped it yet."""
-    try:
-        status = Path("/proc", str(int(pid)), "status").read_text()
-    except FileNotFoundError:
-        return True
-    return "\tZ (zombie)" in status
 
 
 async def alone(admin: ServiceRig) -> None:
@@ -207,10 +199,10 @@ async def test_a_caller_that_leaves_takes_its_service_along():
         session = await admin.begin("work", "dom0", "my.Stubborn")
         assert await session.read(6) == b"ready\n"
         child = (marks / "child").read_text()
-        assert not ended(child)
+        assert alive(int(child))
         session.leave()
         await alone(admin)
-        await until(lambda: ended(child))
+        await until(lambda: not alive(int(child)))
 
 
 async def test_nothing_that_a_service_started_outlives_it(admin: ServiceRig):
@@ -218,7 +210,7 @@ async def test_nothing_that_a_service_started_outlives_it(admin: ServiceRig):
     admin.lay("my.Leaver", "sleep 1000 & echo $!; exit 7")
     answer = await admin.call("work", "dom0", "my.Leaver")
     assert answer.code == 7
-    await until(lambda: ended(answer.out))
+    await until(lambda: not alive(int(answer.out)))
 
 
 async def test_services_end_with_qubesd():
@@ -288,7 +280,7 @@ async def test_a_service_that_is_just_started_goes_on_without_its_caller():
         (pid,) = admin.children()
         # It waits for this: so it is there, though its caller has left.
         await asyncio.to_thread(gate.write_text, "on\n")
-        assert not ended(str(pid))
+        assert alive(pid)
         await admin.end_qubesd()
         await alone(admin)
     async with service_rig(POLICY, "work", patience=replace(SHORT, just_started=0.1)) as admin:

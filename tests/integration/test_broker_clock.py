@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -168,10 +169,19 @@ async def test_a_clock_that_changes_counts_for_the_next_call():
         assert len(dom0.calls) == 1
 
 
+def is_unread(pipe: int) -> bool:
+    """Whether nobody has the other end of a pipe any more, to read from it."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return poll.poll(0) == [(pipe, select.POLLERR)]
+
+
 async def test_a_caller_and_the_clock_are_no_way_for_data_between_them():
     """A rule about the admin qube's clock gives a qube no pipe to the one that tells the time."""
     async with asking_clock() as (_, ask):
         asked = await ask()
+        # The broker lets go of the other end after it has answered the caller.
+        await until(lambda: is_unread(asked.to))
         with pytest.raises(BrokenPipeError):
             os.write(asked.to, b"secret")
         assert os.read(asked.service.stdin, 100) == b""

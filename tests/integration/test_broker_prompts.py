@@ -161,7 +161,7 @@ async def test_policy_that_changed_during_the_question_decides():
 
 
 async def test_answer_counts_for_the_qube_that_was_shown():
-    """A qube that is removed and made anew under its name is another one (#8719)."""
+    """A qube that is removed and made anew under its name is another one."""
     async with broker_rig(ASK) as rig:
         await rig.run("work")
         await rig.run("vault")

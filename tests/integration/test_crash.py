@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from grounds.daemon import Daemon
-from grounds.processes import PATIENCE, until
+from grounds.processes import PATIENCE, alive, until
 from grounds.whole import Whole, whole_instance
 
 from caisson.errors import CaissonError, QubeNotFoundError
@@ -81,13 +81,6 @@ def first_processes(whole: Whole) -> int:
             own = Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/usr/lib/qubes/")
             count += len(numbers) > 2 and numbers[-1] == "1" and own
     return count
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended, though perhaps nobody has noticed."""
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    return True
 
 
 def check(whole: Whole) -> None:
@@ -202,7 +195,7 @@ class TestOfQubesd:
         pid = crashing.of_qube("work")
         crashing.qubesd.crash()
         os.kill(pid, signal.SIGTERM)
-        until(lambda: ended(pid), "the qube ends")
+        until(lambda: not alive(pid), "the qube ends")
         crashing.qubesd.start()
         assert crashing.states()["work"] == "Halted"
         check(crashing)
@@ -427,7 +420,7 @@ def test_after_a_power_cut(crashing: Whole) -> None:
     crashing.broker.crash()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: all(map(ended, pids)), "the qubes end")
+    until(lambda: not any(map(alive, pids)), "the qubes end")
     shutil.rmtree(crashing.paths.run)
     crashing.paths.run.mkdir()
     crashing.qubesd.launch()

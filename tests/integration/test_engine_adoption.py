@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from grounds.engine import BASE_LAYER, Ground, alive, until
+from grounds.engine import BASE_LAYER, Ground, until
+from grounds.processes import alive
 
 from caisson.engines.oci.runtime import installed
 

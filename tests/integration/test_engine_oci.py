@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from grounds.engine import BASE_LAYER, MIB, Ground, alive, engine_ground, until
+from grounds.engine import BASE_LAYER, MIB, Ground, engine_ground, until
+from grounds.processes import alive
 from patience import PATIENCE
 
 from caisson.engines import Tree

@@ -87,7 +87,7 @@ async def test_no_service_of_the_admin_qube_is_granted():
 
 @pytest.mark.parametrize("again", ["work", "vault"])
 async def test_a_new_qube_with_an_old_name_gets_nothing(again: str):
-    """A grant ends with its qube, on either side of the call (name reuse, #8719)."""
+    """A grant ends with its qube, on either side of the call (name reuse)."""
     async with daemon_rig(DENY, "work", "vault") as daemon:
         rig = daemon.rig
         name = await granting(daemon)

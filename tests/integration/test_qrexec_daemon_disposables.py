@@ -96,34 +96,40 @@ async def test_disposable_of_a_caller_that_left_is_killed():
         ]
 
 
+class Maker:
+    """Makes disposables when it is told to, and tells of those that are begun and killed."""
+
+    def __init__(self) -> None:
+        self.making: asyncio.Queue[str] = asyncio.Queue()
+        self.killed: asyncio.Queue[str] = asyncio.Queue()
+        self.go = asyncio.Event()
+
+    async def __call__(self, method: str, name: str, _payload: bytes) -> bytes:
+        """Act in qubesd's place."""
+        if method == "admin.vm.CreateDisposable":
+            await self.making.put(name)
+            await self.go.wait()
+        else:
+            await self.killed.put(name)
+        return b"disp7"
+
+
 async def test_disposables_of_one_qube_are_bounded(monkeypatch: pytest.MonkeyPatch):
     """Also where the agent uses one ident for all, so that no request stays pending."""
     monkeypatch.setattr(peers, "MOST_DISPOSABLES", 2)
     async with wire(lambda _: allow("@dispvm:base")) as rig:
         work = await rig.qube("work", WORK)
-        making: asyncio.Queue[str] = asyncio.Queue()
-        killed: asyncio.Queue[str] = asyncio.Queue()
-        go = asyncio.Event()
-
-        async def act(method: str, name: str, _payload: bytes) -> bytes:
-            if method == "admin.vm.CreateDisposable":
-                await making.put(name)
-                await go.wait()
-            else:
-                await killed.put(name)
-            return b"disp7"
-
-        rig.on_act = act
+        maker = rig.on_act = Maker()
         async with asyncio.timeout(PATIENCE):
             for _ in range(2):
                 work.send(trigger(b"@dispvm", b"my.Service\0"))
-                await making.get()
+                await maker.making.get()
             work.send(trigger(b"@dispvm", b"my.Service\0"))
             assert await work.next() == (REFUSED, IDENT)
-            go.set()
-            assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
+            maker.go.set()
+            assert [await maker.killed.get() for _ in range(2)] == ["disp7"] * 2
             work.send(trigger(b"@dispvm", b"my.Service\0"))
-            assert await making.get() == "base"
+            assert await maker.making.get() == "base"
 
 
 async def test_disposables_of_an_agent_that_left_count_for_the_next_one(
@@ -133,31 +139,19 @@ async def test_disposables_of_an_agent_that_left_count_for_the_next_one(
     monkeypatch.setattr(peers, "MOST_DISPOSABLES", 2)
     async with wire(lambda _: allow("@dispvm:base")) as rig:
         work = await rig.qube("work", WORK)
-        making: asyncio.Queue[str] = asyncio.Queue()
-        killed: asyncio.Queue[str] = asyncio.Queue()
-        go = asyncio.Event()
-
-        async def act(method: str, name: str, _payload: bytes) -> bytes:
-            if method == "admin.vm.CreateDisposable":
-                await making.put(name)
-                await go.wait()
-            else:
-                await killed.put(name)
-            return b"disp7"
-
-        rig.on_act = act
+        maker = rig.on_act = Maker()
         async with asyncio.timeout(PATIENCE):
             for number in range(2):
                 work.send(trigger(b"@dispvm", b"my.Service\0", b"SOCKET%d" % number))
-                await making.get()
+                await maker.making.get()
             work.link.close()
             await work.ready()
             work.send(trigger(b"@dispvm", b"my.Service\0"))
             assert await work.next() == (REFUSED, IDENT)
-            go.set()
-            assert [await killed.get() for _ in range(2)] == ["disp7"] * 2
+            maker.go.set()
+            assert [await maker.killed.get() for _ in range(2)] == ["disp7"] * 2
             work.send(trigger(b"@dispvm", b"my.Service\0"))
-            assert await making.get() == "base"
+            assert await maker.making.get() == "base"
 
 
 async def test_disposable_whose_caller_left_while_it_started_serves_nobody():

@@ -259,7 +259,7 @@ async def test_what_the_broker_refuses_is_refused():
 
 
 async def test_machine_of_a_removed_qube_does_not_speak_for_the_next_one_of_its_name():
-    """The new qube has rights of its own (name reuse, #8719)."""
+    """The new qube has rights of its own (name reuse)."""
     async with gate() as g:
         await g.rig.run("vault")
         await g.rig.link.close_qube(QubeName("far"))
@@ -442,5 +442,24 @@ async def test_agent_that_leaves_ends_what_carries_its_calls():
         await g.rig.audited(ended="caller-gone")
         assert await asyncio.to_thread(os.read, service.stdin, 100) == b""
         service.close()
+        await g.far.ready()
+        await until(lambda: g.ports == 0)
+
+
+async def test_agent_that_leaves_frees_the_ports_of_calls_that_ended_before():
+    """It had not told of their ends, and the agent that comes next never will."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).kind == CONNECT
+        with capture_logs() as lines:
+            data = await g.far.wait_for(0, 513)
+            await data.greet()
+            data.close()
+            await until(lambda: any(line["event"] == "a link broke" for line in lines))
+        service.close()
+        assert g.ports == 1
+        g.far.link.close()
         await g.far.ready()
         await until(lambda: g.ports == 0)

@@ -367,7 +367,7 @@ async def test_a_long_list_is_judged_batch_by_batch_and_lets_others_run_in_betwe
 
 
 async def test_a_new_qube_of_an_old_name_is_a_stranger(daemon: Daemon) -> None:
-    """A later `mgmt` has no say over what the former one created (name reuse, #8719)."""
+    """A later `mgmt` has no say over what the former one created (name reuse)."""
     await daemon.ok("admin.vm.Remove", "mgmt")
     await daemon.ok("admin.vm.Create.AppVM", payload=b"name=mgmt label=black")
     assert await _listed(daemon) == ["dom0"]

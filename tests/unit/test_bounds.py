@@ -117,16 +117,6 @@ async def test_no_qube_gets_more_than_its_budget_nor_less_for_another(
                 assert last - first + 1 <= most + stretch / 6.0 + 1e-6
 
 
-async def test_a_budget_remembers_no_qube_for_ever() -> None:
-    """A qube that is as good as new is forgotten, so that disposables do not pile up."""
-    now = 0.0
-    budget = Budget(2, 6.0, 0, lambda: now)
-    for number in range(3000):
-        now += 6.0
-        await budget.spend(_qube(f"disp{number}"))
-    assert len(budget) <= 256
-
-
 async def test_who_takes_over_a_name_has_a_budget_of_its_own() -> None:
     """A removed qube's debts are not those of the next one of its name."""
     budget = Budget(1, 6.0, 0)

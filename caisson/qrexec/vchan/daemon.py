@@ -336,8 +336,8 @@ def _door(directory: Path) -> int | None:
     """The directory of the broker's socket for a qube; None: there is none for us.
 
     It is held open: a qube that is removed and made anew under its name has another one, and is not
-    spoken for by whoever was connected with the former (name reuse, #8719). The broker's sockets
-    are not for every user to come near.
+    spoken for by whoever was connected with the former. The broker's sockets are not for every user
+    to come near.
     """
     try:
         if not (directory / _SOCKET).is_socket():

@@ -20,13 +20,13 @@ from agent_rig import (
     Pipes,
     environment,
     eventually,
-    is_alive,
     lay_out,
     links,
     read_all,
     running_agent,
     shut,
 )
+from grounds.processes import alive
 
 from caisson.engines.barriers import BARRIERS
 from caisson.qrexec.wire import Hello, parse_client
@@ -208,7 +208,7 @@ def test_nothing_new_starts_during_a_shutdown(agent: Agent) -> None:
     assert (outcome.code, outcome.stderr) == (125, b"error: this qube is shutting down\n")
     assert agent.process.wait(timeout=PATIENCE) == 0
     assert time.monotonic() - started > 4  # the grace that it was given
-    eventually(lambda: not is_alive(pid))
+    eventually(lambda: not alive(pid))
     shut(pipes.caller)
 
 

@@ -13,11 +13,11 @@ from agent_rig import (
     Pipes,
     environment,
     eventually,
-    is_alive,
     read_all,
     running_agent,
     shut,
 )
+from grounds.processes import alive
 
 
 def test_every_exit_code_comes_back(agent: Agent) -> None:
@@ -142,7 +142,7 @@ def test_just_starting_a_service_answers_at_once(agent: Agent) -> None:
     assert agent.call("a.Long", flags="e").code == 0
     eventually((agent.home / "pid").exists)
     pid = int((agent.home / "pid").read_text())
-    assert is_alive(pid)
+    assert alive(pid)
     os.kill(pid, signal.SIGKILL)
     # The agent has adopted it, and buries it.
     eventually(lambda: not Path(f"/proc/{pid}").exists())

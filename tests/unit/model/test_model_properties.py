@@ -246,7 +246,7 @@ def test_default_that_a_qube_cannot_have_is_refused_at_reset(world: World):
 
 @pytest.mark.parametrize("klass", [k for k in Klass if k is not Klass.ADMIN])
 def test_every_value_can_be_told_whatever_class_a_reference_leads_to(world: World, klass: Klass):
-    """A class that lacks a property breaks nobody who looks it up there (#10915, #10985)."""
+    """A class that lacks a property breaks nobody who looks it up there."""
     world.app("work")
     world.app("base", template_for_dispvms="True")
     template = "base" if klass is Klass.DISPOSABLE else None

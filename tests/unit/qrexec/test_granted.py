@@ -191,7 +191,7 @@ def test_a_removed_file_grants_nothing(ground: Ground):
 
 
 def test_a_new_qube_with_an_old_name_gets_nothing(ground: Ground):
-    """On either side of the call (name reuse, #8719)."""
+    """On either side of the call (name reuse)."""
     ground.grant(granted())
     assert isinstance(ground.decision(), Allow)
     for name, uuid in (("work", WORK), ("vault", VAULT)):
