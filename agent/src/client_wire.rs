@@ -90,7 +90,7 @@ impl Call<'_> {
     fn serve(&self, params: ExecParams, place: &Place) -> i32 {
         let until = call::milliseconds() + PATIENCE;
         let ExecParams { domain, port } = params;
-        let stream = match place.accept(domain, port, until) {
+        let stream = match place.accept(domain, port, until, None) {
             Ok(stream) => stream,
             Err(error) => {
                 say!("error: domain {domain} did not come to port {port}: {}", Reason(error));

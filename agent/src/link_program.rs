@@ -45,7 +45,7 @@ pub fn run(arguments: &[&'static CStr], environment: &[&'static CStr]) -> i32 {
     };
     call::ignore_broken_pipes();
     let until = call::milliseconds() + PATIENCE;
-    let peer = match place.connect(domain, port, until) {
+    let peer = match place.connect(domain, port, until, None) {
         Ok(stream) => Peer::open(stream, until),
         Err(error) => {
             let error = Reason(error);

@@ -72,13 +72,14 @@ class Machine:
         """How many ports are taken."""
         return len(self.daemon._board.ports)
 
-    async def run(self, command: str) -> tuple[int | None, bytes, bytes]:
+    async def run(self, command: str, *options: str) -> tuple[int | None, bytes, bytes]:
         """Run a command in the machine from the admin qube; code, output and errors."""
         process = await asyncio.create_subprocess_exec(
             "qrexec-client",
             f"--socket-dir={self.sockets}",
             "-d",
             "far",
+            *options,
             f"{self.agent.user}:{command}",
             executable=AGENT_BINARY,
             stdin=subprocess.DEVNULL,
@@ -222,6 +223,30 @@ async def test_process_that_vanishes_in_the_machine_ends_its_call(monkeypatch: p
         os.kill(int(place.read_text()), signal.SIGKILL)
         assert await running == (255, b"", b"error: the connection to the other qube was lost\n")
         await until(lambda: m.taken == 0)
+
+
+async def test_caller_does_not_stay_at_the_port_of_a_call_that_never_came(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """What the next call runs would come to the former one's caller there."""
+    async with machine(monkeypatch) as m:
+        agent = m.agent.process.pid
+        place = Path(f"/proc/{agent}/task/{agent}/children")
+        children: list[str] = []
+
+        def begun() -> bool:
+            children[:] = place.read_text().split()
+            return bool(children)
+
+        with socket.socket(socket.AF_UNIX) as blocker:
+            blocker.connect(f"{m.ports.inside}.{DATA_PORTS[0]}")
+            running = asyncio.create_task(m.run("echo former", "-w", "0"))
+            await until(begun)
+            os.kill(int(children[0]), signal.SIGKILL)
+            told = b"error: the qube does not connect: connection reset\n"
+            assert await running == (1, b"", told)
+        assert m.taken == 0
+        assert await m.run("echo next") == (0, b"next\n", b"")
 
 
 def meet(link: Wire) -> bytes:

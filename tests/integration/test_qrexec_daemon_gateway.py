@@ -303,6 +303,26 @@ async def test_port_is_not_used_again_while_a_link_may_come_there():
         await other.end()
 
 
+async def test_port_is_not_used_again_before_the_agent_told_of_the_end():
+    """Else what it tells of the former call would end the one that has the port by then."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        for port in (513, 514):
+            g.far.send(trigger(b"vault", b"my.Service\0"))
+            service = await vault.next_call()
+            assert (await g.far.next()).params == (0, port)
+            with capture_logs() as lines:
+                data = await g.far.wait_for(0, port)
+                await data.greet()
+                data.close()
+                # What carried it is gone, and the agent has said nothing.
+                await until(lambda lines=lines: any(x["event"] == "a link broke" for x in lines))
+            service.close()
+        assert g.ports == 2
+        g.far.send(params(TERMINATED, 0, 513), params(TERMINATED, 0, 514))
+        await until(lambda: g.ports == 0)
+
+
 async def test_end_that_is_told_again_and_again_costs_nothing(monkeypatch: pytest.MonkeyPatch):
     """While a link may still come there, the port is waited for once, not once each time."""
     async with gate() as g:
@@ -422,5 +442,24 @@ async def test_agent_that_leaves_ends_what_carries_its_calls():
         await g.rig.audited(ended="caller-gone")
         assert await asyncio.to_thread(os.read, service.stdin, 100) == b""
         service.close()
+        await g.far.ready()
+        await until(lambda: g.ports == 0)
+
+
+async def test_agent_that_leaves_frees_the_ports_of_calls_that_ended_before():
+    """It had not told of their ends, and the agent that comes next never will."""
+    async with gate() as g:
+        vault = await g.rig.run("vault")
+        g.far.send(trigger(b"vault", b"my.Service\0"))
+        service = await vault.next_call()
+        assert (await g.far.next()).kind == CONNECT
+        with capture_logs() as lines:
+            data = await g.far.wait_for(0, 513)
+            await data.greet()
+            data.close()
+            await until(lambda: any(line["event"] == "a link broke" for line in lines))
+        service.close()
+        assert g.ports == 1
+        g.far.link.close()
         await g.far.ready()
         await until(lambda: g.ports == 0)

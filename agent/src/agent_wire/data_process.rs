@@ -40,7 +40,7 @@ impl DataProcess {
         }
         let until = call::milliseconds() + PATIENCE;
         let ExecParams { domain, port } = params;
-        let stream = match place.connect(domain, port, until) {
+        let stream = match place.connect(domain, port, until, None) {
             Ok(stream) => stream,
             Err(error) => {
                 let error = Reason(error);

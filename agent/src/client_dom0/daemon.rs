@@ -63,6 +63,11 @@ impl Daemon {
     }
 
     /// The connection, whose end is that of the call that we began.
+    pub fn stream(&self) -> &OwnedFd {
+        &self.stream
+    }
+
+    /// The same, for who outlives this.
     pub fn into_stream(self) -> OwnedFd {
         self.stream
     }

@@ -182,9 +182,10 @@ impl Client {
         let mut daemon = Daemon::connect(&self.daemon_socket(wishes.qube)).map_err(failed(code::FAILURE))?;
         let there = daemon.execute(wishes.just_start, 0, wishes.command).map_err(failed(code::FAILURE))?;
         let until = self.deadline();
-        let stream = place.accept(there.domain, there.port, until).map_err(|error| {
-            (code::FAILURE, alloc::format!("the qube does not connect: {}", Reason(error)))
-        })?;
+        let stream =
+            place.accept(there.domain, there.port, until, Some(daemon.stream())).map_err(|error| {
+                (code::FAILURE, alloc::format!("the qube does not connect: {}", Reason(error)))
+            })?;
         let mut peer = self.greet(stream, until)?;
         let daemon = watched(&place, daemon, &mut peer);
         // The daemon takes our leaving for the end of the call.
@@ -264,7 +265,7 @@ impl Client {
         let child = ends::start_service(request, user, self.environment).map_err(failed(code::PROBLEM))?;
         let until = self.deadline();
         let ExecParams { domain, port } = there;
-        let stream = place.connect(domain, port, until).map_err(|error| {
+        let stream = place.connect(domain, port, until, Some(daemon.stream())).map_err(|error| {
             let source = Shown(answer.source);
             (code::FAILURE, alloc::format!("cannot connect to `{source}`: {}", Reason(error)))
         })?;

@@ -326,16 +326,81 @@ impl Peer {
             waiting.extend(self.announcer_entry());
             let announcer = waiting.len() - 1;
             waiting.extend(asked.map(|asked| PollFd::new(asked, PollFlags::IN)));
-            let patience = self.silent_until.map(|at| call::timeout(at - call::milliseconds()));
-            let count = rustix::event::poll(&mut waiting, patience.as_ref());
+            let left = self.silent_until.map(|at| at - call::milliseconds());
+            let _ = rustix::event::poll(&mut waiting, left.map(call::timeout).as_ref());
             let told: Vec<bool> = waiting.iter().map(|entry| !entry.revents().is_empty()).collect();
             drop(waiting);
-            if count == Ok(0) || (asked.is_some() && told[told.len() - 1]) {
+            // Also of one that goes on to say something else.
+            if left.is_some_and(|left| left <= 0) || (asked.is_some() && told[told.len() - 1]) {
                 return;
             }
             if announcer > 0 && told[announcer] {
                 self.announced();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+    }
+
+    /// A peer on a plain stream that never says farewell, and a second descriptor of our end.
+    fn parting() -> (Peer, OwnedFd, OwnedFd) {
+        let (ours, theirs) = pair();
+        let again = rustix::io::dup(&ours).unwrap();
+        let line = Line { stream: ours, farewell: Some(Farewell::of_nobody()) };
+        (Peer::new(line, wire::CHUNK), theirs, again)
+    }
+
+    /// A peer that speaks is waited for anew, and not given up while what it said waits for our side.
+    #[test]
+    fn who_is_behind_gives_nobody_up() {
+        let (mut peer, theirs, _again) = parting();
+        let header = Header { kind: Stream::Output.kind(), length: 3 };
+        rustix::io::write(&theirs, &[&header.bytes()[..], b"abc"].concat()).unwrap();
+        peer.silent_until = Some(0);
+        assert!(peer.receive());
+        assert!(peer.silent_until > Some(0));
+        assert!(matches!(peer.head(), Ok(Next::Message(..))));
+        peer.silent_until = Some(call::milliseconds() - 1);
+        peer.give_up_if_late();
+        assert!(!peer.ended());
+        peer.consume(3);
+        peer.give_up_if_late();
+        assert!(peer.ended() && peer.deaf());
+    }
+
+    /// Who is asked to end does not wait for the farewell.
+    #[test]
+    fn who_is_asked_waits_for_no_farewell() {
+        let (peer, _theirs, _again) = parting();
+        let (asked, asks) = pair();
+        rustix::io::write(&asks, b"x").unwrap();
+        peer.close_when_heard(Some(&asked));
+    }
+
+    /// A peer whose end was announced is not waited for for ever; this takes `SILENCE`.
+    #[test]
+    fn an_announced_end_is_the_farewell() {
+        let (mut peer, _theirs, _again) = parting();
+        peer.announced_by(pair().0);
+        peer.close_when_heard(None);
+    }
+
+    /// Nor is one that goes on to say something else: that is not even read to its end.
+    #[test]
+    fn a_flood_is_no_farewell() {
+        let (mut peer, theirs, again) = parting();
+        rustix::io::write(&theirs, &[b'x'; 60_000]).unwrap();
+        peer.silent_until = Some(call::milliseconds());
+        peer.close_when_heard(None);
+        assert!(rustix::io::ioctl_fionread(&again).unwrap() > 0);
     }
 }

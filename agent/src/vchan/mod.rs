@@ -55,6 +55,10 @@ impl From<OwnedFd> for Line {
     }
 }
 
+/// Whose leaving takes the port from us before we met anybody there: on a plain stream, the next call
+/// may come to it then.
+pub type Owner<'a> = Option<&'a OwnedFd>;
+
 /// Where streams are.
 #[derive(Clone, Copy)]
 pub struct Place {
@@ -113,8 +117,8 @@ impl Place {
     }
 
     /// Be the server for `peer` at a port for data until it has come; `TIMEDOUT` where it does not.
-    pub fn accept(&self, peer: u32, port: u32, until: i64) -> Result<Line, Errno> {
-        self.server(peer, port, Some(Side::Waiting))?.wait(until)
+    pub fn accept(&self, peer: u32, port: u32, until: i64, owner: Owner<'_>) -> Result<Line, Errno> {
+        self.server(peer, port, Some(Side::Waiting))?.wait(until, owner)
     }
 
     fn server(&self, peer: u32, port: u32, side: Option<Side>) -> Result<Server, Errno> {
@@ -126,11 +130,11 @@ impl Place {
 
     /// Connect to the server `peer` at a port for data, which may still be on its way; `TIMEDOUT`
     /// where it does not come.
-    pub fn connect(&self, peer: u32, port: u32, until: i64) -> Result<Line, Errno> {
+    pub fn connect(&self, peer: u32, port: u32, until: i64, owner: Owner<'_>) -> Result<Line, Errno> {
         let path = match self.kind {
             Kind::Sockets(directory) => socket_path(directory, peer, self.own, port),
             Kind::Streams(prefix) => {
-                return Server::stream(stream_path(prefix, port), Some(Side::Coming)).wait(until)
+                return Server::stream(stream_path(prefix, port), Some(Side::Coming)).wait(until, owner)
             }
         };
         let mut pause = FIRST_PAUSE;
@@ -214,6 +218,7 @@ fn open_stream(path: &CStr) -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     /// Names as other implementations of the sockets make them.
     #[test]
@@ -232,6 +237,50 @@ mod tests {
         assert!(Place::of_qube(&[c"CAISSON_VCHAN_STREAMS=/dev/qrexec"]).is_ok());
     }
 
+    /// Nobody is met on a plain stream any more whose port may belong to another call.
+    #[test]
+    fn who_lost_its_port_meets_nobody() {
+        let path = std::env::temp_dir().join(std::format!("caisson-port-{}.513", std::process::id()));
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let name = path.with_extension("").into_os_string().into_encoded_bytes();
+        let place = Place { own: 0, kind: Kind::Streams(Vec::leak(name)) };
+        let pair =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let (owner, its_end) = pair.unwrap();
+        let past = call::milliseconds();
+        assert_eq!(place.accept(7, 513, past, Some(&owner)).err(), Some(Errno::TIMEDOUT));
+        drop(its_end);
+        let until = past + 3_600_000;
+        assert_eq!(place.accept(7, 513, until, Some(&owner)).err(), Some(Errno::CONNRESET));
+        assert_eq!(place.connect(7, 513, until, Some(&owner)).err(), Some(Errno::CONNRESET));
+        std::fs::remove_file(&path).unwrap();
+        // Named sockets tell their ends themselves, and upstream's daemon may free a port early.
+        let sockets = Place {
+            own: 0,
+            kind: Kind::Sockets(Vec::leak(std::env::temp_dir().into_os_string().into_encoded_bytes())),
+        };
+        assert_eq!(sockets.accept(7, 513, past, Some(&owner)).err(), Some(Errno::TIMEDOUT));
+        assert!(place.hides_ends() && !sockets.hides_ends());
+    }
+
+    /// A plain stream that ends before anybody is met is opened again.
+    #[test]
+    fn ends_before_the_meeting_do_not_count() {
+        let path = std::env::temp_dir().join(std::format!("caisson-again-{}.513", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let name = path.with_extension("").into_os_string().into_encoded_bytes();
+        let place = Place { own: 0, kind: Kind::Streams(Vec::leak(name)) };
+        let until = call::milliseconds() + 20_000;
+        let waiting = std::thread::spawn(move || place.accept(7, 513, until, None).map(|_| ()));
+        for _ in 0..2 {
+            drop(listener.accept().unwrap());
+        }
+        // Nobody can come any more.
+        std::fs::remove_file(&path).unwrap();
+        drop(listener);
+        drop(waiting);
+    }
+
     /// Both sides meet whoever comes first, bytes pass, and the name is gone once they met.
     #[test]
     fn sides_meet_in_any_order() {
@@ -243,8 +292,8 @@ mod tests {
         // A name that a server before us left behind is no obstacle.
         drop(std::os::unix::net::UnixListener::bind(directory.join("vchan.5.6.513.sock")).unwrap());
         let until = call::milliseconds() + 20_000;
-        let client = std::thread::spawn(move || place(6).connect(5, 513, until).unwrap());
-        let server = place(5).accept(6, 513, until).unwrap();
+        let client = std::thread::spawn(move || place(6).connect(5, 513, until, None).unwrap());
+        let server = place(5).accept(6, 513, until, None).unwrap();
         let client = client.join().unwrap();
         rustix::io::write(&client.stream, b"x").unwrap();
         let mut found = [0];
@@ -252,13 +301,13 @@ mod tests {
         assert_eq!(rustix::io::read(&server.stream, &mut found), Err(Errno::AGAIN));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
         let past = call::milliseconds();
-        assert_eq!(place(6).connect(5, 513, past).err(), Some(Errno::TIMEDOUT));
-        assert_eq!(place(5).accept(6, 513, past).err(), Some(Errno::TIMEDOUT));
+        assert_eq!(place(6).connect(5, 513, past, None).err(), Some(Errno::TIMEDOUT));
+        assert_eq!(place(5).accept(6, 513, past, None).err(), Some(Errno::TIMEDOUT));
         // One that gives up late leaves the name of whoever took its place.
         let late = place(5).serve(6, 513).unwrap();
         let other = place(5).serve(6, 513).unwrap();
         drop(late);
-        assert!(place(6).connect(5, 513, past).is_ok());
+        assert!(place(6).connect(5, 513, past, None).is_ok());
         drop(other);
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
         std::fs::remove_dir_all(&directory).unwrap();

@@ -198,6 +198,12 @@ pub struct Farewell {
 }
 
 impl Farewell {
+    /// One that nobody says.
+    #[cfg(test)]
+    pub fn of_nobody() -> Self {
+        Self { record: record(FAREWELL, [0; NUMBER], [0; NUMBER]), window: Window::default() }
+    }
+
     /// Tell the other side, who came, that everything of it was heard.
     pub fn say(&self, stream: &OwnedFd, until: i64) {
         // Who does not take it is gone.
@@ -319,7 +325,8 @@ mod tests {
         assert!(read(&coming.stream).is_err() && read(&waiting.stream).is_err());
         // What was said before the farewell and cut off does not hide it.
         let (mut awaited, farewell) = (coming.farewell.unwrap(), waiting.farewell.unwrap());
-        write(&waiting.stream, &farewell.record[..30]);
+        // Another's is none.
+        write(&waiting.stream, &[&record(FAREWELL, 9, 9), &farewell.record[..30]].concat());
         assert!(!awaited.heard(&coming.stream));
         farewell.say(&waiting.stream, call::milliseconds() + 20_000);
         assert!(awaited.heard(&coming.stream));

@@ -1,6 +1,7 @@
 //! The side that waits.
 
 use alloc::ffi::CString;
+use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use rustix::event::{PollFd, PollFlags};
@@ -9,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::rendezvous::{Rendezvous, Side};
-use super::{bind, new_socket, open_stream, ready, Line};
+use super::{bind, new_socket, open_stream, ready, Line, Owner};
 use crate::sys::call;
 
 /// Between two looks at a plain stream that nobody uses yet, in milliseconds: first and longest,
@@ -118,10 +119,16 @@ impl Server {
         }
     }
 
-    /// Wait for the peer.
-    pub(super) fn wait(mut self, until: i64) -> Result<Line, Errno> {
+    /// Wait for the peer; `CONNRESET` where the owner of a plain stream leaves before it came.
+    pub(super) fn wait(mut self, until: i64, owner: Owner<'_>) -> Result<Line, Errno> {
+        let owner = owner.filter(|_| matches!(self, Self::Stream { .. }));
         loop {
-            if let Some(peer) = self.take()? {
+            let peer = self.take()?;
+            // Behind it: whom we met after the owner left has come to another call.
+            if owner.is_some_and(has_left) {
+                return Err(Errno::CONNRESET);
+            }
+            if let Some(peer) = peer {
                 return Ok(peer);
             }
             let left = until - call::milliseconds();
@@ -130,10 +137,9 @@ impl Server {
             }
             let left = self.retry_at().map_or(left, |at| (at - call::milliseconds()).clamp(0, left));
             let timeout = call::timeout(left);
-            let _ = match self.poll_entry() {
-                Some(entry) => rustix::event::poll(&mut [entry], Some(&timeout)),
-                None => rustix::event::poll(&mut [], Some(&timeout)),
-            };
+            let owner = owner.map(|owner| PollFd::new(owner, PollFlags::IN));
+            let mut waiting: Vec<PollFd<'_>> = self.poll_entry().into_iter().chain(owner).collect();
+            let _ = rustix::event::poll(&mut waiting, Some(&timeout));
         }
     }
 }
@@ -162,6 +168,11 @@ fn look(path: &CStr, side: Option<Side>, meeting: &mut Option<Rendezvous>) -> Re
     }
     *meeting = Some(met);
     Ok(None)
+}
+
+fn has_left(owner: &OwnedFd) -> bool {
+    let at_once = call::timeout(0);
+    rustix::event::poll(&mut [PollFd::new(owner, PollFlags::IN)], Some(&at_once)) == Ok(1)
 }
 
 fn identity(path: &CStr) -> Result<(u64, u64), Errno> {

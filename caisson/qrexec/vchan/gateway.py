@@ -49,11 +49,11 @@ _CODE_IN, _STDERR_IN = 3, 4
 
 
 class _Carried:
-    """A connection whose data a link carries."""
+    """A connection whose data a link carries: its port is free when both sides have ended."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.terminated = False
+        self.terminated = self.ended = False
 
 
 class Gateway:
@@ -95,6 +95,9 @@ class Gateway:
         carried = self._carried.get(port)
         if carried is None or domain != 0:
             return True
+        if carried.ended:
+            del self._carried[port]
+            return True
         if not carried.terminated:  # an agent may say so as often as it likes
             carried.terminated = True
             # Another call with this port must not meet the link of this one.
@@ -103,10 +106,11 @@ class Gateway:
 
     def close(self) -> None:
         """The agent is gone, and with it the other side of every call."""
-        for carried in self._carried.values():
+        for port, carried in tuple(self._carried.items()):
             # The agent that comes next does not know of them, and will not tell their end.
             carried.terminated = True
             carried.program.stop()
+            self._free_if_over(port, carried)
         for program in self._serving:
             program.stop()
         for task in tuple(self._tasks):
@@ -166,7 +170,11 @@ class Gateway:
                 raise DaemonError("no port is left")
             to_service, from_service, errors = descriptors
             numbers = {0: from_service, 1: to_service, _CODE_IN: code_out, _STDERR_IN: errors}
-            program = self._link(port, numbers)
+            try:
+                program = self._link(port, numbers)
+            except BaseException:
+                self._board.ports.release(0, port)
+                raise
             carried = self._carried[port] = _Carried(program)
             self._spawn_task(self._ended(port, carried))
             os.close(code_out)
@@ -178,8 +186,6 @@ class Gateway:
             if code_out >= 0:
                 os.close(code_out)
             close_all(ours)
-            if port is not None and port not in self._carried:
-                self._board.ports.release(0, port)
 
     async def _pass_code(self, broker: BrokerSide, program: Program, ours: list[int]) -> None:
         """Give the link the exit code, unless it ends before."""
@@ -198,12 +204,16 @@ class Gateway:
             ended.cancel()
 
     async def _ended(self, port: int, carried: _Carried) -> None:
-        """Free the port, if the agent does not use it any more."""
+        """Have the port freed, at the latest when the agent tells that it does not use it."""
         code = await carried.program.wait()
         if code:
             sparing.info("a link broke", qube=self._board.name, port=port, code=code)
-        del self._carried[port]
-        if carried.terminated:
+        carried.ended = True
+        self._free_if_over(port, carried)
+
+    def _free_if_over(self, port: int, carried: _Carried) -> None:
+        if carried.ended and carried.terminated:
+            del self._carried[port]
             self._board.ports.release(0, port)
 
     # Calls to the qube.
