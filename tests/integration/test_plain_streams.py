@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from broker_rig import PATIENCE, Rig, broker_rig, until
+from far_daemon import far_daemon, sockets_of
 from plain_ports import Ports, plain_ports
 from wire_peer import (
     CONTROL_PORT,
@@ -41,10 +42,8 @@ from wire_peer import (
     wire_agent,
 )
 
-from caisson.errors import CaissonError
-from caisson.names import QubeName, UserName
 from caisson.paths import AGENT_BINARY
-from caisson.qrexec.vchan import Daemon, Settings
+from caisson.qrexec.vchan import Daemon
 from caisson.qrexec.vchan.streams import Places
 
 pytestmark = [
@@ -52,7 +51,6 @@ pytestmark = [
     pytest.mark.skipif(not AGENT_BINARY.exists(), reason="the agent is not built"),
 ]
 
-FAR = 7
 MAGIC = b"\xffqrexec"
 DATA_PORTS = range(CONTROL_PORT + 1, CONTROL_PORT + 5)
 
@@ -92,10 +90,6 @@ class Machine:
         return process.returncode, out, err
 
 
-async def _no_admin(method: str, destination: str, _payload: bytes) -> bytes:
-    raise CaissonError(f"`{method}` on `{destination}` is the broker's")
-
-
 @asynccontextmanager
 async def machine(
     monkeypatch: pytest.MonkeyPatch, *, former: bytes = b""
@@ -115,29 +109,12 @@ async def machine(
         ports.start()
         monkeypatch.setenv("CAISSON_VCHAN_STREAMS", str(ports.host))
         async with broker_rig("* * @anyvm @anyvm allow\n") as rig:
-            await rig.add("far")
-            await rig.link.open_qube(QubeName("far"))
             agent = stack.enter_context(
                 wire_agent(connect=False, CAISSON_VCHAN_STREAMS=str(ports.inside))
             )
-            sockets = rig.paths.root / "sockets"
-            sockets.mkdir()
-            uuid = f"uuid:{rig.domains['far']['uuid']}"
             places = Places(directory, ports.host)
-            settings = Settings(
-                rig.paths, sockets, FAR, QubeName("far"), uuid, UserName(agent.user), None, places
-            )
-            there = asyncio.Event()
-            daemon = Daemon(settings, _no_admin, there.set)
-            running = asyncio.create_task(daemon.run())
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await there.wait()
-                await until(lambda: ("far", os.getpid()) in rig.hellos)
-                yield Machine(rig, agent, daemon, sockets, ports)
-            finally:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
+            async with far_daemon(rig, places, agent.user) as daemon:
+                yield Machine(rig, agent, daemon, sockets_of(rig), ports)
 
 
 FORMER = {

@@ -28,13 +28,13 @@ from fake_agent import (
     params,
     trigger,
 )
+from far_daemon import FAR, far_daemon
 from structlog.testing import capture_logs
 
-from caisson.errors import CaissonError
-from caisson.names import QubeName, UserName
+from caisson.names import QubeName
 from caisson.paths import AGENT_BINARY
 from caisson.qrexec.broker import AGENT_GRACE
-from caisson.qrexec.vchan import Daemon, Settings, gateway
+from caisson.qrexec.vchan import Daemon, gateway
 from caisson.qrexec.vchan.gateway import LINGER
 from caisson.qrexec.vchan.streams import Places
 
@@ -43,7 +43,6 @@ pytestmark = [
     pytest.mark.skipif(not AGENT_BINARY.exists(), reason="the agent is not built"),
 ]
 
-FAR = 7
 POLICY = """\
 my.Denied * * * deny
 my.Remote * elsewhere vault allow
@@ -66,43 +65,18 @@ class Gate:
         return len(self.daemon._board.ports)
 
 
-async def _no_admin(method: str, destination: str, _payload: bytes) -> bytes:
-    raise CaissonError(f"`{method}` on `{destination}` is the broker's")
-
-
 @asynccontextmanager
 async def gate(policy: str = POLICY) -> AsyncIterator[Gate]:
     """Everything is gone afterwards."""
     async with broker_rig(policy) as rig:
-        await rig.add("far")
-        await rig.link.open_qube(QubeName("far"))
         streams = rig.paths.root / "streams"
         streams.mkdir()
-        sockets = rig.paths.root / "sockets"
-        sockets.mkdir()
-        uuid = f"uuid:{rig.domains['far']['uuid']}"
-        settings = Settings(
-            rig.paths,
-            sockets,
-            FAR,
-            QubeName("far"),
-            uuid,
-            UserName("user"),
-            None,
-            Places(streams),
-        )
-        there = asyncio.Event()
         far = FakeAgent(streams, FAR)
         await far.listen()
-        daemon = Daemon(settings, _no_admin, there.set)
-        running = asyncio.create_task(daemon.run())
         try:
-            await far.ready()
-            await until(lambda: ("far", os.getpid()) in rig.hellos)
-            yield Gate(rig, far, daemon)
+            async with far_daemon(rig, Places(streams), "user", far.ready) as daemon:
+                yield Gate(rig, far, daemon)
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
             await far.close()
 
 
